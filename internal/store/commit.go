@@ -1,0 +1,167 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/docker/go-units"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// maxBackoff is the most by which failed commits in a row stretch the delay, as
+// a power of two. A Sync doesn't wait for it.
+const maxBackoff = 6
+
+// run commits groups until Close. It sleeps while nothing is written.
+func (d *DB) run() {
+	defer close(d.stopped)
+	failed := 0 // commits in a row
+	for {
+		select {
+		case <-d.wake:
+			d.gather(failed)
+		case <-d.hurry:
+		case <-d.closing:
+			d.commit(failed > 0)
+			return
+		}
+		if d.commit(failed > 0) {
+			failed = 0
+		} else {
+			failed++
+		}
+	}
+}
+
+// gather gives a group time to grow.
+func (d *DB) gather(failed int) {
+	timer := time.NewTimer(d.delay << min(failed, maxBackoff))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.hurry:
+	case <-d.closing:
+	}
+}
+
+// commit makes the current group durable. After a failure its content is part
+// of the next one. It reports whether all is well; again says that the last one
+// wasn't.
+func (d *DB) commit(again bool) bool {
+	d.mu.Lock()
+	g := d.current
+	if g.empty() {
+		d.mu.Unlock()
+		return !again
+	}
+	g.seal()
+	d.flying, d.current = g, newGroup()
+	drain(d.wake) // what was signalled so far was for g
+	drain(d.hurry)
+	d.mu.Unlock()
+
+	err := d.persist(g)
+
+	d.mu.Lock()
+	d.flying = nil
+	if err == nil {
+		d.durable = g.last
+	} else {
+		d.current.under(g)
+		d.current.failure = err // for Close, should there be no other try
+	}
+	d.mu.Unlock()
+
+	if err == nil {
+		for _, fn := range g.onDurable {
+			fn()
+		}
+		if again {
+			d.warn("the database is written again", "path", d.path)
+		}
+	} else if !again {
+		d.warn("the database can't be written; changes are kept in memory and tried again", "error", err)
+	}
+	g.failure = err
+	close(g.done)
+	return err == nil
+}
+
+// drain takes the signal out of ch, if there is one.
+func drain(ch chan struct{}) {
+	select {
+	case <-ch:
+	default:
+	}
+}
+
+// write is the real persist: files first, then the records.
+func (d *DB) write(g *group) error {
+	if d.broken.Load() {
+		return fmt.Errorf("write %s: the file is damaged; the next start sets it aside", d.path)
+	}
+	if err := unix.Syncfs(int(d.root.Fd())); err != nil {
+		return d.explain(fmt.Errorf("sync the file system of %s: %w", d.root.Name(), err), g)
+	}
+	err := guard(func() error {
+		return d.bolt.Update(func(tx *bbolt.Tx) error { return g.apply(tx) })
+	})
+	if err == nil {
+		return nil
+	}
+	var p *panicError
+	if errors.As(err, &p) {
+		d.broken.Store(true)
+		d.markSuspect(err)
+	}
+	return d.explain(fmt.Errorf("write %d bytes of records to %s: %w", g.size, d.path, err), g)
+}
+
+// apply puts the group into tx, in order, which is what bbolt is fastest at.
+func (g *group) apply(tx *bbolt.Tx) error {
+	for _, bucket := range sortedKeys(g.buckets) {
+		p := g.buckets[bucket]
+		b, err := tx.CreateBucketIfNotExists([]byte(bucket))
+		if err != nil {
+			return fmt.Errorf("bucket %s: %w", bucket, err)
+		}
+		for _, key := range p.sorted {
+			if e := p.entries[key]; e.deleted {
+				err = b.Delete([]byte(key))
+			} else {
+				err = b.Put([]byte(key), e.value)
+			}
+			if err != nil {
+				return fmt.Errorf("key %q of bucket %s: %w", key, bucket, err)
+			}
+		}
+	}
+	return nil
+}
+
+// explain adds the numbers to an error about a full disk, and what an I/O error
+// means.
+func (d *DB) explain(err error, g *group) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		var st unix.Statfs_t
+		if serr := unix.Fstatfs(int(d.root.Fd()), &st); serr != nil {
+			return err
+		}
+		bs := float64(st.Bsize)
+		return fmt.Errorf("%w: needs about %s, %s of %s are free on the file system of %s", err,
+			units.BytesSize(g.need()), units.BytesSize(float64(st.Bavail)*bs), units.BytesSize(float64(st.Blocks)*bs), d.root.Name())
+	case errors.Is(err, syscall.EIO):
+		return fmt.Errorf("%w: the disk fails, and files written lately may be damaged; kilnd fsck finds those", err)
+	}
+	return err
+}
+
+// need estimates what a commit takes: bbolt rewrites a leaf for about every
+// page of records, and the branches above it.
+func (g *group) need() float64 {
+	return float64(2*g.size + 16*4096)
+}

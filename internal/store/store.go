@@ -1,0 +1,323 @@
+// Package store is kiln's one database: a key-value store in a single bbolt
+// file, written in groups.
+//
+// A write is a Batch. Batches are visible to readers at once and become durable
+// together: a group commit first makes the files under the root durable (one
+// syncfs), then commits everything queued so far in one bbolt transaction. A
+// crash therefore loses at most the last group, and a record never outlives
+// the files it points to. Removal goes the other way round: delete the record,
+// and remove files in the batch's OnDurable.
+//
+// What isn't in bbolt yet is in at most two groups in memory: the one that
+// batches are added to, and the one being committed. A reader looks at them in
+// this order and at bbolt last. When a commit fails, the two become one, and
+// the next write or Sync tries again.
+//
+// Locks: DB.mu guards the groups and counters and is never held during a
+// commit. bbolt's own locks come after it.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// Options says where and how a DB is opened.
+type Options struct {
+	// Root is the state directory. Its file system is synced before records
+	// are committed. The database is the file kiln.db in it.
+	Root string
+	// Delay is how long the first write of a group waits for others; 0 means
+	// DefaultDelay.
+	Delay time.Duration
+	// Warn is told of what a user should know: a damaged database set aside,
+	// a failed commit. It may be nil.
+	Warn func(msg string, args ...any)
+}
+
+// DefaultDelay bounds what a crash can lose.
+const DefaultDelay = 100 * time.Millisecond
+
+// DB is the database. All methods are safe for concurrent use.
+type DB struct {
+	path  string
+	root  *os.File // the state directory, for syncfs
+	delay time.Duration
+	warn  func(msg string, args ...any)
+	bolt  *bbolt.DB
+
+	// persist makes a group durable. Tests replace it to fail commits.
+	persist func(*group) error
+
+	wake    chan struct{} // there is something to commit
+	hurry   chan struct{} // someone waits for it
+	closing chan struct{}
+	stopped chan struct{} // the committer has returned
+
+	mu      sync.RWMutex // guards the fields below
+	current *group       // takes writes
+	flying  *group       // being committed, or nil
+	written uint64       // batches written so far
+	durable uint64       // of those, on disk
+	closed  bool
+
+	// broken is set when bbolt panicked inside a write transaction. Its locks
+	// may be held for good then, so that nothing may write any more.
+	broken  atomic.Bool
+	suspect sync.Once
+}
+
+// errClosed is what calls after Close get.
+var errClosed = errors.New("the database is closed")
+
+// Close commits what is queued and closes the file.
+func (d *DB) Close() error {
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return nil
+	}
+	d.closed = true
+	d.mu.Unlock()
+	close(d.closing)
+	<-d.stopped
+
+	d.mu.RLock()
+	last := d.current
+	d.mu.RUnlock()
+	err := last.failure
+	if !d.broken.Load() {
+		if cerr := d.bolt.Close(); cerr != nil {
+			err = errors.Join(err, fmt.Errorf("close %s: %w", d.path, cerr))
+		}
+	}
+	return errors.Join(err, d.root.Close())
+}
+
+// Write makes b visible at once and durable within the group commit's delay.
+// It never waits for the disk.
+//
+// A batch that bbolt could never store (an empty key, one beyond 32 KB) is
+// dropped as a whole with a warning: kept, it would make every later commit fail.
+func (d *DB) Write(b *Batch) {
+	if b.bad != nil {
+		d.warn("a record can't be stored and is dropped", "error", b.bad)
+		return
+	}
+	if len(b.changes) == 0 && len(b.onDurable) == 0 {
+		return
+	}
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		d.warn("a write after the database was closed is dropped", "changes", len(b.changes))
+		return
+	}
+	d.written++
+	d.current.add(b, d.written)
+	signal(d.wake) // under the lock, so that commit knows which group it is for
+	d.mu.Unlock()
+}
+
+// Sync waits until everything written before the call is durable and its
+// OnDurable functions have run. It returns the error of the commit that failed;
+// what was written stays queued and is tried again.
+func (d *DB) Sync(ctx context.Context) error {
+	d.mu.RLock()
+	target, group := d.written, d.flying
+	if d.durable >= target {
+		d.mu.RUnlock()
+		return nil
+	}
+	if d.closed {
+		d.mu.RUnlock()
+		return errClosed
+	}
+	if group == nil || group.last < target {
+		group = d.current
+		signal(d.hurry)
+	}
+	d.mu.RUnlock()
+
+	select {
+	case <-group.done:
+		return group.failure
+	case <-d.stopped:
+		return group.outcome()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Get returns the value of key in bucket. The value must not be changed.
+func (d *DB) Get(bucket, key string) (value []byte, ok bool) {
+	d.mu.RLock()
+	for _, g := range [...]*group{d.current, d.flying} {
+		if e, found := g.get(bucket, key); found {
+			d.mu.RUnlock()
+			return e.value, !e.deleted
+		}
+	}
+	d.mu.RUnlock()
+	// A commit between here and there only moves the truth into bbolt.
+	err := d.view(func(tx *bbolt.Tx) error {
+		if b := tx.Bucket([]byte(bucket)); b != nil {
+			if v := b.Get([]byte(key)); v != nil {
+				// bbolt's memory is valid during the transaction only.
+				value, ok = append(make([]byte, 0, len(v)), v...), true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, false
+	}
+	return value, ok
+}
+
+// pair is one record a Scan found.
+type pair struct {
+	key     string
+	value   []byte
+	deleted bool
+}
+
+// Scan calls fn for every key of bucket that starts with prefix, in order,
+// until it returns false. fn may call Write but sees the state as of the call
+// of Scan.
+//
+// It copies what it finds before it calls fn: a bbolt transaction kept open
+// meanwhile would block commits that grow the file, and with them any fn that
+// reads.
+func (d *DB) Scan(bucket, prefix string, fn func(key string, value []byte) bool) {
+	for _, p := range merge(d.collect(bucket, prefix)) {
+		if !p.deleted && !fn(p.key, p.value) {
+			return
+		}
+	}
+}
+
+// collect returns the matching records of bbolt and the pending changes to
+// them, both in order, as of one moment.
+func (d *DB) collect(bucket, prefix string) (stored, pending []pair) {
+	d.mu.Lock() // not RLock: looking for a range puts the group's keys in order
+	defer d.mu.Unlock()
+	pending = merge(d.flying.scan(bucket, prefix), d.current.scan(bucket, prefix))
+	// The lock is held until the transaction has begun. A commit in flight may
+	// or may not be in it, which makes no difference, as it is pending too.
+	err := d.view(func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte(bucket))
+		if b == nil {
+			return nil
+		}
+		c := b.Cursor()
+		for k, v := c.Seek([]byte(prefix)); k != nil && strings.HasPrefix(string(k), prefix); k, v = c.Next() {
+			stored = append(stored, pair{key: string(k), value: append(make([]byte, 0, len(v)), v...)})
+		}
+		return nil
+	})
+	if err != nil {
+		stored = nil
+	}
+	return stored, pending
+}
+
+// merge returns the union of two ordered lists; above wins.
+func merge(below, above []pair) []pair {
+	switch {
+	case len(above) == 0:
+		return below
+	case len(below) == 0:
+		return above
+	}
+	out := make([]pair, 0, len(below)+len(above))
+	for len(below) > 0 && len(above) > 0 {
+		switch c := strings.Compare(below[0].key, above[0].key); {
+		case c < 0:
+			out, below = append(out, below[0]), below[1:]
+		case c > 0:
+			out, above = append(out, above[0]), above[1:]
+		default:
+			below = below[1:]
+		}
+	}
+	return append(append(out, below...), above...)
+}
+
+// view runs fn in a read transaction. A damaged file makes bbolt panic or the
+// memory map fault; readers then see nothing rather than the daemon dying, and
+// the file is examined at the next start.
+func (d *DB) view(fn func(tx *bbolt.Tx) error) error {
+	err := guard(func() error { return d.bolt.View(fn) })
+	var p *panicError
+	if errors.As(err, &p) {
+		d.markSuspect(err)
+	}
+	return err
+}
+
+// panicError is a panic or memory fault inside bbolt.
+type panicError struct{ value any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("bbolt panicked: %v", e.value) }
+
+// guard turns a panic or memory fault in fn into an error.
+func guard(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicError{v}
+		}
+	}()
+	return fn()
+}
+
+// Check verifies the whole file with bbolt's own check and the layout version.
+// What is queued but not committed yet isn't looked at.
+func (d *DB) Check() error {
+	err := guard(func() error { return check(d.bolt) })
+	if err != nil {
+		return fmt.Errorf("check %s: %w", d.path, err)
+	}
+	return nil
+}
+
+func check(bolt *bbolt.DB) error {
+	return bolt.View(func(tx *bbolt.Tx) error {
+		var errs []error
+		for err := range tx.Check() {
+			if len(errs) < 20 {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(append(errs, checkFormat(tx))...)
+	})
+}
+
+// signal wakes the receiver of ch, which has room for one.
+func signal(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// sortedKeys returns the keys of m in order.
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
