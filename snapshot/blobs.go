@@ -1,0 +1,260 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// blobBucket holds a record, the size, for every blob that was persisted.
+const blobBucket = "blob"
+
+// Blobs stores bytes by their digest, as blobs/<algorithm>/<hex> under its
+// root. What is being written is an ingest, invisible until committed. All
+// methods are safe for concurrent use.
+//
+// The files are the truth about what is there; records only say what survives a
+// restart.
+//
+// It serves containerd's content interfaces (Provider, Ingester, InfoProvider),
+// so that resolvers, pushers and archive readers work on it as they are.
+type Blobs struct {
+	blobs, ingests string
+	db             *store.DB
+	next           atomic.Int64 // makes ingests' names
+
+	// mu guards removing. It is held across the rename and the unlink of a blob,
+	// so that a blob that is removed and stored again at the same time stays.
+	mu       sync.Mutex
+	removing map[digest.Digest]bool // record deleted, file not yet
+}
+
+var (
+	_ content.Provider     = (*Blobs)(nil)
+	_ content.Ingester     = (*Blobs)(nil)
+	_ content.InfoProvider = (*Blobs)(nil)
+)
+
+// BlobInfo describes a stored blob.
+type BlobInfo struct {
+	Digest digest.Digest
+	Size   int64
+}
+
+// NewBlobs opens the blob store under root.
+func NewBlobs(root string, db *store.DB) (*Blobs, error) {
+	b := &Blobs{blobs: filepath.Join(root, "blobs"), ingests: filepath.Join(root, "ingest"), db: db, removing: map[digest.Digest]bool{}}
+	b.next.Store(time.Now().UnixNano()) // no name of an earlier life
+	for _, dir := range []string{b.path(digest.Canonical.FromString("")), filepath.Join(b.ingests, "x")} {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return nil, fmt.Errorf("open the blob store: %w", err)
+		}
+	}
+	return b, nil
+}
+
+// path is where the blob is. The digest must be valid.
+func (b *Blobs) path(dgst digest.Digest) string {
+	return filepath.Join(b.blobs, dgst.Algorithm().String(), dgst.Encoded())
+}
+
+// file checks the digest, which may come from anywhere, and returns its path.
+func (b *Blobs) file(dgst digest.Digest) (string, error) {
+	if err := dgst.Validate(); err != nil {
+		return "", fmt.Errorf("blob %q: %w: %w", dgst, errdefs.ErrInvalidArgument, err)
+	}
+	return b.path(dgst), nil
+}
+
+// Stat returns ErrNotFound when the blob isn't there.
+func (b *Blobs) Stat(dgst digest.Digest) (BlobInfo, error) {
+	st, err := b.stat(dgst)
+	if err != nil {
+		return BlobInfo{}, err
+	}
+	return BlobInfo{Digest: dgst, Size: st.Size()}, nil
+}
+
+func (b *Blobs) stat(dgst digest.Digest) (os.FileInfo, error) {
+	path, err := b.file(dgst)
+	if err != nil {
+		return nil, err
+	}
+	if b.isRemoved(dgst) {
+		return nil, fmt.Errorf("blob %s: %w", dgst, ErrNotFound)
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", dgst, gone(err))
+	}
+	return st, nil
+}
+
+func (b *Blobs) isRemoved(dgst digest.Digest) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.removing[dgst]
+}
+
+// Persist adds the blob's record to batch. A blob that was never persisted is
+// swept after a restart.
+func (b *Blobs) Persist(batch *store.Batch, dgst digest.Digest) error {
+	info, err := b.Stat(dgst)
+	if err != nil {
+		return err
+	}
+	batch.Put(blobBucket, dgst.String(), strconv.AppendInt(nil, info.Size, 10))
+	return nil
+}
+
+// Remove adds the deletion of the blob's record to batch; the file goes after
+// the batch is durable. A missing blob is fine.
+//
+// From now on the blob isn't there any more. Stored again before the file is
+// gone, it is.
+func (b *Blobs) Remove(batch *store.Batch, dgst digest.Digest) error {
+	path, err := b.file(dgst)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.removing[dgst] = true
+	batch.Delete(blobBucket, dgst.String())
+	batch.OnDurable(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.removing[dgst] {
+			delete(b.removing, dgst)
+			// What can't be unlinked has no record, and goes at the next sweep.
+			_ = os.Remove(path)
+		}
+	})
+	return nil
+}
+
+// Walk calls fn for every blob.
+func (b *Blobs) Walk(fn func(BlobInfo) error) error {
+	return b.files(func(dgst digest.Digest, path string) error {
+		if dgst == "" {
+			return nil
+		}
+		info, err := b.Stat(dgst)
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return fn(info)
+	})
+}
+
+// files calls fn for every file in blobs/, in order. The digest is empty if the
+// name isn't one.
+func (b *Blobs) files(fn func(dgst digest.Digest, path string) error) error {
+	algorithms, err := os.ReadDir(b.blobs)
+	if err != nil {
+		return fmt.Errorf("walk blobs: %w", err)
+	}
+	for _, a := range algorithms {
+		names, err := os.ReadDir(filepath.Join(b.blobs, a.Name()))
+		if err != nil {
+			return fmt.Errorf("walk blobs: %w", err)
+		}
+		for _, n := range names {
+			dgst := digest.NewDigestFromEncoded(digest.Algorithm(a.Name()), n.Name())
+			if dgst.Validate() != nil {
+				dgst = ""
+			}
+			if err := fn(dgst, filepath.Join(b.blobs, a.Name(), n.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Sweep removes ingests and files without a record. It runs at start, before
+// anything else uses the store.
+func (b *Blobs) Sweep(ctx context.Context) (int, error) {
+	n := 0
+	ingests, err := os.ReadDir(b.ingests)
+	if err != nil {
+		return 0, fmt.Errorf("sweep ingests: %w", err)
+	}
+	for _, e := range ingests {
+		if err := os.Remove(filepath.Join(b.ingests, e.Name())); err != nil {
+			return n, fmt.Errorf("sweep ingests: %w", err)
+		}
+		n++
+	}
+	err = b.files(func(dgst digest.Digest, path string) error {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if dgst != "" {
+			if _, ok := b.db.Get(blobBucket, dgst.String()); ok {
+				return nil
+			}
+		}
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("sweep blobs: %w", err)
+		}
+		n++
+		return nil
+	})
+	return n, err
+}
+
+// Info, ReaderAt and Writer make Blobs a content.InfoProvider, Provider and
+// Ingester.
+func (b *Blobs) Info(ctx context.Context, dgst digest.Digest) (content.Info, error) {
+	st, err := b.stat(dgst)
+	if err != nil {
+		return content.Info{}, err
+	}
+	return content.Info{Digest: dgst, Size: st.Size(), CreatedAt: st.ModTime(), UpdatedAt: st.ModTime()}, nil
+}
+
+// ReaderAt opens a blob for reading. It stays readable if the blob is removed
+// meanwhile.
+func (b *Blobs) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
+	path, err := b.file(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	if b.isRemoved(desc.Digest) {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, ErrNotFound)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, gone(err))
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("blob %s: %w", desc.Digest, err), f.Close())
+	}
+	return &blobReader{File: f, size: st.Size()}, nil
+}
+
+// blobReader is an open blob. It can also be read in sequence, which costs
+// readers that know no buffers.
+type blobReader struct {
+	*os.File
+	size int64
+}
+
+func (r *blobReader) Size() int64 { return r.size }

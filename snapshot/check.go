@@ -1,0 +1,149 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Check compares records and files and returns what is wrong: snapshots without
+// files, files without a snapshot, parents and layers that are missing or not
+// committed, counts of children that are off. If deep, every layer is read. It
+// sees the state in memory; at rest that is the store's.
+func (o *Overlay) Check(ctx context.Context, deep bool) []error {
+	o.mu.Lock()
+	snaps := make(map[string]snap, len(o.snaps))
+	for id, s := range o.snaps {
+		if !s.busy {
+			snaps[id] = *s
+		}
+	}
+	o.mu.Unlock()
+
+	errs := append(slices.Clone(o.unreadable), checkTree(snaps)...)
+	for id, s := range snaps {
+		if len(s.Layers) > 0 {
+			continue
+		}
+		if st, err := os.Lstat(o.fsPath(id)); err != nil {
+			errs = append(errs, fmt.Errorf("snapshot %s has no files: %w", id, err))
+		} else if !st.IsDir() {
+			errs = append(errs, fmt.Errorf("snapshot %s: %s is no directory", id, o.fsPath(id)))
+		} else if deep {
+			if _, err := o.Usage(ctx, id); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	entries, err := os.ReadDir(o.dir)
+	if err != nil {
+		return append(errs, fmt.Errorf("check snapshots: %w", err))
+	}
+	for _, e := range entries {
+		if s, ok := snaps[e.Name()]; (!ok || len(s.Layers) > 0) && o.path(e.Name()) != o.emptyPath() && !o.exists(e.Name()) {
+			errs = append(errs, fmt.Errorf("%s belongs to no snapshot", o.path(e.Name())))
+		}
+	}
+	return errs
+}
+
+// exists asks again: a snapshot may have been made since.
+func (o *Overlay) exists(id string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.snaps[id]
+	return s != nil && len(s.Layers) == 0
+}
+
+// checkTree looks at how snapshots stand on each other.
+func checkTree(snaps map[string]snap) []error {
+	var errs []error
+	children := map[string]int{}
+	for id, s := range snaps {
+		below := s.Layers
+		if s.Parent != "" {
+			below = append([]string{s.Parent}, below...)
+		}
+		for _, b := range below {
+			children[b]++
+			if p, ok := snaps[b]; !ok {
+				errs = append(errs, fmt.Errorf("snapshot %s stands on %s, which is missing", id, b))
+			} else if !p.Committed {
+				errs = append(errs, fmt.Errorf("snapshot %s stands on %s, which is not committed", id, b))
+			}
+		}
+	}
+	for id, s := range snaps {
+		if s.children != children[id] {
+			errs = append(errs, fmt.Errorf("snapshot %s counts %d children and has %d", id, s.children, children[id]))
+		}
+	}
+	return errs
+}
+
+// Check compares records and files and returns what is wrong: records without a
+// file or with another size, and files that are no blobs or have no record. If
+// deep, the digest of every blob is computed. It is for a store at rest.
+func (b *Blobs) Check(ctx context.Context, deep bool) []error {
+	var errs []error
+	recorded := map[digest.Digest]bool{}
+	b.db.Scan(blobBucket, "", func(key string, value []byte) bool {
+		dgst := digest.Digest(key)
+		recorded[dgst] = true
+		size, err := strconv.ParseInt(string(value), 10, 64)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("the record of blob %s is %q, not a size", dgst, value))
+			return true
+		}
+		info, err := b.Stat(dgst)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("record without a file: %w", err))
+		case info.Size != size:
+			errs = append(errs, fmt.Errorf("blob %s has %d bytes, and %d in its record", dgst, info.Size, size))
+		}
+		return true
+	})
+	err := b.files(func(dgst digest.Digest, path string) error {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		switch {
+		case dgst == "":
+			errs = append(errs, fmt.Errorf("%s is not named as a blob", path))
+		case !recorded[dgst]:
+			errs = append(errs, fmt.Errorf("blob %s has no record", dgst))
+		}
+		if dgst != "" && deep {
+			if err := verify(ctx, dgst, path); err != nil {
+				errs = append(errs, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
+// verify computes the digest of a file.
+func verify(ctx context.Context, dgst digest.Digest, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", dgst, err)
+	}
+	got, err := dgst.Algorithm().FromReader(&contextReader{ctx, f})
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("blob %s: %w", dgst, err)
+	}
+	if got != dgst {
+		return fmt.Errorf("blob %s has content with the digest %s", dgst, got)
+	}
+	return nil
+}

@@ -1,0 +1,21 @@
+package snapshot
+
+import "testing"
+
+// WithKernel has the test believe in a kernel that lacks newer mount calls.
+func WithKernel(t testing.TB, layers, clones bool) {
+	real := features
+	f := mountFeatures{layers: layers, clones: clones}
+	features = func() mountFeatures { return f }
+	t.Cleanup(func() { features = real })
+}
+
+// OpenShares is how many writable overlays are mounted.
+func OpenShares() int {
+	shares.mu.Lock()
+	defer shares.mu.Unlock()
+	return len(shares.m)
+}
+
+// LayerDir is where the files of a snapshot are.
+func LayerDir(o *Overlay, id string) string { return o.fsPath(id) }

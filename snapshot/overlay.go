@@ -1,0 +1,439 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/moby/sys/userns"
+	"golang.org/x/sys/unix"
+)
+
+// recordBucket holds a record for every snapshot that was persisted.
+const recordBucket = "snapshot"
+
+// Overlay is the overlay snapshotter. All records are in memory; the store has
+// those that must survive.
+//
+// Removal goes: record, then the directory's rename into trash/, then its
+// deletion by a goroutine that Close waits for.
+type Overlay struct {
+	dir   string // where the snapshots are
+	db    *store.DB
+	trash *trash
+	// options are the mount options besides the layers, as far as the kernel
+	// has them.
+	options []string
+	// xattr is the prefix of overlay's own xattrs.
+	xattr string
+
+	// unreadable are the records that can't be decoded. Their snapshots are lost,
+	// which costs what was cached in them; Check tells.
+	unreadable []error
+
+	mu    sync.Mutex // guards what is below; never held across I/O
+	snaps map[string]*snap
+}
+
+// snap is a snapshot in memory.
+type snap struct {
+	record
+	id       string
+	children int  // snapshots on top of it, and stacks that list it
+	stored   bool // its record is in the store
+	busy     bool // between the reservation of the id and the end of Prepare
+}
+
+// record is what the store keeps of a snapshot.
+type record struct {
+	Parent    string   `json:"p,omitempty"`
+	Layers    []string `json:"l,omitempty"` // of a stack, which has no directory
+	Committed bool     `json:"c,omitempty"`
+}
+
+var _ Snapshotter = (*Overlay)(nil)
+
+// NewOverlay opens the overlay snapshotter with its layers under root, as
+// snapshots/<id>/{fs,work}. Records live in db. The result is an *Overlay.
+func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("overlay snapshotter: %w", err)
+	}
+	if strings.ContainsAny(root, ":,\\\n") {
+		return nil, fmt.Errorf("overlay snapshotter: the path %q has a colon, comma, backslash or newline, which overlay takes for something else", root)
+	}
+	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}}
+	if err := os.MkdirAll(o.dir, 0o711); err != nil {
+		return nil, fmt.Errorf("overlay snapshotter: %w", err)
+	}
+	if o.trash, err = openTrash(filepath.Join(root, "trash")); err != nil {
+		return nil, fmt.Errorf("overlay snapshotter: %w", err)
+	}
+	if userns.RunningInUserNS() {
+		o.xattr = "user.overlay."
+	}
+	if o.options, err = probeOverlay(o.dir, o.xattr == "user.overlay."); err != nil {
+		return nil, fmt.Errorf("overlay snapshotter: %w", err)
+	}
+	o.load()
+	return o, nil
+}
+
+// load reads the records.
+func (o *Overlay) load() {
+	o.db.Scan(recordBucket, "", func(id string, value []byte) bool {
+		s := &snap{id: id, stored: true}
+		if err := json.Unmarshal(value, &s.record); err != nil {
+			o.unreadable = append(o.unreadable, fmt.Errorf("record of snapshot %q: %w", id, err))
+			return true
+		}
+		o.snaps[id] = s
+		return true
+	})
+	for _, s := range o.snaps {
+		o.count(s, +1)
+	}
+}
+
+// Close waits for files to be deleted.
+func (o *Overlay) Close() error { return o.trash.Close() }
+
+// Name is "overlayfs", as in upstream's worker labels.
+func (o *Overlay) Name() string { return "overlayfs" }
+
+var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+
+func (o *Overlay) path(id string) string   { return filepath.Join(o.dir, id) }
+func (o *Overlay) fsPath(id string) string { return o.dir + "/" + id + "/fs" }
+
+// getLocked returns the snapshot id.
+func (o *Overlay) getLocked(id string) (*snap, error) {
+	if s := o.snaps[id]; s != nil && !s.busy {
+		return s, nil
+	}
+	return nil, fmt.Errorf("snapshot %q: %w", id, ErrNotFound)
+}
+
+func (o *Overlay) committedLocked(id string) (*snap, error) {
+	s, err := o.getLocked(id)
+	if err == nil && !s.Committed {
+		err = fmt.Errorf("snapshot %q is not committed", id)
+	}
+	return s, err
+}
+
+// count adds n to the children of what s stands on.
+func (o *Overlay) count(s *snap, n int) {
+	if p := o.snaps[s.Parent]; p != nil {
+		p.children += n
+	}
+	for _, id := range s.Layers {
+		if l := o.snaps[id]; l != nil {
+			l.children += n
+		}
+	}
+}
+
+// reserve takes the id of s, and holds what it stands on.
+func (o *Overlay) reserve(s *snap) error {
+	if !validID.MatchString(s.id) {
+		return fmt.Errorf("snapshot id %q: only letters, digits, and inside it _ . and - are possible, at most 64", s.id)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.snaps[s.id] != nil {
+		return fmt.Errorf("snapshot %q: %w", s.id, ErrExists)
+	}
+	if s.Parent != "" {
+		if _, err := o.committedLocked(s.Parent); err != nil {
+			return fmt.Errorf("parent of %s: %w", s.id, err)
+		}
+	}
+	for _, id := range s.Layers {
+		if _, err := o.committedLocked(id); err != nil {
+			return fmt.Errorf("layer of %s: %w", s.id, err)
+		}
+	}
+	o.snaps[s.id] = s
+	o.count(s, +1)
+	return nil
+}
+
+// Prepare starts the active snapshot id on top of parent ("" for an empty
+// one), which must be committed.
+func (o *Overlay) Prepare(ctx context.Context, id, parent string) error {
+	s := &snap{id: id, record: record{Parent: parent}, busy: true}
+	if err := o.reserve(s); err != nil {
+		return err
+	}
+	err := o.makeDir(s)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.busy = false
+	if err != nil {
+		o.count(s, -1)
+		delete(o.snaps, id)
+	}
+	return err
+}
+
+// makeDir makes the files of a new snapshot. Its root directory looks like the
+// parent's, which it stands for once something is mounted.
+func (o *Overlay) makeDir(s *snap) (err error) {
+	o.mu.Lock()
+	layers, err := o.layersLocked(s.id)
+	o.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	dir := o.path(s.id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("snapshot %q: %w: %w", s.id, ErrExists, err)
+		}
+		return fmt.Errorf("prepare snapshot: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("prepare snapshot %s: %w", s.id, errors.Join(err, os.RemoveAll(dir)))
+		}
+	}()
+	fs := o.fsPath(s.id)
+	if err := os.Mkdir(fs, 0o755); err != nil {
+		return err
+	}
+	if s.Parent == "" {
+		return os.Chmod(fs, 0o755) // whatever the umask
+	}
+	if err := os.Mkdir(dir+"/work", 0o700); err != nil {
+		return err
+	}
+	return copyRoot(layers[len(layers)-2], fs)
+}
+
+// copyRoot gives the directory dst the owner, mode, times and xattrs of src.
+func copyRoot(src, dst string) error {
+	from, err := unix.Open(src, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the parent's layer %s: %w", src, gone(err))
+	}
+	defer unix.Close(from)
+	to, err := unix.Open(dst, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dst, err)
+	}
+	defer unix.Close(to)
+	if err := copyMeta(from, to); err != nil {
+		return fmt.Errorf("copy the root's metadata from %s: %w", src, err)
+	}
+	return nil
+}
+
+// gone makes ErrNotFound of an error that says that a file isn't there.
+func gone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return err
+}
+
+// Commit makes the active snapshot id immutable. Nothing is copied.
+func (o *Overlay) Commit(ctx context.Context, id string) error {
+	o.mu.Lock()
+	s, err := o.getLocked(id)
+	switch {
+	case err == nil && s.Committed:
+		err = fmt.Errorf("commit snapshot %q: %w", id, ErrNotActive)
+	case err == nil:
+		s.Committed, s.stored = true, false
+	}
+	o.mu.Unlock()
+	if err != nil || s.Parent == "" {
+		return err
+	}
+	return clearWork(o.path(id) + "/work")
+}
+
+// Reopen makes the committed snapshot id active again. It must have no
+// children.
+func (o *Overlay) Reopen(ctx context.Context, id string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s, err := o.getLocked(id)
+	switch {
+	case err != nil:
+		return err
+	case !s.Committed:
+		return nil
+	case s.children > 0:
+		return fmt.Errorf("reopen snapshot %q: %w", id, ErrInUse)
+	case len(s.Layers) > 0:
+		return fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
+	}
+	s.Committed, s.stored = false, false
+	return nil
+}
+
+// Stack makes the committed snapshot id out of existing committed snapshots,
+// lowest first. It never copies.
+func (o *Overlay) Stack(ctx context.Context, id string, layers []string) error {
+	if len(layers) == 0 {
+		return fmt.Errorf("stack %q: there are no layers", id)
+	}
+	return o.reserve(&snap{id: id, record: record{Layers: slices.Clone(layers), Committed: true}})
+}
+
+// Stat describes id.
+func (o *Overlay) Stat(ctx context.Context, id string) (Info, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s, err := o.getLocked(id)
+	if err != nil {
+		return Info{}, err
+	}
+	return s.info(), nil
+}
+
+func (s *snap) info() Info { return Info{ID: s.id, Parent: s.Parent, Committed: s.Committed} }
+
+// Persist adds the records of id, and of parents that have none yet, to b.
+func (o *Overlay) Persist(b *store.Batch, id string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, err := o.getLocked(id); err != nil {
+		return err
+	}
+	added := map[string]record{}
+	if err := o.persistLocked(b, id, added); err != nil {
+		return err
+	}
+	// Only now it is sure that the batch was written. Until then others write
+	// the same records once more.
+	b.OnDurable(func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for id, r := range added {
+			if s := o.snaps[id]; s != nil && s.Committed == r.Committed {
+				s.stored = true
+			}
+		}
+	})
+	return nil
+}
+
+func (o *Overlay) persistLocked(b *store.Batch, id string, added map[string]record) error {
+	s := o.snaps[id]
+	if s == nil || s.stored || id == "" {
+		return nil
+	}
+	if _, ok := added[id]; ok {
+		return nil
+	}
+	value, err := json.Marshal(s.record)
+	if err != nil {
+		return fmt.Errorf("encode the record of snapshot %s: %w", id, err)
+	}
+	added[id] = s.record
+	for _, below := range append([]string{s.Parent}, s.Layers...) {
+		if err := o.persistLocked(b, below, added); err != nil {
+			return err
+		}
+	}
+	b.Put(recordBucket, id, value)
+	return nil
+}
+
+// Remove adds the deletion of id's record to b; the files go after b is
+// durable. A parent of others is ErrInUse, a missing id is fine.
+func (o *Overlay) Remove(b *store.Batch, id string) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s, err := o.getLocked(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if s.children > 0 {
+		return fmt.Errorf("remove snapshot %q: %w", id, ErrInUse)
+	}
+	o.count(s, -1)
+	delete(o.snaps, id)
+	b.Delete(recordBucket, id)
+	if len(s.Layers) == 0 {
+		b.OnDurable(func() { o.trash.discard(o.path(id)) })
+	}
+	return nil
+}
+
+// Walk calls fn for every snapshot, parents before children.
+func (o *Overlay) Walk(fn func(Info) error) error {
+	for _, s := range o.ordered() {
+		if err := fn(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ordered returns all snapshots, each after those it stands on.
+func (o *Overlay) ordered() []Info {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ids := make([]string, 0, len(o.snaps))
+	for id := range o.snaps {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	out := make([]Info, 0, len(ids))
+	done := make(map[string]bool, len(ids))
+	var visit func(id string)
+	visit = func(id string) {
+		s := o.snaps[id]
+		if s == nil || s.busy || done[id] {
+			return
+		}
+		done[id] = true
+		visit(s.Parent)
+		for _, l := range s.Layers {
+			visit(l)
+		}
+		out = append(out, s.info())
+	}
+	for _, id := range ids {
+		visit(id)
+	}
+	return out
+}
+
+// Sweep removes files that belong to no snapshot. It runs at start, before
+// anything else uses the snapshotter, and returns how many it removed. The
+// files of earlier removals that a crash interrupted go too, uncounted.
+func (o *Overlay) Sweep(ctx context.Context) (int, error) {
+	entries, err := os.ReadDir(o.dir)
+	if err != nil {
+		return 0, fmt.Errorf("sweep snapshots: %w", err)
+	}
+	n := 0
+	for _, e := range entries {
+		if err := context.Cause(ctx); err != nil {
+			return n, err
+		}
+		o.mu.Lock()
+		s := o.snaps[e.Name()]
+		o.mu.Unlock()
+		if s != nil && len(s.Layers) == 0 {
+			continue
+		}
+		o.trash.discard(o.path(e.Name()))
+		n++
+	}
+	return n, o.trash.sweep()
+}
