@@ -1,0 +1,366 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// keptSources bounds how many builds' sources a record remembers.
+const keptSources = 4
+
+// GetByBlob returns a handle on the record of layer on top of parent (nil for
+// none). It looks for the same blob chain, then the same chain, and makes a
+// new record otherwise. Nothing is fetched before the content is needed; src
+// is then asked, and before any source that the record had. A record that was
+// lost because its blob couldn't be fetched is good again.
+//
+// The same chain with another compressed form is a record of its own, which
+// exports its own blob and shares the other's snapshot.
+func (m *Manager) GetByBlob(ctx context.Context, layer Layer, parent *Ref, src BlobSource, opts Options) (*Ref, error) {
+	if err := checkLayer(&layer); err != nil {
+		return nil, err
+	}
+	var parents []*record
+	if parent != nil {
+		parents = []*record{parent.r}
+	}
+	r := newRecord(immutable, parents, opts)
+	r.diffID = layer.DiffID
+	r.blobs = []blob{{desc: layer.Blob}}
+
+	m.mu.Lock()
+	if parent != nil {
+		m.refreshChainLocked(parent.r)
+	}
+	r.chain, r.blobChain = chains(r)
+	known := m.byBlobChain[r.blobChain]
+	if known == nil || r.blobChain == "" {
+		m.shareLocked(r)
+		if src != nil {
+			r.sources = []BlobSource{src}
+		}
+		m.addLocked(r)
+		m.mu.Unlock()
+		m.flush(flushChanged)
+		return m.newRef(r), nil
+	}
+	known.handles++
+	known.lost = nil
+	if src != nil {
+		known.sources = append([]BlobSource{src}, known.sources...)
+		known.sources = known.sources[:min(len(known.sources), keptSources)]
+	}
+	changed := mergeAnnotations(&known.blobs[0].desc, layer.Blob.Annotations)
+	if changed {
+		m.changedLocked(known)
+	}
+	m.mu.Unlock()
+	if changed {
+		m.flush(flushChanged)
+	}
+	return m.newRef(known), nil
+}
+
+func checkLayer(l *Layer) error {
+	if err := l.Blob.Digest.Validate(); err != nil {
+		return fmt.Errorf("layer blob digest %q: %w", l.Blob.Digest, err)
+	}
+	if l.DiffID == "" && compressionOf(l.Blob.MediaType) == uncompressed {
+		l.DiffID = l.Blob.Digest
+	}
+	if err := l.DiffID.Validate(); err != nil {
+		return fmt.Errorf("diff ID %q of layer %s: %w", l.DiffID, l.Blob.Digest, err)
+	}
+	if l.Blob.Size < 0 {
+		return fmt.Errorf("layer %s has the size %d", l.Blob.Digest, l.Blob.Size)
+	}
+	return nil
+}
+
+// distributionSource is how annotations say which repositories of a registry
+// have a blob, as a list with commas.
+const distributionSource = "containerd.io/distribution.source."
+
+// mergeAnnotations adds what is new in more to desc and reports whether
+// anything was.
+func mergeAnnotations(desc *ocispec.Descriptor, more map[string]string) bool {
+	merged := maps.Clone(desc.Annotations)
+	if merged == nil {
+		merged = map[string]string{}
+	}
+	for k, v := range more {
+		if old := merged[k]; strings.HasPrefix(k, distributionSource) && old != "" {
+			repos := strings.Split(old, ",")
+			for repo := range strings.SplitSeq(v, ",") {
+				if !slices.Contains(repos, repo) {
+					repos = append(repos, repo)
+				}
+			}
+			v = strings.Join(repos, ",")
+		}
+		merged[k] = v
+	}
+	if maps.Equal(merged, desc.Annotations) {
+		return false
+	}
+	desc.Annotations = merged
+	return true
+}
+
+// shareLocked lets r use the snapshot of another record of its chain, and
+// reports whether there is one.
+func (m *Manager) shareLocked(r *record) bool {
+	owner := m.byChain[r.chain]
+	if r.chain == "" || owner == nil || owner == r {
+		return false
+	}
+	if owner.twin != nil {
+		owner = owner.twin
+	}
+	r.twin, r.snap = owner, owner.snap
+	return true
+}
+
+// unuseBlobsLocked lowers the counts of blobs and returns those that nothing
+// points at any more. The caller holds blobsMu, and passes them to removeBlobs
+// before it lets go of it.
+func (m *Manager) unuseBlobsLocked(blobs []blob) (free []digest.Digest) {
+	for i := range blobs {
+		free = m.unuseBlobLocked(free, blobs[i].desc.Digest)
+	}
+	return free
+}
+
+func (m *Manager) unuseBlobLocked(free []digest.Digest, d digest.Digest) []digest.Digest {
+	m.blobUse[d]--
+	if m.blobUse[d] > 0 {
+		return free
+	}
+	delete(m.blobUse, d)
+	delete(m.fresh, d)
+	return append(free, d)
+}
+
+// removeBlobs adds the removal of blobs to b.
+func (m *Manager) removeBlobs(b *store.Batch, digests []digest.Digest) (problems []error) {
+	for _, d := range digests {
+		if err := m.blobs.Remove(b, d); err != nil {
+			problems = append(problems, fmt.Errorf("remove blob %s: %w", d, err))
+		}
+	}
+	return problems
+}
+
+// storeBlob ends an ingest and makes the blob r's. desc is what it must be
+// like; a digest and size that it lacks are filled in. diffID is that of the
+// bytes, "" if they aren't compressed.
+func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Descriptor, diffID digest.Digest) (ocispec.Descriptor, error) {
+	m.blobsMu.RLock()
+	info, err := w.Commit(desc.Size, desc.Digest)
+	if err == nil {
+		desc.Digest, desc.Size = info.Digest, info.Size
+		m.mu.Lock()
+		if r.diffID == "" {
+			r.diffID = cmp.Or(diffID, info.Digest)
+		}
+		m.attachLocked(r, desc)
+		r.sources = nil // lost again, the record gets a new one
+		m.fresh[info.Digest] = struct{}{}
+		m.mu.Unlock()
+	}
+	m.blobsMu.RUnlock()
+	if err != nil {
+		return desc, err
+	}
+	m.flush(flushChanged)
+	return desc, nil
+}
+
+// attachLocked notes that the stored blob desc is a form of r.
+func (m *Manager) attachLocked(r *record, desc ocispec.Descriptor) {
+	if b := r.findBlob(desc.Digest); b != nil {
+		if !b.stored {
+			b.stored, b.desc.Size = true, desc.Size
+			m.changedLocked(r)
+		}
+		return
+	}
+	r.blobs = append(r.blobs, blob{desc, true})
+	m.blobUse[desc.Digest]++
+	m.indexChainLocked(r)
+	m.changedLocked(r)
+}
+
+// stored reports whether the blob is in the store. r lists it.
+func (m *Manager) stored(r *record, d digest.Digest) bool {
+	_, err := m.blobs.Stat(d)
+	found := err == nil
+	m.mu.Lock()
+	b := r.findBlob(d)
+	changed := b != nil && b.stored != found
+	if changed {
+		b.stored = found
+		m.changedLocked(r)
+	}
+	m.mu.Unlock()
+	if changed {
+		m.flush(flushChanged)
+	}
+	return found
+}
+
+// dropBlob removes a stored blob that turned out corrupt.
+func (m *Manager) dropBlob(d digest.Digest, why error) {
+	m.writes.Lock()
+	defer m.writes.Unlock()
+	m.blobsMu.Lock()
+	defer m.blobsMu.Unlock()
+	m.mu.Lock()
+	for _, r := range m.records {
+		if b := r.findBlob(d); b != nil && b.stored {
+			b.stored = false
+			m.changedLocked(r)
+		}
+	}
+	delete(m.fresh, d)
+	m.mu.Unlock()
+	m.log.Warn("stored blob is corrupt, removed it", "blob", d, "error", why)
+	b := &store.Batch{}
+	if err := joinProblems("remove corrupt blob", m.removeBlobs(b, []digest.Digest{d})); err != nil {
+		m.log.Error("remove corrupt blob", "blob", d, "error", err)
+	}
+	m.putLocked(b, flushChanged)
+	m.db.Write(b)
+}
+
+// Hold protects blobs from removal, stored or yet to be stored, until release
+// is called. Who writes into the blob store itself holds the digest first.
+func (m *Manager) Hold(digests ...digest.Digest) (release func()) {
+	m.blobsMu.RLock()
+	m.mu.Lock()
+	for _, d := range digests {
+		m.blobUse[d]++
+		m.holds[d]++
+	}
+	m.mu.Unlock()
+	m.blobsMu.RUnlock()
+	held := slices.Clone(digests)
+	return sync.OnceFunc(func() { m.unhold(held) })
+}
+
+func (m *Manager) unhold(digests []digest.Digest) {
+	m.blobsMu.Lock()
+	defer m.blobsMu.Unlock()
+	b := &store.Batch{}
+	var free []digest.Digest
+	m.mu.Lock()
+	for _, d := range digests {
+		if m.holds[d]--; m.holds[d] <= 0 {
+			delete(m.holds, d)
+		}
+		free = m.unuseBlobLocked(free, d)
+	}
+	m.mu.Unlock()
+	if len(free) == 0 {
+		return
+	}
+	if err := joinProblems("release held blobs", m.removeBlobs(b, free)); err != nil {
+		m.log.Error("release held blobs", "error", err)
+	}
+	m.db.Write(b)
+}
+
+// EnsureBlob makes sure that one of the blobs named by Layers is in the blob
+// store, where it stays while the handle is held: a lazy one is fetched.
+// ErrLost if it can't be had.
+func (r *Ref) EnsureBlob(ctx context.Context, desc ocispec.Descriptor) error {
+	if r == nil {
+		return fmt.Errorf("blob %s isn't a layer of an empty record", desc.Digest)
+	}
+	for _, l := range r.r.stack() {
+		r.m.mu.Lock()
+		b := l.findBlob(desc.Digest)
+		var d ocispec.Descriptor
+		if b != nil {
+			d = b.desc
+		}
+		r.m.mu.Unlock()
+		if b != nil {
+			return r.m.ensureBlob(ctx, l, d, nil)
+		}
+	}
+	return fmt.Errorf("blob %s isn't a layer of %s", desc.Digest, r.r.id)
+}
+
+// OpenBlob opens one of the blobs named by Layers. A lazy one is fetched into
+// the blob store first. A blob that an earlier process stored is verified
+// while it is read: its last Read returns ErrLost if the bytes have changed.
+func (r *Ref) OpenBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := r.EnsureBlob(ctx, desc); err != nil {
+		return nil, err
+	}
+	return r.m.openStored(ctx, desc)
+}
+
+// openStored opens a blob that is in the store.
+func (m *Manager) openStored(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	ra, err := m.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest})
+	if errors.Is(err, snapshot.ErrNotFound) {
+		return nil, fmt.Errorf("%w: open blob %s: %w", ErrLost, desc.Digest, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open blob %s: %w", desc.Digest, err)
+	}
+	v := &blobReader{Reader: io.NewSectionReader(ra, 0, ra.Size()), Closer: ra, m: m, digest: desc.Digest}
+	m.mu.Lock()
+	_, fresh := m.fresh[desc.Digest]
+	m.mu.Unlock()
+	if !fresh {
+		v.verifier = desc.Digest.Verifier()
+	}
+	return v, nil
+}
+
+// blobReader reads a stored blob and, when it has a verifier and is read from
+// start to end, verifies it.
+type blobReader struct {
+	io.Reader
+	io.Closer
+	m        *Manager
+	digest   digest.Digest
+	verifier digest.Verifier
+}
+
+func (v *blobReader) Read(p []byte) (int, error) {
+	n, err := v.Reader.Read(p)
+	if v.verifier == nil {
+		return n, err
+	}
+	v.verifier.Write(p[:n])
+	if err != io.EOF {
+		return n, err
+	}
+	if !v.verifier.Verified() {
+		why := fmt.Errorf("%w: stored blob %s doesn't match its digest", ErrLost, v.digest)
+		v.m.dropBlob(v.digest, why)
+		v.verifier = nil
+		return n, why
+	}
+	v.verifier = nil
+	v.m.mu.Lock()
+	v.m.fresh[v.digest] = struct{}{}
+	v.m.mu.Unlock()
+	return n, io.EOF
+}

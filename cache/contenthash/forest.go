@@ -1,0 +1,81 @@
+package contenthash
+
+import (
+	"container/list"
+	"sync"
+)
+
+// maxNodes bounds what trees take in memory: about 150 bytes a node. The tree
+// used last is kept whatever its size.
+const maxNodes = 400_000
+
+// forest holds the trees in use and those used last.
+type forest struct {
+	mu    sync.Mutex // guards the fields below and the weight of every grove
+	trees map[string]*list.Element
+	order list.List // of *grove, the one used last in front
+	total int
+}
+
+type grove struct {
+	*tree
+	weight int
+}
+
+var shared = &forest{trees: map[string]*list.Element{}}
+
+// tree returns the tree of the record id, an empty one if there is none.
+func (f *forest) tree(id string) *tree {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, ok := f.trees[id]
+	if !ok {
+		e = f.order.PushFront(&grove{tree: newTree(id)})
+		f.trees[id] = e
+	}
+	f.order.MoveToFront(e)
+	return e.Value.(*grove).tree
+}
+
+// weigh notes that t has weight nodes and forgets what was used longest ago
+// until the rest fits. A forgotten tree that somebody holds stays theirs; the
+// next caller reads it anew from beside the record.
+func (f *forest) weigh(t *tree, weight int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if e, ok := f.trees[t.id]; ok && e.Value.(*grove).tree == t {
+		g := e.Value.(*grove)
+		f.total += weight - g.weight
+		g.weight = weight
+	}
+	for f.total > maxNodes && f.order.Len() > 1 {
+		g := f.order.Remove(f.order.Back()).(*grove)
+		delete(f.trees, g.id)
+		f.total -= g.weight
+	}
+}
+
+// plant puts a tree in the place of whatever is there for the record id.
+func (f *forest) plant(id string, root *node, stored stamp, weight int) {
+	t := newTree(id)
+	t.set(root, stored)
+	f.mu.Lock()
+	f.forgetLocked(id)
+	f.trees[id] = f.order.PushFront(&grove{tree: t})
+	f.mu.Unlock()
+	f.weigh(t, weight)
+}
+
+// forget drops the tree of the record id.
+func (f *forest) forget(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgetLocked(id)
+}
+
+func (f *forest) forgetLocked(id string) {
+	if e, ok := f.trees[id]; ok {
+		f.total -= f.order.Remove(e).(*grove).weight
+		delete(f.trees, id)
+	}
+}

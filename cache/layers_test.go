@@ -1,0 +1,267 @@
+package cache
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// read returns the bytes of a layer, checked against its descriptor.
+func (e *env) read(r *Ref, l Layer) []byte {
+	e.t.Helper()
+	rc := get(r.OpenBlob(e.t.Context(), l.Blob))(e.t)
+	data := get(io.ReadAll(rc))(e.t)
+	must(e.t, rc.Close())
+	if int64(len(data)) != l.Blob.Size || digest.FromBytes(data) != l.Blob.Digest {
+		e.t.Errorf("blob %s has other bytes", l.Blob.Digest)
+	}
+	return data
+}
+
+// untar lists the entries of a compressed layer and checks its diff ID.
+func (e *env) untar(r *Ref, l Layer) (names []string) {
+	e.t.Helper()
+	z := get(decompress(bytes.NewReader(e.read(r, l))))(e.t)
+	defer z.Close()
+	data := get(io.ReadAll(z))(e.t)
+	if digest.FromBytes(data) != l.DiffID || l.Blob.Annotations[annotationDiffID] != l.DiffID.String() {
+		e.t.Errorf("layer %s has another diff ID than %s", l.Blob.Digest, l.DiffID)
+	}
+	for tr := tar.NewReader(bytes.NewReader(data)); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return names
+		}
+		must(e.t, err)
+		names = append(names, h.Name)
+	}
+}
+
+// compat: EXP-025
+func TestLayersOfBuiltRecords(t *testing.T) {
+	for _, kind := range []string{"gzip", "zstd", "uncompressed"} {
+		t.Run(kind, func(t *testing.T) {
+			e := newEnv(t)
+			var first []Layer
+			for range 2 { // the same layers give the same bytes
+				a := e.layer(nil, Options{}, "a=1", "x=1")
+				b := e.layer(a, Options{}, "b=2", "-a")
+				empty := e.layer(b, Options{})
+				a.Release()
+				b.Release()
+				if empty.ChainID() != "" {
+					t.Error("chain ID of layers that were never packed")
+				}
+				layers := get(empty.Layers(t.Context(), Compression{Type: kind, OCI: true}))(t)
+				if len(layers) != 3 || empty.ChainID() == "" {
+					t.Fatalf("%d layers, chain ID %q", len(layers), empty.ChainID())
+				}
+				want := [][]string{{"a", "x"}, {".wh.a", "b"}, nil}
+				for i, l := range layers {
+					if got := e.untar(empty, l); !slices.Equal(got, want[i]) {
+						t.Errorf("layer %d has %q, want %q", i, got, want[i])
+					}
+					if l.Blob.MediaType != (layerType{compression: kind}).mediaType(true) {
+						t.Errorf("media type %s", l.Blob.MediaType)
+					}
+				}
+				if first == nil {
+					first = layers
+				}
+				for i := range layers {
+					if layers[i].Blob.Digest != first[i].Blob.Digest {
+						t.Errorf("layer %d: %s, before %s", i, layers[i].Blob.Digest, first[i].Blob.Digest)
+					}
+				}
+				empty.Release()
+				e.empty()
+			}
+		})
+	}
+}
+
+// compat: EXP-026
+// compat: EXP-130
+func TestCompressionVariants(t *testing.T) {
+	e := newEnv(t)
+	src := newSource()
+	base := src.add(t, "gzip", tarOf(t, "base=0"))
+	pulled := e.pull(src, base)
+	r := e.layer(pulled, Options{}, "a=1")
+	pulled.Release()
+
+	gz := get(r.Layers(t.Context(), Compression{}))(t)
+	zst := get(r.Layers(t.Context(), Compression{Type: "zstd", OCI: true}))(t)
+	if gz[0].Blob.Digest != base.Blob.Digest || zst[0].Blob.Digest != base.Blob.Digest || zst[1].Blob.Digest != gz[1].Blob.Digest {
+		t.Error("existing blobs were not used as they are")
+	}
+	if zst[1].Blob.MediaType != ocispec.MediaTypeImageLayerGzip || gz[1].Blob.MediaType != "application/vnd.docker.image.rootfs.diff.tar.gzip" {
+		t.Errorf("media types %s, %s", zst[1].Blob.MediaType, gz[1].Blob.MediaType)
+	}
+	forced := get(r.Layers(t.Context(), Compression{Type: "zstd", OCI: true, Force: true}))(t)
+	for i, l := range forced {
+		if l.Blob.MediaType != ocispec.MediaTypeImageLayerZstd || l.DiffID != gz[i].DiffID {
+			t.Errorf("forced layer %d: %+v", i, l)
+		}
+		if !bytes.HasPrefix(e.read(r, l), zstdMagic) {
+			t.Errorf("forced layer %d isn't zstd", i)
+		}
+		e.untar(r, l)
+	}
+	e.persist(r)
+	r.Release()
+	e.restart()
+	r = get(e.m.Get(t.Context(), r.ID()))(t)
+	again := get(r.Layers(t.Context(), Compression{Type: "zstd", OCI: true}))(t)
+	back := get(r.Layers(t.Context(), Compression{}))(t)
+	for i := range again {
+		if again[i].Blob.Digest != forced[i].Blob.Digest || back[i].Blob.Digest != gz[i].Blob.Digest {
+			t.Errorf("layer %d: its variants were not found again", i)
+		}
+	}
+	r.Release()
+	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, nil))
+	e.empty()
+}
+
+// Asked at the same time, a blob is made once.
+func TestLayersAreMadeOnce(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if _, err := r.Layers(t.Context(), Compression{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	e.m.mu.Lock()
+	n := len(r.r.blobs)
+	e.m.mu.Unlock()
+	if n != 1 {
+		t.Errorf("%d blobs", n)
+	}
+	r.Release()
+	e.empty()
+}
+
+// A blob that disappeared is made again from the files.
+func TestMissingBlobIsMadeAgain(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	l := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	e.persist(r)
+	r.Release()
+	e.close()
+	must(t, os.Remove(filepath.Join(e.root, "blobs", "sha256", l.Blob.Digest.Encoded())))
+	e.open()
+	r = get(e.m.Get(t.Context(), r.ID()))(t)
+	again := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	if again.Blob.Digest != l.Blob.Digest {
+		t.Errorf("other bytes: %s, before %s", again.Blob.Digest, l.Blob.Digest)
+	}
+	e.read(r, again)
+	r.Release()
+}
+
+// A blob made of files that changed behind our back is not exported as if
+// nothing had happened.
+func TestChangedFilesAreNoticed(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	get(r.Layers(t.Context(), Compression{}))(t)
+	e.m.mu.Lock()
+	path := filepath.Join(e.root, "snapshots", r.r.snap, "fs", "a")
+	e.m.mu.Unlock()
+	must(t, os.WriteFile(path, []byte("tampered"), 0o644))
+	e.m.dropBlob(r.r.blobs[0].desc.Digest, errors.New("test"))
+	_, err := r.Layers(t.Context(), Compression{})
+	wantErr(t, err, ErrLost, "diff ID")
+	r.Release()
+	e.empty()
+}
+
+func TestOpenBlobOfAnother(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	if _, err := r.OpenBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x")}); err == nil {
+		t.Error("opened a blob that isn't a layer")
+	}
+	var scratch *Ref
+	if _, err := scratch.OpenBlob(t.Context(), ocispec.Descriptor{Digest: digest.FromString("x")}); err == nil {
+		t.Error("opened a blob of nothing")
+	}
+	r.Release()
+}
+
+// compat: CTL-046
+func TestHold(t *testing.T) {
+	e := newEnv(t)
+	data := []byte(`{"a manifest":true}`)
+	d := digest.FromBytes(data)
+	put := func() {
+		w := get(e.blobs.Create())(t)
+		get(w.Write(data))(t)
+		get(w.Commit(int64(len(data)), d))(t)
+		must(t, w.Close())
+	}
+	stored := func() bool { _, err := e.blobs.Stat(d); return err == nil }
+
+	first, second := e.m.Hold(d), e.m.Hold(d, d)
+	put()
+	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, nil))
+	first()
+	first()
+	if !stored() {
+		t.Fatal("a held blob is gone")
+	}
+	must(t, e.m.SetImage("app", Image{Descriptor: ocispec.Descriptor{Digest: d}, Blobs: []digest.Digest{d, d}}))
+	second()
+	e.restart()
+	if !stored() {
+		t.Fatal("the blob of an image is gone")
+	}
+	if img, ok := e.m.Image("app"); !ok || img.Descriptor.Digest != d {
+		t.Errorf("image %+v, %t", img, ok)
+	}
+	must(t, e.m.RemoveImage("app"))
+	must(t, e.m.RemoveImage("app"))
+	if stored() {
+		t.Error("the blob outlives its image")
+	}
+	if err := e.m.SetImage("app", Image{Blobs: []digest.Digest{d}}); err == nil {
+		t.Error("an image of blobs that aren't there")
+	}
+	if err := e.m.SetImage("", Image{}); err == nil {
+		t.Error("an image without name")
+	}
+	e.empty()
+}
+
+// A record that a blob is shared with may go at any time.
+func TestSharedBlobOutlivesOneOwner(t *testing.T) {
+	e := newEnv(t)
+	src := newSource()
+	one, two, top := src.add(t, "gzip", tarOf(t, "one=1")), src.add(t, "gzip", tarOf(t, "two=2")), src.add(t, "gzip", tarOf(t, "top=3"))
+	a, b := e.pull(src, one, top), e.pull(src, two, top)
+	must(t, a.Extract(t.Context()))
+	must(t, b.Extract(t.Context()))
+	if src.opens[top.Blob.Digest] != 1 {
+		t.Errorf("a blob was fetched %d times", src.opens[top.Blob.Digest])
+	}
+	a.Release()
+	e.read(b, top)
+	b.Release()
+	e.empty()
+}

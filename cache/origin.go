@@ -1,0 +1,24 @@
+package cache
+
+import "time"
+
+// Origin says when and how a layer came to be.
+type Origin struct {
+	CreatedAt   time.Time
+	Description string
+}
+
+// Origins returns those of the stack of layers, lowest first.
+func (r *Ref) Origins() []Origin {
+	if r == nil {
+		return nil
+	}
+	stack := r.r.stack()
+	out := make([]Origin, len(stack))
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	for i, l := range stack {
+		out[i] = Origin{CreatedAt: l.opts.CreatedAt, Description: l.opts.Description}
+	}
+	return out
+}

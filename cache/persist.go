@@ -1,0 +1,356 @@
+package cache
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Buckets of the store.
+const (
+	bucketRecords  = "ref"
+	bucketMetadata = "refmeta" // by metadataKey
+	bucketImages   = "image"
+)
+
+// storedRecord is a record as it is stored under its id.
+type storedRecord struct {
+	Parents  []string          `json:"p,omitempty"`
+	Layers   []string          `json:"l,omitempty"`
+	Snap     string            `json:"s,omitempty"`
+	Twin     string            `json:"w,omitempty"`
+	Mutable  bool              `json:"m,omitempty"`
+	Retain   bool              `json:"r,omitempty"`
+	Open     bool              `json:"o,omitempty"`
+	Desc     string            `json:"d,omitempty"`
+	Type     RecordType        `json:"t,omitempty"`
+	Created  int64             `json:"c"`
+	LastUsed int64             `json:"u,omitempty"`
+	Uses     int               `json:"n,omitempty"`
+	Size     *int64            `json:"z,omitempty"`
+	DiffID   digest.Digest     `json:"i,omitempty"`
+	Blobs    []storedBlob      `json:"b,omitempty"`
+	Index    map[string]string `json:"x,omitempty"`
+	Birth    string            `json:"a,omitempty"`
+}
+
+type storedBlob struct {
+	Desc   ocispec.Descriptor `json:"d"`
+	Stored bool               `json:"s,omitempty"`
+}
+
+// encodeLocked returns what is stored of r.
+func encodeLocked(r *record) ([]byte, error) {
+	s := storedRecord{
+		Parents: ids(r.parents), Layers: ids(r.layers), Snap: r.snap,
+		Mutable: r.state == mutable, Retain: r.opts.Retain, Open: r.open,
+		Desc: r.opts.Description, Type: r.opts.Type, Created: r.opts.CreatedAt.UnixNano(),
+		Uses: r.uses, DiffID: r.diffID, Index: r.opts.Index,
+	}
+	if r.twin != nil {
+		s.Twin = r.twin.id
+	}
+	if r.handles > 0 { // a crash ends the use
+		s.LastUsed, s.Uses = time.Now().UnixNano(), r.uses+1
+	} else if !r.lastUsed.IsZero() {
+		s.LastUsed = r.lastUsed.UnixNano()
+	}
+	if r.snapSize != sizeUnknown {
+		s.Size = &r.snapSize
+	}
+	for _, b := range r.blobs {
+		s.Blobs = append(s.Blobs, storedBlob{b.desc, b.stored})
+	}
+	if r.birth != r.id {
+		s.Birth = r.birth
+	}
+	return json.Marshal(s)
+}
+
+func ids(records []*record) []string {
+	var out []string
+	for _, r := range records {
+		out = append(out, r.id)
+	}
+	return out
+}
+
+// put is a record on its way into a batch: copied under the lock, added to the
+// batch outside of it.
+type put struct {
+	r       *record
+	id      string
+	birth   string
+	value   []byte
+	snap    string // its own
+	blobs   []digest.Digest
+	meta    map[string]*metaValue
+	version int
+}
+
+func (m *Manager) putOf(r *record) (put, error) {
+	value, err := encodeLocked(r)
+	if err != nil {
+		return put{}, fmt.Errorf("encode cache record %s: %w", r.id, err)
+	}
+	p := put{r: r, id: r.id, birth: r.birth, value: value, meta: maps.Clone(r.meta), version: r.version}
+	if r.owns() {
+		p.snap = r.snap
+	}
+	for _, b := range r.blobs {
+		if b.stored {
+			p.blobs = append(p.blobs, b.desc.Digest)
+		}
+	}
+	return p, nil
+}
+
+// add puts the record, and what it points at, into b.
+func (m *Manager) add(b *store.Batch, p put) error {
+	if p.snap != "" {
+		if err := m.snapshots.Persist(b, p.snap); err != nil {
+			return fmt.Errorf("persist snapshot %s of %s: %w", p.snap, p.id, err)
+		}
+	}
+	for _, d := range p.blobs {
+		err := m.blobs.Persist(b, d)
+		if errors.Is(err, snapshot.ErrNotFound) {
+			continue // found missing when it is next needed
+		}
+		if err != nil {
+			return fmt.Errorf("persist blob %s of %s: %w", d, p.id, err)
+		}
+	}
+	b.Put(bucketRecords, p.id, p.value)
+	for k, v := range p.meta {
+		if key := metadataKey(p.birth, k); v.data == nil {
+			b.Delete(bucketMetadata, key)
+		} else {
+			b.Put(bucketMetadata, key, v.data)
+		}
+	}
+	return nil
+}
+
+// collectLocked appends r to puts after everything it needs, if it isn't
+// stored as it is.
+func (m *Manager) collectLocked(puts []put, seen map[*record]bool, r *record) ([]put, error) {
+	if seen[r] || r.persisted && !r.dirty {
+		return puts, nil
+	}
+	seen[r] = true
+	var err error
+	for _, n := range r.needs() {
+		if puts, err = m.collectLocked(puts, seen, n); err != nil {
+			return nil, err
+		}
+	}
+	p, err := m.putOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return append(puts, p), nil
+}
+
+// changedLocked notes that what is stored of r is out of date. The caller
+// calls flush once it has unlocked; that does nothing for a record that was
+// never persisted.
+func (m *Manager) changedLocked(r *record) {
+	r.version++
+	if r.state != gone && (r.persisted || r.persisting > 0) {
+		r.dirty = true
+		m.dirty[r] = struct{}{}
+	}
+}
+
+// storedLocked notes that p went into a batch.
+func (m *Manager) storedLocked(p put) {
+	p.r.persisted = true
+	delete(m.used, p.r)
+	if p.version == p.r.version {
+		p.r.dirty = false
+		delete(m.dirty, p.r)
+	}
+}
+
+// dropMetaLocked forgets metadata that can be read from the store now.
+func dropMetaLocked(p put) {
+	for k, v := range p.meta {
+		if p.r.meta[k] == v {
+			delete(p.r.meta, k)
+		}
+	}
+}
+
+// usedPerBatch bounds how many last uses ride in the batch of someone else.
+const usedPerBatch = 64
+
+// Persist adds to b what is needed for the record to survive a restart: its
+// parents, snapshot and blobs included. Key stores call it in the batch that
+// links a key to the record. From then on the record stays until it is pruned.
+//
+// The handle must be held until b is written, and b must be written.
+func (r *Ref) Persist(b *store.Batch) error {
+	if r == nil {
+		return nil
+	}
+	m := r.m
+	m.mu.Lock()
+	puts, err := m.collectLocked(nil, map[*record]bool{}, r.r)
+	if err == nil {
+		puts, err = m.collectUsedLocked(puts)
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	for _, p := range puts {
+		p.r.persisting++
+	}
+	m.mu.Unlock()
+	for _, p := range puts {
+		if err == nil {
+			err = m.add(b, p)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range puts {
+		if err != nil {
+			p.r.persisting--
+			continue
+		}
+		m.storedLocked(p)
+	}
+	if err == nil && len(puts) > 0 {
+		b.OnDurable(func() { m.settle(puts) })
+	}
+	return err
+}
+
+// collectUsedLocked appends some of the records whose last use isn't written.
+func (m *Manager) collectUsedLocked(puts []put) ([]put, error) {
+	looked := 0
+	for u := range m.used {
+		if looked++; looked > usedPerBatch {
+			break
+		}
+		if u.persisting > 0 || u.dirty {
+			continue
+		}
+		p, err := m.putOf(u)
+		if err != nil {
+			return nil, err
+		}
+		puts = append(puts, p)
+		delete(m.used, u)
+	}
+	return puts, nil
+}
+
+// settle ends what Persist began. A record that changed in the meantime is
+// written again, since it isn't known which batch came last.
+func (m *Manager) settle(puts []put) {
+	m.mu.Lock()
+	again := false
+	for _, p := range puts {
+		p.r.persisting--
+		dropMetaLocked(p)
+		if p.r.state != gone && p.version != p.r.version {
+			p.r.dirty = true
+			m.dirty[p.r] = struct{}{}
+			again = true
+		}
+	}
+	again = again && !m.closed
+	m.mu.Unlock()
+	if again {
+		m.flush(flushChanged)
+	}
+}
+
+// flushWhat says what flush writes.
+type flushWhat int
+
+const (
+	flushChanged flushWhat = iota // records that changed
+	flushAll                      // last uses too
+	flushClose                    // everything; all batches of others are written
+)
+
+// flush writes what changed since it was last written. What can't be written
+// is logged: it costs cache after a restart, never a build.
+func (m *Manager) flush(what flushWhat) {
+	m.mu.Lock()
+	idle := len(m.dirty) == 0 && (what == flushChanged || len(m.used) == 0)
+	m.mu.Unlock()
+	if idle {
+		return
+	}
+	m.writes.Lock()
+	defer m.writes.Unlock()
+	b := &store.Batch{}
+	m.putLocked(b, what)
+	m.db.Write(b)
+}
+
+// putLocked adds changed records to b, which the caller writes before it
+// unlocks m.writes.
+func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
+	m.mu.Lock()
+	var puts []put
+	var err error
+	seen := map[*record]bool{}
+	for r := range m.dirty {
+		// While a batch of someone else is on its way, settle decides.
+		if r.persisting == 0 || what == flushClose {
+			if puts, err = m.collectLocked(puts, seen, r); err != nil {
+				break
+			}
+		}
+	}
+	if what != flushChanged && err == nil {
+		for r := range m.used {
+			if seen[r] || r.persisting > 0 && what != flushClose {
+				continue
+			}
+			var p put
+			if p, err = m.putOf(r); err != nil {
+				break
+			}
+			puts = append(puts, p)
+		}
+	}
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Error("store cache records", "error", err)
+		return
+	}
+	var written []put
+	for _, p := range puts {
+		if err := m.add(b, p); err != nil {
+			m.log.Error("store cache record", "record", p.id, "error", err)
+			continue
+		}
+		written = append(written, p)
+	}
+	m.mu.Lock()
+	for _, p := range written {
+		m.storedLocked(p)
+	}
+	m.mu.Unlock()
+	b.OnDurable(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for _, p := range written {
+			dropMetaLocked(p)
+		}
+	})
+}

@@ -1,0 +1,205 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+)
+
+// Usage describes a record for du and prune (CTL-100).
+type Usage struct {
+	ID          string
+	Parents     []string
+	Mutable     bool
+	InUse       bool
+	Size        int64
+	CreatedAt   time.Time
+	LastUsedAt  time.Time // zero if never
+	UsageCount  int
+	Description string
+	Type        RecordType
+	Shared      bool
+}
+
+// DiskUsage lists the records that match any of filters (CTL-102), or all, and
+// were not used within age. A record's size is its own files and those of its
+// blobs that no older record has; that of a mutable one in use is 0, since it
+// is changing.
+func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Duration) ([]Usage, error) {
+	filter, err := filters.ParseAll(filterBy...)
+	if err != nil {
+		return nil, fmt.Errorf("parse filters %q: %w", filterBy, err)
+	}
+	cutoff := time.Now().Add(-age)
+	var found []*entry
+	for _, e := range m.survey() {
+		recent := age > 0 && e.usage.LastUsedAt.After(cutoff)
+		if !recent && filter.Match(adapt(&e.usage)) {
+			found = append(found, e)
+		}
+	}
+	if err := m.measure(ctx, found); err != nil {
+		return nil, err
+	}
+	out := make([]Usage, len(found))
+	for i, e := range found {
+		out[i] = e.usage
+	}
+	return out, nil
+}
+
+// adapt gives filters the fields of a record.
+func adapt(u *Usage) filters.Adaptor {
+	return filters.AdapterFunc(func(path []string) (string, bool) {
+		if len(path) != 1 {
+			return "", false
+		}
+		switch path[0] {
+		case "id":
+			return u.ID, true
+		case "parents":
+			return strings.Join(u.Parents, ";"), len(u.Parents) > 0
+		case "description":
+			return u.Description, u.Description != ""
+		case "inuse":
+			return "", u.InUse
+		case "mutable":
+			return "", u.Mutable
+		case "immutable":
+			return "", !u.Mutable
+		case "type":
+			return string(u.Type), true
+		case "shared":
+			return "", u.Shared
+		case "private":
+			return "", !u.Shared
+		}
+		return "", false
+	})
+}
+
+// entry is a record as of one moment.
+type entry struct {
+	r        *record
+	usage    Usage // Size is that of the blobs until measured
+	snap     string
+	snapSize int64
+	uses     int
+	needs    []*record
+	blobs    []digest.Digest
+	sizes    []int64 // of blobs that are stored, 0 of others
+}
+
+// survey describes all records, oldest first.
+func (m *Manager) survey() []*entry {
+	m.mu.Lock()
+	entries := make([]*entry, 0, len(m.records))
+	for _, r := range m.records {
+		entries = append(entries, entryLocked(r))
+	}
+	slices.SortFunc(entries, func(a, b *entry) int {
+		return cmp.Or(a.usage.CreatedAt.Compare(b.usage.CreatedAt), cmp.Compare(a.usage.ID, b.usage.ID))
+	})
+	c := contents{images: m.images, holds: m.holds, records: make([]fact, len(entries))}
+	for i, e := range entries {
+		c.records[i] = factLocked(e)
+	}
+	v := liveness(c)
+	m.mu.Unlock()
+
+	for _, e := range entries {
+		u := &e.usage
+		u.InUse, u.Shared = v.inUse[u.ID], v.shared[u.ID]
+		for i, d := range e.blobs {
+			if v.owner[d] == u.ID {
+				u.Size += e.sizes[i]
+			}
+		}
+	}
+	return entries
+}
+
+func entryLocked(r *record) *entry {
+	e := &entry{r: r, snapSize: r.snapSize, uses: r.uses, needs: r.needs(), usage: Usage{
+		ID: r.id, Parents: ids(r.parents), Mutable: r.state == mutable, CreatedAt: r.opts.CreatedAt,
+		LastUsedAt: r.lastUsed, UsageCount: r.uses, Description: r.opts.Description, Type: r.opts.Type,
+	}}
+	switch {
+	case !r.owns(), r.state == mutable && r.handles > 0:
+		e.snapSize = 0
+	default:
+		e.snap = r.snap
+	}
+	for _, b := range r.blobs {
+		size := int64(0)
+		if b.stored {
+			size = b.desc.Size
+		}
+		e.blobs = append(e.blobs, b.desc.Digest)
+		e.sizes = append(e.sizes, size)
+	}
+	return e
+}
+
+func factLocked(e *entry) fact {
+	r := e.r
+	return fact{id: r.id, needs: ids(e.needs), blobs: e.blobs, held: r.handles > 0, kept: r.kept()}
+}
+
+// measure completes the sizes of entries. What had to be walked is remembered
+// with the record.
+func (m *Manager) measure(ctx context.Context, entries []*entry) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * runtime.GOMAXPROCS(0))
+	for _, e := range entries {
+		if e.snapSize != sizeUnknown {
+			e.usage.Size += e.snapSize
+			continue
+		}
+		g.Go(func() error { return m.measureOne(gctx, e) })
+	}
+	return g.Wait()
+}
+
+func (m *Manager) measureOne(ctx context.Context, e *entry) error {
+	u, err := m.snapshots.Usage(ctx, e.snap)
+	m.mu.Lock()
+	same := e.r.state != gone && e.r.snap == e.snap && e.r.uses == e.uses
+	changing := e.r.state == mutable && e.r.handles > 0
+	if err == nil && same && !changing {
+		e.r.snapSize = u.Size
+		if e.r.persisted { // written with the last uses, at leisure
+			m.used[e.r] = struct{}{}
+		}
+	}
+	m.mu.Unlock()
+	e.snapSize = 0
+	switch {
+	case err == nil:
+		e.snapSize = u.Size
+		e.usage.Size += u.Size
+	case same && ctx.Err() == nil:
+		err = m.lostSnapshot(ctx, e.r, fmt.Errorf("measure %s: %w", e.usage.ID, err))
+		if e.r.isLost(m) {
+			return nil // logged; takes no space
+		}
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return nil // removed in the meantime
+}
+
+func (r *record) isLost(m *Manager) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return r.broken
+}
