@@ -1,0 +1,183 @@
+//go:build linux && (amd64 || arm64)
+
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/launch"
+	"github.com/kilnbuild/kiln/executor/native"
+	"github.com/kilnbuild/kiln/executor/netns"
+	"github.com/kilnbuild/kiln/executor/seccomp"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	"golang.org/x/sys/unix"
+)
+
+// killTimeout is how long a killed process may take to end: only one that the
+// kernel holds, for example on a dead disk, takes longer than milliseconds.
+const killTimeout = 30 * time.Second
+
+// builtin is the built-in runtime.
+type builtin struct {
+	launcher *launch.Launcher
+	cgroups  *cgroup.Manager
+	networks *netns.Pool
+	open     openView
+	filter   []unix.SockFilter // of confined processes
+	alive    int               // pidfd of this process
+	grace    time.Duration
+}
+
+func newBuiltin(cfg Config, cgroups *cgroup.Manager, open openView) (_ *builtin, err error) {
+	profile, err := seccompProfile()
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	b := &builtin{cgroups: cgroups, open: open, grace: cfg.Grace}
+	if b.filter, err = seccomp.Compile(profile); err != nil {
+		return nil, fmt.Errorf("compile seccomp profile: %w", err)
+	}
+	// A thread is suspended while its child is being set up.
+	threads := min(max(runtime.NumCPU(), 2), 8)
+	if b.launcher, err = launch.New(threads, cfg.Root); err != nil {
+		return nil, err
+	}
+	if b.alive, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("open own pidfd: %w", err), b.launcher.Close())
+	}
+	b.networks = netns.New(cfg.Log)
+	return b, nil
+}
+
+func (b *builtin) close() error {
+	return errors.Join(b.networks.Close(), b.launcher.Close(), unix.Close(b.alive))
+}
+
+func (b *builtin) opener(Process, *cleanup.Stack) (openView, error) { return b.open, nil }
+
+func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	group, err := b.cgroups.Take(ctx, cgroupSpec(t.p))
+	if err != nil {
+		return exit, err
+	}
+	undo.AddFunc(group.Release)
+	io, err := newStdio(t.p)
+	if err != nil {
+		return exit, err
+	}
+	proc, times, err := b.start(ctx, t, group, io)
+	if err != nil {
+		var exec *native.ExecError
+		if errors.As(err, &exec) && t.p.Stderr != nil {
+			fmt.Fprintln(t.p.Stderr, exec) //nolint:errcheck // the error carries it, too
+		}
+		return exit, errors.Join(err, io.abort())
+	}
+	exit.times = times
+	if err := io.started(); err != nil {
+		return exit, errors.Join(err, b.kill(ctx, proc, group, &exit))
+	}
+	status, err := proc.Wait(ctx, 0)
+	if err != nil {
+		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
+	} else {
+		exit.status(status)
+	}
+	err = errors.Join(err, io.ended(ctx))
+	usage, uerr := group.Usage()
+	exit.account(usage)
+	return exit, errors.Join(err, uerr)
+}
+
+// start starts the container's process.
+func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *stdio) (_ *launch.Process, _ func() []launch.StageTime, err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	closing := func(fd int) int {
+		undo.Add(func() error { return unix.Close(fd) })
+		return fd
+	}
+	c := &native.Container{Spec: t.spec, Netns: -1, Stdio: io.child, Alive: b.alive}
+	if t.spec.Linux.Seccomp != nil {
+		c.Filter = b.filter
+	}
+	root, _, err := detach(t.root.FD(), "", 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("root: %w", err)
+	}
+	c.Root = closing(root)
+	for _, s := range t.sources {
+		bind, err := s.bind()
+		if err != nil {
+			return nil, nil, err
+		}
+		closing(bind.FD)
+		bind.Make = t.makePoints[s.dest]
+		c.Binds = append(c.Binds, bind)
+	}
+	if t.p.Network == NetNone {
+		ns, err := b.networks.Take()
+		if err != nil {
+			return nil, nil, err
+		}
+		undo.Add(ns.Close)
+		c.Netns = int(ns.Fd())
+	}
+	c.Cgroup = native.Cgroup{Join: group.JoinFDs(), Dir: group.CloneFD()}
+	for _, m := range group.Mounts() {
+		fd, err := cgroupMount(m, t.p.Security)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.Cgroup.Mounts = append(c.Cgroup.Mounts, native.CgroupMount{Name: m.Name, FD: closing(fd)})
+	}
+	proc, prog, err := native.Start(ctx, b.launcher, c)
+	if err != nil {
+		return nil, nil, err
+	}
+	return proc, prog.Times, nil
+}
+
+// cgroupMount makes a detached mount of a group's directory.
+func cgroupMount(m cgroup.Mount, sec SecurityMode) (int, error) {
+	dir, err := unix.Open(m.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open cgroup: %w", err)
+	}
+	defer unix.Close(dir)
+	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+	if sec == SecuritySandbox {
+		attrs |= unix.MOUNT_ATTR_RDONLY
+	}
+	fd, _, err := detach(dir, "", attrs)
+	if err != nil {
+		return -1, fmt.Errorf("mount cgroup: %w", err)
+	}
+	return fd, nil
+}
+
+// kill ends a process that is no longer wanted: TERM, and when the grace has
+// passed KILL, for it and all in its group.
+func (b *builtin) kill(ctx context.Context, proc *launch.Process, group *cgroup.Group, exit *exit) error {
+	ctx = context.WithoutCancel(ctx)
+	exit.killed = true
+	err := proc.Signal(unix.SIGTERM)
+	status, werr := proc.Wait(ctx, b.grace)
+	if errors.Is(werr, launch.ErrTimeout) {
+		// Its PID namespace ends with it, with all its processes.
+		err = errors.Join(err, proc.Signal(unix.SIGKILL))
+		status, werr = proc.Wait(ctx, killTimeout)
+	}
+	if werr == nil {
+		exit.status(status)
+	}
+	return errors.Join(err, werr, group.Kill())
+}

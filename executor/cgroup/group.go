@@ -1,0 +1,383 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits are what a group may use; zero values are no limit.
+type Limits struct {
+	Memory, MemorySwap   int64 // MemorySwap is memory plus swap; -1 is unlimited
+	CPUShares, CPUPeriod uint64
+	CPUQuota             int64
+	CpusetCpus           string
+	CpusetMems           string
+}
+
+// Usage is what the processes of a group used.
+type Usage struct {
+	CPU        time.Duration // 0 on version 1, where groups don't join cpuacct
+	MemoryPeak int64
+	PidsPeak   int64 // 0 if the kernel doesn't count it
+	OOMKills   int64
+}
+
+// A Group is a place for one process and its children.
+type Group struct {
+	m    *Manager
+	path string // below the mount points; only of existing groups
+	dirs []dir
+}
+
+// dir is the group's directory in one hierarchy.
+type dir struct {
+	path string
+	h    *Hierarchy // nil on version 2
+	join *os.File   // v1: its tasks file. v2: the directory
+	// shared directories have other users and stay
+	shared bool
+}
+
+// has says whether a limit of controller can be set in d.
+func (d dir) has(controller string) bool {
+	if d.shared {
+		return false
+	}
+	if d.h == nil {
+		return true
+	}
+	return slices.Contains(d.h.Controllers, controller)
+}
+
+// JoinFDs returns open files for a process that is to join the group: it writes
+// "0" to each. They are valid until Release.
+func (g *Group) JoinFDs() []int {
+	var fds []int
+	for _, d := range g.dirs {
+		if d.h != nil {
+			fds = append(fds, int(d.join.Fd()))
+		}
+	}
+	return fds
+}
+
+// CloneFD returns the open directory that a process can be born in, or -1 if
+// it has to join.
+func (g *Group) CloneFD() int {
+	if len(g.dirs) == 1 && g.dirs[0].h == nil {
+		return int(g.dirs[0].join.Fd())
+	}
+	return -1
+}
+
+// Mount is a hierarchy as a container sees it below /sys/fs/cgroup.
+type Mount struct{ Name, Dir string }
+
+// Mounts returns the group's directories by the name of their hierarchy; none
+// on version 2, where a cgroup namespace shows it.
+func (g *Group) Mounts() []Mount {
+	var list []Mount
+	for _, d := range g.dirs {
+		if d.h != nil && !d.shared {
+			list = append(list, Mount{d.h.Name, d.path})
+		}
+	}
+	return list
+}
+
+// Path is the path of an Existing group as a runtime wants it.
+func (g *Group) Path() string { return g.path }
+
+// Remove kills and removes an Existing group, if it is there.
+func (g *Group) Remove() error {
+	var errs []error
+	for _, d := range g.dirs {
+		if _, err := os.Stat(d.path); err == nil {
+			errs = append(errs, removeTree(d.path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// limit writes l's values. The order matters: memory before memory and swap.
+func (g *Group) limit(l Limits) error {
+	var sets []setting
+	for _, d := range g.dirs {
+		if d.h == nil {
+			sets = append(sets, l.v2(d.path)...)
+			continue
+		}
+		sets = append(sets, l.v1(d)...)
+	}
+	for _, s := range sets {
+		if err := s.write(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setting is a value for a control file.
+type setting struct{ dir, file, value string }
+
+func (s setting) write() error {
+	if err := write(filepath.Join(s.dir, s.file), s.value); err != nil {
+		return fmt.Errorf("set limit %s to %s: %w", s.file, s.value, err)
+	}
+	return nil
+}
+
+func (l Limits) v1(d dir) (sets []setting) {
+	add := func(file, value string) { sets = append(sets, setting{d.path, file, value}) }
+	if d.has("memory") && l.Memory != 0 {
+		add("memory.limit_in_bytes", strconv.FormatInt(l.Memory, 10))
+	}
+	if d.has("memory") && l.MemorySwap != 0 {
+		add("memory.memsw.limit_in_bytes", strconv.FormatInt(l.MemorySwap, 10))
+	}
+	if d.has("cpu") && l.CPUShares != 0 {
+		add("cpu.shares", strconv.FormatUint(l.CPUShares, 10))
+	}
+	if d.has("cpu") && l.CPUPeriod != 0 {
+		add("cpu.cfs_period_us", strconv.FormatUint(l.CPUPeriod, 10))
+	}
+	if d.has("cpu") && l.CPUQuota != 0 {
+		add("cpu.cfs_quota_us", strconv.FormatInt(l.CPUQuota, 10))
+	}
+	if d.has("cpuset") && l.CpusetCpus != "" {
+		add("cpuset.cpus", l.CpusetCpus)
+	}
+	if d.has("cpuset") && l.CpusetMems != "" {
+		add("cpuset.mems", l.CpusetMems)
+	}
+	return sets
+}
+
+func (l Limits) v2(path string) (sets []setting) {
+	add := func(file, value string) { sets = append(sets, setting{path, file, value}) }
+	bytes := func(n int64) string {
+		if n < 0 {
+			return "max"
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	if l.Memory != 0 {
+		add("memory.max", bytes(l.Memory))
+	}
+	if l.MemorySwap != 0 {
+		swap := l.MemorySwap
+		if swap > 0 {
+			swap = max(0, swap-max(0, l.Memory)) // version 2 counts swap alone
+		}
+		add("memory.swap.max", bytes(swap))
+	}
+	if l.CPUShares != 0 {
+		shares := min(max(l.CPUShares, 2), 262144)
+		add("cpu.weight", strconv.FormatUint(1+(shares-2)*9999/262142, 10))
+	}
+	if l.CPUQuota != 0 || l.CPUPeriod != 0 {
+		quota := "max"
+		if l.CPUQuota > 0 {
+			quota = strconv.FormatInt(l.CPUQuota, 10)
+		}
+		period := l.CPUPeriod
+		if period == 0 {
+			period = 100_000
+		}
+		add("cpu.max", fmt.Sprintf("%s %d", quota, period))
+	}
+	if l.CpusetCpus != "" {
+		add("cpuset.cpus", l.CpusetCpus)
+	}
+	if l.CpusetMems != "" {
+		add("cpuset.mems", l.CpusetMems)
+	}
+	return sets
+}
+
+// Usage reads the counters. What the kernel doesn't count is 0.
+func (g *Group) Usage() (Usage, error) {
+	var u Usage
+	var errs []error
+	read := func(d dir, file, key string, into *int64) {
+		v, err := readCounter(filepath.Join(d.path, file), key)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("read usage: %w", err))
+		}
+		*into = max(*into, v)
+	}
+	for _, d := range g.dirs {
+		if d.h == nil {
+			var usec int64
+			read(d, "cpu.stat", "usage_usec", &usec)
+			u.CPU = time.Duration(usec) * time.Microsecond
+			read(d, "memory.peak", "", &u.MemoryPeak)
+			read(d, "memory.events", "oom_kill", &u.OOMKills)
+		}
+		if d.has("memory") && d.h != nil {
+			read(d, "memory.max_usage_in_bytes", "", &u.MemoryPeak)
+			read(d, "memory.oom_control", "oom_kill", &u.OOMKills)
+		}
+		if d.has("pids") {
+			read(d, "pids.peak", "", &u.PidsPeak)
+		}
+	}
+	return u, errors.Join(errs...)
+}
+
+// readCounter reads a file that is a number or lines of keys and numbers.
+func readCounter(path, key string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		value := strings.TrimSpace(line)
+		if key != "" {
+			name, v, _ := strings.Cut(value, " ")
+			if name != key {
+				continue
+			}
+			value = v
+		}
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		return n, nil
+	}
+	return 0, nil
+}
+
+// Release hands the group back; it is killed and removed in the background. It
+// must be called once.
+func (g *Group) Release() { g.m.remove(g) }
+
+// Kill kills all processes in the group and waits for their end.
+func (g *Group) Kill() error {
+	var errs []error
+	for _, d := range g.dirs {
+		if !d.shared {
+			errs = append(errs, killAll(d.path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// destroy kills what is left and removes the directories.
+func (g *Group) destroy() error {
+	var errs []error
+	for _, d := range g.dirs {
+		if d.shared {
+			continue
+		}
+		if d.join != nil {
+			errs = append(errs, d.join.Close())
+		}
+		errs = append(errs, removeDir(d.path))
+	}
+	return errors.Join(errs...)
+}
+
+// killTimeout is how long killed processes may take to end.
+const killTimeout = 10 * time.Second
+
+// killAll kills all processes in dir, including those that they start while
+// being killed.
+func killAll(dir string) error {
+	deadline := time.Now().Add(killTimeout)
+	for {
+		if err := write(filepath.Join(dir, "cgroup.kill"), "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("kill cgroup: %w", err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list processes of cgroup: %w", err)
+		}
+		if err := killPids(strings.Fields(string(b)), deadline); err != nil {
+			return fmt.Errorf("kill cgroup %s: %w", dir, err)
+		}
+	}
+}
+
+// killPids kills processes and waits for their end.
+func killPids(pids []string, deadline time.Time) error {
+	var polls []unix.PollFd
+	defer func() {
+		for _, p := range polls {
+			unix.Close(int(p.Fd))
+		}
+	}()
+	for _, pid := range pids {
+		n, err := strconv.Atoi(pid)
+		if err != nil || n <= 1 || n == os.Getpid() {
+			return fmt.Errorf("process %q in it is not ours to kill", pid)
+		}
+		fd, err := unix.PidfdOpen(n, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", n, err)
+		}
+		polls = append(polls, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill process %d: %w", n, err)
+		}
+	}
+	return waitAll(slices.Clone(polls), deadline)
+}
+
+// waitAll waits until all polled processes have ended.
+func waitAll(polls []unix.PollFd, deadline time.Time) error {
+	for len(polls) > 0 {
+		left := time.Until(deadline).Milliseconds()
+		if left <= 0 {
+			return fmt.Errorf("%d processes have not ended %s after being killed", len(polls), killTimeout)
+		}
+		if _, err := unix.Poll(polls[:1], int(left)); err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for killed processes: %w", err)
+		}
+		if polls[0].Revents != 0 {
+			polls = polls[1:]
+		}
+	}
+	return nil
+}
+
+// removeDir removes a group's directory; processes in it are killed.
+func removeDir(path string) error {
+	var err error
+	for range 3 {
+		err = unix.Rmdir(path)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if kerr := killAll(path); kerr != nil {
+			return kerr
+		}
+	}
+	return fmt.Errorf("remove cgroup %s: %w", path, err)
+}
+
+// write writes a control file in one write; it never creates one.
+func write(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,449 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// ahead is how many groups are made before they are needed.
+const ahead = 4
+
+// Manager makes groups. All methods are safe for concurrent use.
+type Manager struct {
+	tree    *Tree
+	parent  string   // default parent, such as "/kiln"
+	prefix  string   // of all names this manager makes
+	devices *os.File // v1: tasks file of the group that confines devices
+	filter  int      // v2: device program
+	log     *slog.Logger
+
+	mu      sync.Mutex        // guards the fields below; never held across I/O
+	parents map[string]string // made so far, with the mount point each is below
+
+	ready   chan *Group // made ahead
+	removed chan *Group // to be removed
+	stop    context.CancelFunc
+	filler  sync.WaitGroup
+	remover sync.WaitGroup
+}
+
+// Config is what a Manager is made from.
+type Config struct {
+	Tree   *Tree
+	Parent string // default parent path
+	Prefix string // of the names of all groups, unique to one daemon
+	Log    *slog.Logger
+}
+
+// New makes a manager. It keeps its default parent and a group for device
+// rules; everything else in it by that prefix is removed first, with its
+// processes, and so are leftovers below otherParents.
+func New(cfg Config, otherParents []string) (_ *Manager, err error) {
+	m := &Manager{
+		tree: cfg.Tree, parent: clean(cfg.Parent), prefix: cfg.Prefix, log: cfg.Log, filter: -1,
+		parents: map[string]string{}, ready: make(chan *Group, ahead), removed: make(chan *Group, 256),
+	}
+	for _, parent := range append([]string{m.parent}, otherParents...) {
+		if err := m.sweep(clean(parent)); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.confineDevices(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop = cancel
+	m.filler.Go(func() { m.fill(ctx) })
+	m.remover.Go(m.removeLoop)
+	return m, nil
+}
+
+// Close removes all groups. It waits for removals under way.
+func (m *Manager) Close() error {
+	m.stop()
+	m.filler.Wait()
+	close(m.ready)
+	for g := range m.ready {
+		m.removed <- g
+	}
+	close(m.removed)
+	m.remover.Wait()
+	var errs []error
+	if m.filter >= 0 {
+		errs = append(errs, unix.Close(m.filter))
+	}
+	if m.devices != nil {
+		errs = append(errs, m.devices.Close(), removeDir(filepath.Dir(m.devices.Name())))
+	}
+	m.removeParents()
+	return errors.Join(errs...)
+}
+
+// Leftovers lists the groups that exist now, including those made ahead.
+func (m *Manager) Leftovers() []string {
+	var list []string
+	for _, root := range m.roots(m.parent) {
+		found, err := filepath.Glob(filepath.Join(root, m.prefix+"-*"))
+		if err != nil {
+			panic(fmt.Sprintf("internal error: %v", err)) // of the pattern alone
+		}
+		list = append(list, found...)
+	}
+	return list
+}
+
+// removeParents removes parents that nobody uses any more: those made here, and
+// what a runtime made for the default one.
+func (m *Manager) removeParents() {
+	for _, root := range m.roots("/") {
+		m.parents[filepath.Join(root, m.parent)] = root
+	}
+	for full, root := range m.parents {
+		for path := full; path != filepath.Clean(root); path = filepath.Dir(path) {
+			if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
+				break // others are in it
+			}
+		}
+	}
+}
+
+func clean(parent string) string { return filepath.Join("/", parent) }
+
+// roots are all directories that stand for the path parent.
+func (m *Manager) roots(parent string) []string {
+	if m.tree.V2 != "" {
+		return []string{filepath.Join(m.tree.V2, parent)}
+	}
+	var roots []string
+	for _, h := range m.tree.V1 {
+		roots = append(roots, filepath.Join(h.Dir, parent))
+	}
+	return roots
+}
+
+// sweep removes what an earlier manager with the same prefix left in parent.
+func (m *Manager) sweep(parent string) error {
+	var errs []error
+	for _, root := range m.roots(parent) {
+		entries, err := os.ReadDir(root)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("sweep cgroups: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && strings.HasPrefix(e.Name(), m.prefix+"-") {
+				errs = append(errs, removeTree(filepath.Join(root, e.Name())))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeTree removes a group and those that its processes made inside.
+func removeTree(path string) error {
+	if err := killAll(path); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove cgroup: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return removeDir(path)
+}
+
+// confineDevices prepares what denies devices to confined processes.
+func (m *Manager) confineDevices() (err error) {
+	if m.tree.V2 != "" {
+		m.filter, err = loadDeviceProgram(DefaultDevices)
+		return err
+	}
+	h := m.tree.hierarchy("devices")
+	if h == nil {
+		return fmt.Errorf("the machine has no cgroup controller for devices, so that steps can't be kept from disks")
+	}
+	d, err := m.makeDir(h, m.parent, m.prefix+"-devices")
+	if err != nil {
+		return err
+	}
+	if err := setDevicesV1(d.path, DefaultDevices); err != nil {
+		return errors.Join(err, d.join.Close(), removeDir(d.path))
+	}
+	m.devices = d.join
+	return nil
+}
+
+// IsV2 says whether groups are version 2, so that a cgroup namespace makes
+// sense.
+func (m *Manager) IsV2() bool { return m.tree.V2 != "" }
+
+// Existing returns the group that spec names, for a runtime that makes it
+// itself. It is not released but removed.
+func (m *Manager) Existing(spec Spec) *Group {
+	parent := m.parent
+	if spec.Parent != "" {
+		parent = clean(spec.Parent)
+	}
+	g := &Group{m: m, path: filepath.Join(parent, m.prefix+"-"+spec.ID)}
+	if m.tree.V2 != "" {
+		g.dirs = []dir{{path: filepath.Join(m.tree.V2, g.path)}}
+	}
+	for i, h := range m.tree.V1 {
+		g.dirs = append(g.dirs, dir{path: filepath.Join(h.Dir, g.path), h: &m.tree.V1[i]})
+	}
+	return g
+}
+
+// Spec says what kind of group is needed.
+type Spec struct {
+	ID         string // names the group if it isn't one made ahead
+	Parent     string // "" is the manager's
+	Limits     Limits
+	AllDevices bool // don't confine devices
+}
+
+// Take returns a group as spec says. The caller must Release it.
+func (m *Manager) Take(ctx context.Context, spec Spec) (*Group, error) {
+	l := spec.Limits
+	plain := l.CPUShares == 0 && l.CPUPeriod == 0 && l.CPUQuota == 0 && l.CpusetCpus == "" && l.CpusetMems == ""
+	if spec.Parent == "" && !spec.AllDevices && (plain || m.tree.V2 != "") {
+		var g *Group
+		select {
+		case g = <-m.ready:
+		default:
+		}
+		if g != nil {
+			if err := g.limit(l); err != nil {
+				g.Release()
+				return nil, err
+			}
+			return g, nil
+		}
+	}
+	if strings.ContainsAny(spec.ID, "/\x00") {
+		return nil, fmt.Errorf("make cgroup: bad name %q", spec.ID)
+	}
+	parent := m.parent
+	if spec.Parent != "" {
+		parent = clean(spec.Parent)
+	}
+	g, err := m.make(parent, m.prefix+"-"+spec.ID, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.limit(l); err != nil {
+		g.Release()
+		return nil, err
+	}
+	return g, nil
+}
+
+// fill makes groups ahead until ctx ends.
+func (m *Manager) fill(ctx context.Context) {
+	for i := 0; ; i++ {
+		g, err := m.make(m.parent, fmt.Sprintf("%s-ahead%d", m.prefix, i), Spec{})
+		if err != nil {
+			// Take will meet the same error and report it.
+			m.log.Warn("make cgroup ahead", "error", err)
+			return
+		}
+		select {
+		case m.ready <- g:
+		case <-ctx.Done():
+			m.remove(g)
+			return
+		}
+	}
+}
+
+// make makes a group's directories.
+func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
+	g = &Group{m: m}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.destroy())
+		}
+	}()
+	if m.tree.V2 != "" {
+		d, err := m.makeDir(nil, parent, name)
+		if err != nil {
+			return nil, err
+		}
+		g.dirs = append(g.dirs, d)
+		if !spec.AllDevices {
+			err = attachDevices(int(d.join.Fd()), m.filter)
+		}
+		return g, err
+	}
+	for i := range m.tree.V1 {
+		h := &m.tree.V1[i]
+		if !m.useful(h, parent, spec.Limits) {
+			continue
+		}
+		d, err := m.makeDir(h, parent, name)
+		if err != nil {
+			return nil, err
+		}
+		g.dirs = append(g.dirs, d)
+		if parent != m.parent && !spec.AllDevices && d.has("devices") {
+			if err := setDevicesV1(d.path, DefaultDevices); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if parent == m.parent && !spec.AllDevices {
+		h := m.tree.hierarchy("devices")
+		g.dirs = append(g.dirs, dir{path: filepath.Dir(m.devices.Name()), h: h, join: m.devices, shared: true})
+	}
+	return g, nil
+}
+
+// useful says whether a group joins h. Below a parent that the user named, it
+// joins all: the parent may have limits.
+func (m *Manager) useful(h *Hierarchy, parent string, l Limits) bool {
+	if parent != m.parent {
+		return true
+	}
+	has := func(c string) bool { return slices.Contains(h.Controllers, c) }
+	return has("memory") || has("pids") ||
+		has("cpu") && (l.CPUShares != 0 || l.CPUPeriod != 0 || l.CPUQuota != 0) ||
+		has("cpuset") && (l.CpusetCpus != "" || l.CpusetMems != "")
+}
+
+// makeDir makes a group's directory in one hierarchy and opens what is needed
+// to join it.
+func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
+	root := m.tree.V2
+	if h != nil {
+		root = h.Dir
+	}
+	path := filepath.Join(root, parent, name)
+	if err := m.makeParent(h, root, parent); err != nil {
+		return dir{}, err
+	}
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Another daemon that shares the parent has removed it.
+		m.forgetParent(filepath.Dir(path))
+		if err := m.makeParent(h, root, parent); err != nil {
+			return dir{}, err
+		}
+		err = os.Mkdir(path, 0o755)
+	}
+	if err != nil {
+		return dir{}, fmt.Errorf("make cgroup: %w", err)
+	}
+	d := dir{path: path, h: h}
+	if h == nil {
+		d.join, err = os.OpenFile(path, unix.O_DIRECTORY|unix.O_PATH, 0)
+	} else {
+		d.join, err = os.OpenFile(filepath.Join(path, "tasks"), os.O_WRONLY, 0)
+		if err == nil && slices.Contains(h.Controllers, "cpuset") {
+			err = inheritCpuset(path)
+		}
+	}
+	if err != nil {
+		return dir{}, errors.Join(fmt.Errorf("open cgroup: %w", err), removeDir(path))
+	}
+	return d, nil
+}
+
+func (m *Manager) forgetParent(full string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.parents, full)
+}
+
+// makeParent makes the directories of parent, once.
+func (m *Manager) makeParent(h *Hierarchy, root, parent string) error {
+	full := filepath.Join(root, parent)
+	m.mu.Lock()
+	_, known := m.parents[full]
+	m.mu.Unlock()
+	if known {
+		return nil
+	}
+	if h == nil {
+		if err := enableControllers(root, true); err != nil {
+			return err
+		}
+	}
+	path := root
+	for part := range strings.SplitSeq(strings.Trim(parent, "/"), "/") {
+		if part == "" {
+			continue
+		}
+		path = filepath.Join(path, part)
+		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make cgroup parent: %w", err)
+		}
+		var err error
+		switch {
+		case h == nil:
+			err = enableControllers(path, false)
+		case slices.Contains(h.Controllers, "cpuset"):
+			err = inheritCpuset(path)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	m.parents[full] = root
+	m.mu.Unlock()
+	return nil
+}
+
+// inheritCpuset gives a new v1 cpuset group its parent's values; it can't be
+// joined without any.
+func inheritCpuset(path string) error {
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		own, err := os.ReadFile(filepath.Join(path, file))
+		if err != nil {
+			return fmt.Errorf("inherit cpuset: %w", err)
+		}
+		if strings.TrimSpace(string(own)) != "" {
+			continue
+		}
+		value, err := os.ReadFile(filepath.Join(filepath.Dir(path), file))
+		if err != nil {
+			return fmt.Errorf("inherit cpuset: %w", err)
+		}
+		if err := write(filepath.Join(path, file), strings.TrimSpace(string(value))); err != nil {
+			return fmt.Errorf("inherit cpuset: %w", err)
+		}
+	}
+	return nil
+}
+
+// remove queues g for removal.
+func (m *Manager) remove(g *Group) { m.removed <- g }
+
+func (m *Manager) removeLoop() {
+	for g := range m.removed {
+		if err := g.destroy(); err != nil {
+			m.log.Warn("remove cgroup", "error", err)
+		}
+	}
+}

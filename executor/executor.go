@@ -1,0 +1,153 @@
+// Package executor runs one process in a root filesystem, isolated as an OCI
+// runtime-spec says.
+//
+// An Executor turns a Process into a specs.Spec and gives it to a runtime: the
+// built-in one, or runc, crun or another binary. It knows no LLB, cache or
+// session.
+package executor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+)
+
+// NetMode is the network a process gets.
+type NetMode int
+
+// Network modes.
+const (
+	NetSandbox NetMode = iota // the daemon's default: host unless a bridge is set up
+	NetHost
+	NetNone // loopback only
+)
+
+// SecurityMode is how far a process is confined.
+type SecurityMode int
+
+// Security modes.
+const (
+	SecuritySandbox SecurityMode = iota
+	SecurityInsecure
+)
+
+// Process is what to run, where.
+type Process struct {
+	ID string // unique among running processes; names cgroup and bundle
+
+	Root         []mount.Mount // how to make the root filesystem visible
+	ReadonlyRoot bool
+	Mounts       []Mount // in any order; parents are mounted before children
+
+	Args                      []string
+	Env                       []string
+	Cwd                       string
+	User                      string // name or uid[:group or gid], looked up in the root's passwd and group
+	Hostname                  string
+	Network                   NetMode
+	Security                  SecurityMode
+	ExtraHosts                []HostIP
+	Ulimits                   []Ulimit
+	CgroupParent              string
+	Resources                 *Resources
+	ValidExitCodes            []int // nil: only 0
+	RemoveMountStubsRecursive bool
+
+	Stdin  io.Reader // nil: empty. An io.Closer is closed when the process ends
+	Stdout io.Writer // nil: discarded
+	Stderr io.Writer
+}
+
+// Mount is one mount in the process's filesystem besides the standard ones.
+type Mount struct {
+	Dest     string // absolute
+	Source   []mount.Mount
+	Selector string // path below Source that is mounted: a directory or a file
+	Readonly bool
+}
+
+// HostIP is a line of /etc/hosts.
+type HostIP struct {
+	Host string
+	IP   net.IP
+}
+
+// Ulimit is a resource limit; Name is as in ulimit flags, such as "nofile".
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// Resources limit the process's cgroup; zero values are no limit.
+type Resources struct {
+	Memory, MemorySwap   int64
+	CPUShares, CPUPeriod uint64
+	CPUQuota             int64
+	CpusetCpus           string
+	CpusetMems           string
+}
+
+// Usage is what a process and its children used, as its cgroup counted it.
+type Usage struct {
+	CPU        time.Duration
+	MemoryPeak int64 // bytes
+	PidsPeak   int64
+	OOMKills   int64
+}
+
+// Executor runs processes. Run may be called from many goroutines.
+type Executor interface {
+	// Run runs p to its end. When ctx ends, the process is sent TERM, then its
+	// whole cgroup is killed; nothing of it survives the call. The error is an
+	// *ExitError if the process itself failed.
+	Run(ctx context.Context, p Process) (Usage, error)
+
+	// Close lets go of what is pooled.
+	Close() error
+}
+
+// ExitError reports how a process ended.
+type ExitError struct {
+	Code int
+	OOM  bool // its cgroup ran out of memory
+	Err  error
+}
+
+func (e *ExitError) Error() string {
+	if e.Err != nil {
+		return e.Err.Error()
+	}
+	if e.OOM {
+		return fmt.Sprintf("exit code: %d: killed because its cgroup ran out of memory", e.Code)
+	}
+	return fmt.Sprintf("exit code: %d", e.Code)
+}
+
+func (e *ExitError) Unwrap() error { return e.Err }
+
+// DNS overrides what steps find in resolv.conf.
+type DNS struct {
+	Nameservers, Options, SearchDomains []string
+}
+
+// Config is what an Executor is made from.
+type Config struct {
+	// Root is a directory for bundles and the like, this executor's alone.
+	Root string
+	// Binary is the OCI runtime to use; "" is the built-in one.
+	Binary       string
+	CgroupParent string // default cgroup parent; "" is "/kiln"
+	DNS          *DNS
+	Log          *slog.Logger
+	// Grace is how long a cancelled process may take to end after TERM; 0 is
+	// DefaultGrace.
+	Grace time.Duration
+}
+
+// DefaultGrace is the grace of cancelled processes if none is configured.
+const DefaultGrace = 100 * time.Millisecond

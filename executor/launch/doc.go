@@ -1,0 +1,40 @@
+// Package launch starts a process in new namespaces without an init binary.
+//
+// A container runtime has to do a few hundred system calls between clone and
+// exec: mounts, pivot_root, credentials, seccomp. They must be done by the new
+// process itself, since they change what it alone sees. The usual way is to
+// start a helper binary that does them and then executes the user's program.
+// That helper costs more than all the work it does: an exec, a runtime start,
+// the loading of a few megabytes.
+//
+// Here the parent writes the set-up down as a Program: a list of raw system
+// calls with all their arguments, strings and structs already in memory, so
+// that no decision is left for the child. Launch then clones a child that shares this memory
+// (CLONE_VM) and whose only code is a loop of some thirty machine
+// instructions: load a step, do the system call, note the result, go on or
+// give up. The last step is execve. The child never runs Go code, needs no
+// stack, allocates nothing and takes no lock.
+//
+//	parent (launcher thread)              child
+//	clone3(VM|VFORK|NEWPID|NEWNS|..) ---> step 0: setsid
+//	  | suspended by the kernel           step 1: join cgroup
+//	  | until the child has left          ...
+//	  v this memory                       step n: execve
+//	read results of all steps  <--------- (new memory, or exit on an error)
+//
+// Because memory is shared, every step's result is in the program when clone3
+// returns: there is no pipe and no protocol, and an error names its stage.
+//
+// Why CLONE_VFORK: the out-of-memory killer kills all processes that share
+// their memory with its victim, and spares only a child between vfork and
+// exec. Without the flag a step with a tiny memory limit could take the daemon
+// with it. It also means that program memory is free again when clone3
+// returns. The price is a suspended thread, so a Launcher has several. They
+// are told to the Go scheduler as being in a system call.
+//
+// Launcher threads never end before Close, because PR_SET_PDEATHSIG fires when
+// the parent's thread ends, not its process. Each lives in a mount namespace of
+// its own whose only mount is an empty tmpfs. So a clone copies one mount,
+// however many the machine has, and nothing of the machine's file system is
+// there to be seen, even by a container that isn't completely set up.
+package launch

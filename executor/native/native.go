@@ -1,0 +1,288 @@
+//go:build linux && (amd64 || arm64)
+
+// Package native is the built-in container runtime: it turns an OCI runtime
+// spec into a program for package launch.
+//
+// What it supports is what package executor puts into a spec. A container is
+// set up in this order; each stage is a file here and a stage name in errors:
+//
+//	session     a session and keyring of its own, default signal handling
+//	cgroup      joined (version 1; on 2 the process is born in it)
+//	network     a pre-made namespace entered
+//	root        the root's detached mount attached and pivoted to
+//	mount       /proc, /dev, /sys and the like
+//	mask        paths hidden or made read-only
+//	bind        mounts of the step; their sources are detached mounts made by
+//	            the parent
+//	cwd         working directory
+//	limits      hostname, resource limits
+//	seccomp     before privileges are dropped, if they may be regained
+//	user        capabilities, groups, user
+//	exec        one execve for each directory in PATH
+//
+// Since paths are resolved after pivot_root, no symbolic link in an image can
+// lead to the machine's files. Masks come before the step's own mounts, so
+// that the /dev/null they use is the real one.
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/executor/launch"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Container is what to start. File descriptors stay the caller's and may be
+// closed when Start has returned.
+type Container struct {
+	Spec   *specs.Spec
+	Root   int // detached mount of the root file system
+	Binds  []Bind
+	Cgroup Cgroup
+	Netns  int // namespace to enter, or -1: the machine's or a new one, as Spec says
+	Stdio  [3]int
+	// Alive is a pidfd of this process, by which the child sees whether it
+	// was orphaned before its parent-death signal was set.
+	Alive int
+	// Filter is the compiled seccomp profile, nil for none.
+	Filter []unix.SockFilter
+}
+
+// Bind is a mount whose source is a detached mount.
+type Bind struct {
+	Dest string // as written
+	// Make is where the mount point is made inside the container if it is
+	// missing; "" if it is known to exist. It has no symbolic links.
+	Make string
+	FD   int
+	File bool
+	// Selector: FD is a whole mount, of which this path is mounted. It is for
+	// kernels that can't clone a part of a detached mount (before 6.15).
+	Selector string
+	Readonly bool // with Selector; otherwise FD is read-only already
+}
+
+// Cgroup says how the process gets into its control group.
+type Cgroup struct {
+	Join   []int // open tasks files
+	Dir    int   // open directory to be born in, or -1
+	Mounts []CgroupMount
+}
+
+// CgroupMount is a version 1 hierarchy shown below /sys/fs/cgroup.
+type CgroupMount struct {
+	Name string
+	FD   int // detached mount
+}
+
+// ExecError: the container was set up, but there is nothing to execute.
+type ExecError struct {
+	Path string // what was to be executed
+	Err  error
+}
+
+func (e *ExecError) Error() string { return fmt.Sprintf("exec: %q: %v", e.Path, e.Err) }
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// ErrNotInPath: no directory in PATH has the program.
+var ErrNotInPath = errors.New("executable file not found in $PATH")
+
+// Start starts a container's process. The program is returned for its times.
+func Start(ctx context.Context, l *launch.Launcher, c *Container) (*launch.Process, *launch.Program, error) {
+	b := &builder{Program: new(launch.Program), c: c, spec: c.Spec}
+	if err := b.build(); err != nil {
+		return nil, nil, err
+	}
+	proc, err := l.Launch(ctx, b.Program, launch.Options{Namespaces: b.namespaces(), CgroupFD: c.Cgroup.Dir})
+	if err == nil {
+		return proc, b.Program, nil
+	}
+	var step *launch.StepError
+	switch {
+	case errors.As(err, &step) && step.Stage == stageExec:
+		return nil, nil, &ExecError{c.Spec.Process.Args[0], step.Errno}
+	case errors.Is(err, launch.ErrNotExecuted):
+		return nil, nil, &ExecError{c.Spec.Process.Args[0], b.notFound()}
+	}
+	return nil, nil, fmt.Errorf("set up container: %w", err)
+}
+
+const stageExec = "exec"
+
+// builder adds the steps of a container to a program.
+type builder struct {
+	*launch.Program
+	c    *Container
+	spec *specs.Spec
+}
+
+func (b *builder) build() error {
+	for _, stage := range []struct {
+		name string
+		add  func() error
+	}{
+		{"session", b.session},
+		{"cgroup", b.joinCgroup},
+		{"network", b.enterNetwork},
+		{"root", b.enterRoot},
+		{"mount", b.mounts},
+		{"mask", b.masks},
+		{"bind", b.binds},
+		{"cwd", b.cwd},
+		{"limits", b.limits},
+		{"seccomp", b.filterUnlessNoNewPrivileges},
+		{"user", b.user},
+		{"seccomp", b.filterIfNoNewPrivileges},
+		{stageExec, b.exec},
+	} {
+		b.Stage(stage.name)
+		if err := stage.add(); err != nil {
+			return fmt.Errorf("set up container: %s: %w", stage.name, err)
+		}
+	}
+	return nil
+}
+
+var cloneFlags = map[specs.LinuxNamespaceType]uint64{
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+}
+
+func (b *builder) namespaces() (flags uint64) {
+	for _, ns := range b.spec.Linux.Namespaces {
+		flags |= cloneFlags[ns.Type]
+	}
+	if b.c.Netns >= 0 {
+		flags &^= unix.CLONE_NEWNET
+	}
+	return flags
+}
+
+// atCWD is AT_FDCWD as a system call argument.
+const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
+
+func (b *builder) session() error {
+	// Program memory and this process's file descriptors are shared with or
+	// copied from the parent; its cwd is the empty root of the launcher.
+	b.Call("setsid", unix.SYS_SETSID)
+	b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).Tolerate(unix.ENOSYS, unix.EPERM)
+	b.Call("umask", unix.SYS_UMASK, 0)
+	b.Call("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.Words(0), 0, 8)
+	ignored, err := ignoredSignals()
+	if err != nil {
+		return err
+	}
+	for _, sig := range ignored {
+		b.Call(sig.String(), unix.SYS_RT_SIGACTION, uintptr(sig), b.Words(0, 0, 0, 0), 0, 8)
+	}
+	for target, fd := range b.c.Stdio {
+		b.Call("stdio", unix.SYS_DUP3, uintptr(fd), uintptr(target), 0)
+		if uid := b.spec.Process.User.UID; uid != 0 {
+			// So that /dev/stdout can be opened by name.
+			b.Call("stdio", unix.SYS_FCHOWN, uintptr(target), uintptr(uid), ^uintptr(0)).Tolerate(unix.EPERM, unix.EINVAL, unix.EROFS)
+		}
+	}
+	return nil
+}
+
+// ignoredSignals lists what this process ignores, for example because of
+// nohup: clone resets handlers, but leaves ignored signals ignored.
+func ignoredSignals() ([]unix.Signal, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, err
+	}
+	_, rest, _ := strings.Cut(string(status), "\nSigIgn:")
+	mask, _, _ := strings.Cut(rest, "\n")
+	var bits uint64
+	if _, err := fmt.Sscanf(strings.TrimSpace(mask), "%x", &bits); err != nil {
+		return nil, fmt.Errorf("read ignored signals: %w", err)
+	}
+	var list []unix.Signal
+	for n := range 64 {
+		if bits&(1<<n) != 0 {
+			list = append(list, unix.Signal(n+1))
+		}
+	}
+	return list, nil
+}
+
+func (b *builder) joinCgroup() error {
+	zero := b.Bytes([]byte("0"))
+	for _, fd := range b.c.Cgroup.Join {
+		b.Call("join", unix.SYS_WRITE, uintptr(fd), zero, 1)
+	}
+	return nil
+}
+
+func (b *builder) enterNetwork() error {
+	if b.c.Netns >= 0 {
+		b.Call("enter namespace", unix.SYS_SETNS, uintptr(b.c.Netns), unix.CLONE_NEWNET)
+	}
+	return nil
+}
+
+func (b *builder) enterRoot() error {
+	dot, root := b.String("."), uintptr(b.c.Root)
+	b.Call("attach", unix.SYS_MOVE_MOUNT, root, b.String(""), atCWD, b.String(launch.Staging), unix.MOVE_MOUNT_F_EMPTY_PATH)
+	b.Call("enter", unix.SYS_FCHDIR, root)
+	b.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
+	b.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	b.Call("enter", unix.SYS_CHDIR, b.String("/"))
+	return nil
+}
+
+// cwd enters the working directory, which can still be missing if it is below
+// a mount.
+func (b *builder) cwd() error {
+	dir := path.Clean(b.spec.Process.Cwd)
+	for _, d := range append(parents("/", dir), dir) {
+		b.mkdir(d)
+	}
+	b.Call(dir, unix.SYS_CHDIR, b.String(dir))
+	b.Call("umask", unix.SYS_UMASK, 0o022)
+	return nil
+}
+
+// exec adds an execve for each place where the program may be.
+func (b *builder) exec() error {
+	p := b.spec.Process
+	argv, envp := b.Strings(p.Args), b.Strings(p.Env)
+	if strings.Contains(p.Args[0], "/") {
+		b.Call(p.Args[0], unix.SYS_EXECVE, b.String(p.Args[0]), argv, envp)
+		return nil
+	}
+	for _, dir := range strings.Split(getenv(p.Env, "PATH"), ":") {
+		candidate := path.Join(dir, p.Args[0])
+		b.Call(candidate, unix.SYS_EXECVE, b.String(candidate), argv, envp).Tolerate(unix.ENOENT, unix.EACCES, unix.ENOTDIR)
+	}
+	return nil
+}
+
+// notFound is the error when nothing in PATH could be executed.
+func (b *builder) notFound() error {
+	if slices.Contains(b.Results(stageExec), unix.EACCES) {
+		return unix.EACCES
+	}
+	return ErrNotInPath
+}
+
+func getenv(env []string, name string) string {
+	for _, kv := range slices.Backward(env) {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}

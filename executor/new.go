@@ -1,0 +1,123 @@
+package executor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/executor/cgroup"
+)
+
+const (
+	defaultCgroupParent = "/kiln"
+	bundlesDir          = "bundles"
+	filesDir            = "files"
+	parentsDir          = "cgroup-parents"
+)
+
+// New makes an executor and removes what an earlier one left behind after a
+// crash: cgroups with their processes, mounts, bundles.
+func New(cfg Config) (Executor, error) { return newExecutor(cfg, openSnapshot) }
+
+func newExecutor(cfg Config, open openView) (_ *executor, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = defaultCgroupParent
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = DefaultGrace
+	}
+	if cfg.Root, err = filepath.Abs(cfg.Root); err != nil {
+		return nil, fmt.Errorf("executor root: %w", err)
+	}
+	if err := os.MkdirAll(cfg.Root, 0o711); err != nil {
+		return nil, fmt.Errorf("executor root: %w", err)
+	}
+	e := &executor{cfg: cfg}
+	if e.parents, err = openParentList(filepath.Join(cfg.Root, parentsDir)); err != nil {
+		return nil, err
+	}
+	tree, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	// The root is this executor's alone, so a name made from it is, too.
+	sum := sha256.Sum256([]byte(cfg.Root))
+	prefix := hex.EncodeToString(sum[:4])
+	e.cgroups, err = cgroup.New(cgroup.Config{Tree: tree, Parent: cfg.CgroupParent, Prefix: prefix, Log: cfg.Log}, e.parents.old)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.cgroups.Close())
+		}
+	}()
+	if err := removeBundles(filepath.Join(cfg.Root, bundlesDir)); err != nil {
+		return nil, err
+	}
+	if e.files, err = newFileStore(filepath.Join(cfg.Root, filesDir)); err != nil {
+		return nil, err
+	}
+	if cfg.Binary == "" {
+		e.rt, err = newBuiltin(cfg, e.cgroups, open)
+	} else {
+		e.rt, err = newRunc(cfg, e.cgroups)
+	}
+	return e, err
+}
+
+// parentList remembers on disk the cgroup parents that steps asked for, so
+// that leftovers are found there after a crash.
+type parentList struct {
+	dir string
+	old []string
+
+	mu    sync.Mutex // guards known; held while a file is made, once for each parent
+	known map[string]bool
+}
+
+func openParentList(dir string) (*parentList, error) {
+	l := &parentList{dir: dir, known: map[string]bool{}}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read cgroup parents in use: %w", err)
+	}
+	for _, e := range entries {
+		parent, err := url.PathUnescape(e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("read cgroup parents in use: %w", err)
+		}
+		l.old = append(l.old, parent)
+		l.known[parent] = true
+	}
+	return l, nil
+}
+
+func (l *parentList) add(parent string) error {
+	if parent == "" {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known[parent] {
+		return nil
+	}
+	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+		return fmt.Errorf("remember cgroup parent: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, url.PathEscape(parent)), nil, 0o600); err != nil {
+		return fmt.Errorf("remember cgroup parent: %w", err)
+	}
+	l.known[parent] = true
+	return nil
+}

@@ -1,0 +1,149 @@
+package executor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+)
+
+const (
+	hostResolvConf = "/etc/resolv.conf"
+	// systemd-resolved's list of the real servers behind its stub.
+	resolvedResolvConf = "/run/systemd/resolve/resolv.conf"
+)
+
+// publicServers are used when the machine's resolv.conf has none that a
+// container could reach.
+var publicServers = []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}
+
+// resolvConf is a resolv.conf in parts.
+type resolvConf struct {
+	servers []netip.Addr
+	search  []string
+	options []string
+	other   []string // lines that are none of these
+}
+
+// generateResolvConf makes the file that a container gets. Loopback servers
+// are not reachable from it, unless it shares the machine's network.
+func generateResolvConf(host bool, dns *DNS) ([]byte, error) {
+	rc, err := loadResolvConf(hostResolvConf)
+	if err != nil {
+		return nil, err
+	}
+	if !host && len(rc.servers) == 1 && rc.servers[0] == netip.AddrFrom4([4]byte{127, 0, 0, 53}) {
+		if rc, err = loadResolvConf(resolvedResolvConf); err != nil {
+			return nil, err
+		}
+	}
+	overridden, err := rc.override(dns)
+	if err != nil {
+		return nil, err
+	}
+	if !overridden && (!host || len(rc.servers) == 0) {
+		rc.replaceLoopback()
+	}
+	return rc.format(), nil
+}
+
+// loadResolvConf reads a file; a missing one is empty.
+func loadResolvConf(name string) (resolvConf, error) {
+	b, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return resolvConf{}, fmt.Errorf("read DNS configuration: %w", err)
+	}
+	return parseResolvConf(string(b)), nil
+}
+
+func parseResolvConf(text string) (rc resolvConf) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\r\n")
+		fields := strings.Fields(line)
+		if len(fields) == 0 || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		args := fields[1:]
+		switch fields[0] {
+		case "nameserver":
+			if len(args) > 0 {
+				if addr, err := netip.ParseAddr(args[0]); err == nil {
+					rc.servers = append(rc.servers, addr)
+				}
+			}
+		case "domain", "search": // the last one counts
+			if len(args) > 0 {
+				rc.search = args
+			}
+		case "options":
+			rc.options = append(rc.options, args...)
+		default:
+			rc.other = append(rc.other, line)
+		}
+	}
+	return rc
+}
+
+// override applies the daemon's configuration and says whether it has servers.
+func (rc *resolvConf) override(dns *DNS) (servers bool, err error) {
+	if dns == nil {
+		return false, nil
+	}
+	if len(dns.Nameservers) > 0 {
+		rc.servers = nil
+		for _, s := range dns.Nameservers {
+			addr, err := netip.ParseAddr(s)
+			if err != nil {
+				return false, fmt.Errorf("bad nameserver address: %w", err)
+			}
+			rc.servers = append(rc.servers, addr)
+		}
+	}
+	if len(dns.SearchDomains) > 0 {
+		rc.search = nil
+		for _, d := range dns.SearchDomains {
+			if d != "." { // the root alone means no search
+				rc.search = append(rc.search, d)
+			}
+		}
+	}
+	if len(dns.Options) > 0 {
+		rc.options = dns.Options
+	}
+	return len(dns.Nameservers) > 0, nil
+}
+
+func (rc *resolvConf) replaceLoopback() {
+	var reachable []netip.Addr
+	for _, s := range rc.servers {
+		if !s.IsLoopback() {
+			reachable = append(reachable, s)
+		}
+	}
+	if len(reachable) == 0 {
+		for _, s := range publicServers {
+			reachable = append(reachable, netip.MustParseAddr(s))
+		}
+	}
+	rc.servers = reachable
+}
+
+func (rc *resolvConf) format() []byte {
+	var b bytes.Buffer
+	for _, s := range rc.servers {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	if len(rc.search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(rc.search, " "))
+	}
+	if len(rc.options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(rc.options, " "))
+	}
+	for _, line := range rc.other {
+		fmt.Fprintln(&b, line)
+	}
+	return b.Bytes()
+}

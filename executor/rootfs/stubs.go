@@ -1,0 +1,158 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountPoint is a place in the root that something is to be mounted on.
+type MountPoint struct {
+	Path string // absolute
+	File bool   // a file rather than a directory
+	Keep bool   // stays after the run, as /proc, /sys and /dev do in every container
+}
+
+// Stubs are the mount points that were made for a run.
+type Stubs struct {
+	root  Root
+	paths []string // resolved; deeper ones of a chain first
+}
+
+// Prepare makes the mount points that are missing and remembers them. Those
+// below another mount point are left out: they are looked for in what is
+// mounted there. With recursive, the parents made for a mount point are
+// remembered, too. The returned error leaves nothing behind.
+func (r Root) Prepare(points []MountPoint, recursive bool) (_ *Stubs, err error) {
+	s := &Stubs{root: r}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Remove())
+		}
+	}()
+	var covered []string
+	for _, p := range points {
+		resolved, exists, err := r.Resolve(p.Path)
+		if err != nil {
+			return nil, fmt.Errorf("make mount point %s: %w", p.Path, err)
+		}
+		below := Below(resolved, covered)
+		covered = append(covered, resolved)
+		if exists || below {
+			continue
+		}
+		if !p.Keep {
+			s.paths = append(s.paths, s.missing(resolved, recursive)...)
+		}
+		if p.File {
+			err = r.create(resolved)
+		} else {
+			err = r.mkdirAll(resolved, owner{})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("make mount point %s: %w", p.Path, err)
+		}
+	}
+	return s, nil
+}
+
+// Below says whether name is one of dirs or below one.
+func Below(name string, dirs []string) bool {
+	for _, d := range dirs {
+		if name == d || d == "/" || strings.HasPrefix(name, d+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// missing lists name and, if recursive, its missing parents.
+func (s *Stubs) missing(name string, recursive bool) []string {
+	list := []string{name}
+	for p := path.Dir(name); recursive && p != "/"; p = path.Dir(p) {
+		fd, err := s.root.open(p, unix.O_PATH)
+		if err == nil {
+			unix.Close(fd)
+			break
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+// Remove removes the stubs that are still as they were made: empty. Times of
+// their parents stay.
+func (s *Stubs) Remove() error {
+	var errs []error
+	for _, p := range s.paths {
+		if err := s.remove(p); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			errs = append(errs, fmt.Errorf("remove mount point %s: %w", p, err))
+		}
+	}
+	s.paths = nil
+	return errors.Join(errs...)
+}
+
+func (s *Stubs) remove(name string) error {
+	// The process may have turned a parent into a symbolic link: not ours, then.
+	resolved, exists, err := s.root.Resolve(path.Dir(name))
+	if err != nil || !exists || resolved != path.Dir(name) {
+		return err
+	}
+	return s.root.inParent(name, func(parent int, base string) error {
+		var st unix.Stat_t
+		if err := unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			if err := unix.Unlinkat(parent, base, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+				return err
+			}
+		case unix.S_IFREG:
+			if st.Size == 0 {
+				return unix.Unlinkat(parent, base, 0)
+			}
+		}
+		return nil
+	})
+}
+
+// maxUserFile is the largest passwd or group file that is read.
+const maxUserFile = 10 << 20
+
+// openUserFile opens a file like /etc/passwd; it must be a regular one and is
+// read up to a limit.
+func (r Root) openUserFile(name string) (io.ReadCloser, error) {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("%s is not a regular file", name), f.Close())
+	}
+	return &limited{f, maxUserFile}, nil
+}
+
+type limited struct {
+	*os.File
+	left int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.File.Read(p)
+	if l.left -= n; l.left < 0 {
+		return 0, fmt.Errorf("%q exceeds %d bytes", l.Name(), maxUserFile)
+	}
+	return n, err
+}

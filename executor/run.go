@@ -1,0 +1,269 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/launch"
+	"github.com/kilnbuild/kiln/executor/native"
+	"github.com/kilnbuild/kiln/executor/rootfs"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// containerRuntime is a way to run a container.
+type containerRuntime interface {
+	// opener returns how to make the root and then the mounts of p visible.
+	opener(p Process, undo *cleanup.Stack) (openView, error)
+	// run runs t's process to its end.
+	run(ctx context.Context, t *task) (exit, error)
+	close() error
+}
+
+// task is a Process made ready for a runtime.
+type task struct {
+	p          Process
+	root       view
+	spec       *specs.Spec
+	sources    []source          // what is mounted besides the standard mounts, parents first
+	makePoints map[string]string // by destination: mount points to be made inside other mounts
+}
+
+// exit is how a process ended.
+type exit struct {
+	code   int
+	killed bool // by us
+	usage  Usage
+	times  func() []launch.StageTime
+}
+
+func (e *exit) status(s launch.Status) {
+	e.code = s.Code()
+	e.usage.CPU = s.CPU
+}
+
+// account adds what the cgroup counted. Version 1 groups don't count CPU time;
+// what the kernel says of the process and its reaped descendants, which is all
+// in its PID namespace, stands.
+func (e *exit) account(u cgroup.Usage) {
+	if u.CPU != 0 {
+		e.usage.CPU = u.CPU
+	}
+	e.usage.MemoryPeak, e.usage.PidsPeak, e.usage.OOMKills = u.MemoryPeak, u.PidsPeak, u.OOMKills
+}
+
+type executor struct {
+	cfg     Config
+	rt      containerRuntime
+	cgroups *cgroup.Manager
+	files   *fileStore
+	parents *parentList
+	observe func(exit) // called after each run, for benchmarks; may be nil
+}
+
+// Exit codes for programs that can't be executed, as shells have them.
+const (
+	codeNotExecutable = 126
+	codeNotFound      = 127
+)
+
+func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
+	if err := validate(p); err != nil {
+		return Usage{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Usage{}, context.Cause(ctx)
+	}
+	if err := e.parents.add(p.CgroupParent); err != nil {
+		return Usage{}, err
+	}
+	var undo cleanup.Stack
+	defer func() {
+		// The process has run: what it made stands, whatever can't be tidied up.
+		if cerr := undo.Run(); cerr != nil {
+			e.cfg.Log.Warn("clean up after process", "id", p.ID, "error", cerr)
+		}
+	}()
+	t, err := e.prepare(p, &undo)
+	if err != nil {
+		return Usage{}, err
+	}
+	exit, err := e.rt.run(ctx, t)
+	if e.observe != nil {
+		e.observe(exit)
+	}
+	return exit.usage, e.result(ctx, p, exit, err)
+}
+
+func validate(p Process) error {
+	valid := func(c rune) bool {
+		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_'
+	}
+	if p.ID == "" || strings.ContainsFunc(p.ID, func(c rune) bool { return !valid(c) }) {
+		return fmt.Errorf("invalid process id %q", p.ID)
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return errors.New("no command to run")
+	}
+	texts := slices.Concat(p.Args, p.Env, []string{p.Cwd, p.Hostname, p.User})
+	for _, m := range p.Mounts {
+		texts = append(texts, m.Dest, m.Selector)
+	}
+	for _, s := range texts {
+		if strings.ContainsRune(s, 0) {
+			return fmt.Errorf("%q contains a zero byte", s)
+		}
+	}
+	return nil
+}
+
+// prepare makes root and mounts visible and does everything that can be done
+// from outside.
+func (e *executor) prepare(p Process, undo *cleanup.Stack) (*task, error) {
+	t := &task{p: p, makePoints: map[string]string{}}
+	open, err := e.rt.opener(p, undo)
+	if err != nil {
+		return nil, err
+	}
+	if t.root, err = open(p.Root); err != nil {
+		return nil, fmt.Errorf("root: %w", err)
+	}
+	undo.Add(t.root.Close)
+	root := rootfs.New(t.root.FD())
+	user, err := root.User(p.User)
+	if err != nil {
+		return nil, err
+	}
+	if t.sources, err = e.openFiles(p, undo); err != nil {
+		return nil, err
+	}
+	mounts, err := openSources(open, p.Mounts, undo)
+	if err != nil {
+		return nil, err
+	}
+	t.sources = append(t.sources, mounts...)
+	stubs, err := e.mountPoints(t, root)
+	if err != nil {
+		return nil, err
+	}
+	undo.Add(stubs.Remove)
+	if err := root.MakeCwd(path.Join("/", p.Cwd), user.UID, user.GID); err != nil {
+		return nil, err
+	}
+	var binds []specs.Mount
+	for _, s := range t.sources {
+		binds = append(binds, specs.Mount{Destination: s.dest, Type: "bind", Options: s.options()})
+	}
+	t.spec, err = makeSpec(p, user, binds, e.cgroups.IsV2())
+	return t, err
+}
+
+// openFiles generates resolv.conf and hosts.
+func (e *executor) openFiles(p Process, undo *cleanup.Stack) ([]source, error) {
+	resolv, err := generateResolvConf(p.Network == NetHost, e.cfg.DNS)
+	if err != nil {
+		return nil, err
+	}
+	var sources []source
+	for dest, content := range map[string][]byte{"/etc/resolv.conf": resolv, "/etc/hosts": generateHosts(p.Hostname, p.ExtraHosts)} {
+		name, release, err := e.files.get(content)
+		if err != nil {
+			return nil, err
+		}
+		undo.Add(release)
+		fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open generated file %s: %w", name, err)
+		}
+		undo.Add(func() error { return unix.Close(fd) })
+		attrs := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+		sources = append(sources, source{dest: dest, fd: fd, file: true, attrs: attrs})
+	}
+	slices.SortFunc(sources, func(a, b source) int { return strings.Compare(a.dest, b.dest) })
+	return sources, nil
+}
+
+// mountPoints makes missing mount points in the root. Those below another
+// mount are left to be made when that is mounted.
+func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error) {
+	points := []rootfs.MountPoint{{Path: "/proc", Keep: true}, {Path: "/dev", Keep: true}, {Path: "/sys", Keep: true}}
+	covered := []string{"/proc", "/dev", "/sys"}
+	for _, s := range t.sources {
+		resolved, _, err := root.Resolve(s.dest)
+		if err != nil {
+			return nil, fmt.Errorf("mount point %s: %w", s.dest, err)
+		}
+		if rootfs.Below(resolved, covered) {
+			t.makePoints[s.dest] = resolved
+		}
+		covered = append(covered, resolved)
+		points = append(points, rootfs.MountPoint{Path: s.dest, File: s.file})
+	}
+	return root.Prepare(points, t.p.RemoveMountStubsRecursive)
+}
+
+// result turns an exit into what Run returns.
+func (e *executor) result(ctx context.Context, p Process, exit exit, err error) error {
+	var exec *native.ExecError
+	switch {
+	case errors.As(err, &exec):
+		code := codeNotExecutable
+		if errors.Is(exec, native.ErrNotInPath) || errors.Is(exec, unix.ENOENT) {
+			code = codeNotFound
+		}
+		return &ExitError{Code: code, Err: exec}
+	case exit.killed && ctx.Err() != nil:
+		return errors.Join(context.Cause(ctx), ignoreCause(ctx, err))
+	case err != nil:
+		return err
+	}
+	valid := p.ValidExitCodes
+	if valid == nil {
+		valid = []int{0}
+	}
+	if slices.Contains(valid, exit.code) {
+		return nil
+	}
+	return &ExitError{Code: exit.code, OOM: exit.usage.OOMKills > 0}
+}
+
+// ignoreCause leaves of err what isn't just the end of ctx.
+func ignoreCause(ctx context.Context, err error) error {
+	if err == context.Cause(ctx) {
+		return nil
+	}
+	return err
+}
+
+func cgroupSpec(p Process) cgroup.Spec {
+	s := cgroup.Spec{ID: p.ID, Parent: p.CgroupParent, AllDevices: p.Security == SecurityInsecure}
+	if r := p.Resources; r != nil {
+		s.Limits = cgroup.Limits{
+			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
+			CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
+		}
+	}
+	return s
+}
+
+func (e *executor) Close() error { return errors.Join(e.rt.close(), e.cgroups.Close()) }
+
+// options are the mount options of s in a spec.
+func (s source) options() []string {
+	list := []string{"rbind"}
+	for _, a := range []struct {
+		bit  uint64
+		name string
+	}{{unix.MOUNT_ATTR_NOSUID, "nosuid"}, {unix.MOUNT_ATTR_NOEXEC, "noexec"}, {unix.MOUNT_ATTR_NODEV, "nodev"}, {unix.MOUNT_ATTR_RDONLY, "ro"}} {
+		if s.attrs&a.bit != 0 {
+			list = append(list, a.name)
+		}
+	}
+	return list
+}

@@ -1,0 +1,196 @@
+//go:build linux && (amd64 || arm64)
+
+package executor
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+)
+
+// needRoot fails a test that can't do without root.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes containers")
+	}
+}
+
+// busyboxRoot makes a directory with busybox and what a small image has.
+func busyboxRoot(t testing.TB) string {
+	t.Helper()
+	root := t.TempDir()
+	bin, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("this test needs a static busybox in /bin: %v", err)
+	}
+	for name, content := range map[string]string{
+		"bin/busybox": string(bin),
+		"etc/passwd":  "root:x:0:0:root:/root:/bin/sh\ndaemon:x:2:3::/usr/daemon:/bin/sh\nbuilder:x:1000:1001::/home/builder:/bin/sh\n",
+		"etc/group":   "root:x:0:\ndisk:x:6:root\nstaff:x:1001:\nextra:x:2000:builder\nmore:x:2001:builder,root\n",
+	} {
+		mkdir(t, filepath.Dir(filepath.Join(root, name)))
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, applet := range strings.Fields("sh true false cat ls env id sleep mount ps stat hostname kill touch mkdir mknod dd ip pwd grep seq wc head echo test readlink ln rm ulimit setsid nc sync od") {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir(t, filepath.Join(root, "tmp"))
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func mkdir(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// overlay is a writable root on top of lower; what is written lands in upper.
+func overlay(t testing.TB, lower string) (mounts []mount.Mount, upper string) {
+	t.Helper()
+	dir := t.TempDir()
+	upper, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	mkdir(t, upper)
+	mkdir(t, work)
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + lower, "upperdir=" + upper, "workdir=" + work}}}, upper
+}
+
+func bindMount(dir string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: dir, Options: []string{"rbind"}}}
+}
+
+// runtimes are what the common tests run against.
+var runtimes = map[string]string{"builtin": "", "runc": "runc"}
+
+// newTest makes an executor that must leave nothing behind.
+func newTest(t testing.TB, cfg Config) *executor {
+	t.Helper()
+	needRoot(t)
+	if cfg.Root == "" {
+		cfg.Root = t.TempDir()
+	}
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/kiln/test"
+	}
+	log := &testLog{}
+	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	e, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Errorf("close executor: %v", err)
+		}
+		checkClean(t, cfg.Root, e.(*executor))
+		if s := log.String(); s != "" {
+			t.Errorf("the executor logged:\n%s", s)
+		}
+	})
+	return e.(*executor)
+}
+
+// checkClean fails if a mount, cgroup or process of e is left.
+func checkClean(t testing.TB, root string, e *executor) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), root) {
+		t.Errorf("mounts are left below %s:\n%s", root, mounts)
+	}
+	for _, dir := range e.cgroups.Leftovers() {
+		t.Errorf("cgroup %s is left", dir)
+	}
+}
+
+type testLog struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *testLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *testLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// process is a Process that runs a shell script in a fresh root.
+func process(t testing.TB, script string) Process {
+	t.Helper()
+	root, _ := overlay(t, busyboxRoot(t))
+	return Process{ID: newID(), Root: root, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/"}
+}
+
+var ids struct {
+	sync.Mutex
+	n int
+}
+
+func newID() string {
+	ids.Lock()
+	defer ids.Unlock()
+	ids.n++
+	return "t" + strings.Repeat("i", ids.n%7) + string(rune('a'+ids.n%26)) + itoa(ids.n)
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + string(rune('0'+n%10))
+}
+
+// result is what a run did.
+type result struct {
+	stdout, stderr string
+	usage          Usage
+	err            error
+}
+
+func run(t testing.TB, e *executor, p Process) result {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	p.Stdout, p.Stderr = &out, &errOut
+	u, err := e.Run(context.Background(), p)
+	return result{out.String(), errOut.String(), u, err}
+}
+
+// output is what a successful run printed.
+func output(t testing.TB, e *executor, p Process) string {
+	t.Helper()
+	r := run(t, e, p)
+	if r.err != nil {
+		t.Fatalf("run %v: %v\nstdout: %s\nstderr: %s", p.Args, r.err, r.stdout, r.stderr)
+	}
+	return r.stdout
+}
+
+// eachRuntime runs a test against all runtimes.
+func eachRuntime(t *testing.T, test func(t *testing.T, e *executor)) {
+	for name, binary := range runtimes {
+		t.Run(name, func(t *testing.T) { test(t, newTest(t, Config{Binary: binary})) })
+	}
+}

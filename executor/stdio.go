@@ -1,0 +1,170 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	"golang.org/x/sys/unix"
+)
+
+// stdio connects a process to readers and writers through pipes.
+type stdio struct {
+	child   [3]int        // the process's ends; -1 when closed
+	undo    cleanup.Stack // closes the process's ends
+	inputs  []*os.File    // our ends
+	outputs []*os.File
+	stdin   io.Reader
+	reading sync.WaitGroup // copies stdin
+	writing sync.WaitGroup // copy stdout and stderr
+
+	mu  sync.Mutex // guards err
+	err error      // of a writer
+}
+
+// copyBuffers are for output; most steps print little.
+var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// newStdio makes the pipes of p. The caller must call started or abort.
+func newStdio(p Process) (_ *stdio, err error) {
+	s := &stdio{child: [3]int{-1, -1, -1}, stdin: p.Stdin}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("make pipes: %w", err), s.abort())
+		}
+	}()
+	if p.Stdin == nil {
+		err = s.null(0)
+	} else {
+		err = s.pipe(0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i, w := range []io.Writer{1: p.Stdout, 2: p.Stderr} {
+		switch {
+		case i == 0:
+		case w == nil:
+			err = s.null(i)
+		case i == 2 && sameWriter(p.Stdout, p.Stderr):
+			s.child[2] = s.child[1] // keeps the order, and the writer sees one write at a time
+		default:
+			if err = s.pipe(i); err == nil {
+				out := s.outputs[len(s.outputs)-1]
+				s.writing.Go(func() { s.copyOut(w, out) })
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// sameWriter compares like os/exec: not all writers can be compared.
+func sameWriter(a, b io.Writer) (same bool) {
+	defer func() { recover() }() //nolint:errcheck // of incomparable types
+	return a != nil && a == b
+}
+
+func (s *stdio) null(i int) error {
+	fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	s.setChild(i, fd)
+	return nil
+}
+
+func (s *stdio) setChild(i, fd int) {
+	s.child[i] = fd
+	s.undo.Add(func() error { return unix.Close(fd) })
+}
+
+// pipe makes our end non-blocking and leaves the process's as programs expect
+// it.
+func (s *stdio) pipe(i int) error {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	theirs, ours := fds[1], fds[0]
+	if i == 0 {
+		theirs, ours = ours, theirs
+	}
+	s.setChild(i, theirs)
+	if err := unix.SetNonblock(ours, true); err != nil {
+		return errors.Join(err, unix.Close(ours))
+	}
+	f := os.NewFile(uintptr(ours), fmt.Sprintf("stdio%d", i))
+	if i == 0 {
+		s.inputs = append(s.inputs, f)
+	} else {
+		s.outputs = append(s.outputs, f)
+	}
+	return nil
+}
+
+func (s *stdio) copyOut(w io.Writer, r *os.File) {
+	defer r.Close() // after an error of w, so that the process gets SIGPIPE instead of blocking
+	buf := copyBuffers.Get().(*[32 << 10]byte)
+	defer copyBuffers.Put(buf)
+	// Not w's ReadFrom or r's WriteTo: they would bypass the buffer.
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf[:])
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = errors.Join(s.err, fmt.Errorf("copy output: %w", err))
+}
+
+// started closes the process's ends, which it has copies of, and starts to
+// feed it.
+func (s *stdio) started() error {
+	for _, in := range s.inputs {
+		s.reading.Go(func() {
+			// An error is the process's choice not to read, or the reader's end.
+			io.Copy(in, s.stdin) //nolint:errcheck
+			in.Close()
+		})
+	}
+	return s.undo.Run()
+}
+
+// ended waits until all output has been handed over. When ctx has ended,
+// what the writers didn't take yet is dropped.
+func (s *stdio) ended(ctx context.Context) error {
+	for _, in := range s.inputs {
+		in.Close()
+	}
+	if c, ok := s.stdin.(io.Closer); ok {
+		c.Close() // ends a blocked Read
+		s.reading.Wait()
+	}
+	stop := context.AfterFunc(ctx, func() {
+		for _, out := range s.outputs {
+			out.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // closed already
+		}
+	})
+	s.writing.Wait()
+	stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// abort gives up pipes that no process got.
+func (s *stdio) abort() error {
+	err := s.undo.Run()
+	for _, in := range s.inputs {
+		err = errors.Join(err, in.Close())
+	}
+	s.writing.Wait() // the outputs have no writer left
+	return err
+}
