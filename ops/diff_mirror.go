@@ -1,0 +1,283 @@
+package ops
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
+)
+
+// mirror makes the tree to equal from, and touches only what differs: that is
+// what an overlay layer on top of to then holds.
+func mirror(ctx context.Context, from, to fileRoot) error {
+	m := &treeMirror{fileTree: &fileTree{
+		fileCopy: &fileCopy{
+			src: from, dst: to,
+			action: &pb.FileActionCopy{AlwaysReplaceExistingDestPaths: true},
+			chmod:  fileChmod{fixed: -1},
+		},
+		ctx:   ctx,
+		umask: fileUmask(), uid: os.Geteuid(), gid: os.Getegid(),
+		links: map[fileInode]*fileFirst{},
+	}}
+	return m.directory(&filePair{from: "/", at: "/", srcFD: from.fd, dst: to.fd}, ".")
+}
+
+// empty removes all that is in the tree.
+func empty(root fileRoot) error {
+	names, err := fileNames(root.fd)
+	if err != nil {
+		return fileErr("list", "/", err)
+	}
+	for name := range names {
+		if err := fileRemoveAll(root.fd, name); err != nil {
+			return fileErr("remove", "/"+name, err)
+		}
+	}
+	return nil
+}
+
+// treeMirror copies like a copy action does, but removes too, and leaves alone
+// what is the same already.
+type treeMirror struct{ *fileTree }
+
+// contents makes what is in d's copy what is in its source.
+func (m *treeMirror) contents(d *filePair) error {
+	if err := context.Cause(m.ctx); err != nil {
+		return err
+	}
+	want, err := fileNames(d.srcFD)
+	if err != nil {
+		return fileErr("list", d.from, err)
+	}
+	have, err := fileNames(d.dst)
+	if err != nil {
+		return fileErr("list", d.at, err)
+	}
+	for name := range have {
+		if !want[name] {
+			if err := fileRemoveAll(d.dst, name); err != nil {
+				return fileErr("remove", path.Join(d.at, name), err)
+			}
+		}
+	}
+	for name := range want {
+		if err := m.entry(d, name, have[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry makes one name in d's copy what it is in the source.
+func (m *treeMirror) entry(d *filePair, name string, exists bool) error {
+	var want, have unix.Stat_t
+	if err := unix.Fstatat(d.srcFD, name, &want, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fileErr("lstat", path.Join(d.from, name), err)
+	}
+	if exists {
+		if err := unix.Fstatat(d.dst, name, &have, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fileErr("lstat", path.Join(d.at, name), err)
+		}
+	}
+	if !fileIsDir(want) {
+		if exists {
+			same, err := sameFile(d, name, &want, &have)
+			if err != nil || same {
+				return err
+			}
+		}
+		return m.file(d, name, name, fileGoType(want.Mode))
+	}
+	if exists && !fileIsDir(have) {
+		if err := unix.Unlinkat(d.dst, name, 0); err != nil {
+			return fileErr("remove", path.Join(d.at, name), err)
+		}
+		exists = false
+	}
+	if !exists {
+		if err := unix.Mkdirat(d.dst, name, 0o700); err != nil {
+			return fileErr("mkdir", path.Join(d.at, name), err)
+		}
+	}
+	return m.directory(d, name)
+}
+
+// directory is entry for a directory that both have, or for d itself as ".".
+func (m *treeMirror) directory(d *filePair, name string) (err error) {
+	sub := &filePair{from: path.Join(d.from, name), at: path.Join(d.at, name), inherits: true}
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if sub.srcFD, err = unix.Openat(d.srcFD, name, flags, 0); err != nil {
+		return fileErr("open", sub.from, err)
+	}
+	defer unix.Close(sub.srcFD)
+	if sub.dst, err = unix.Openat(d.dst, name, flags, 0); err != nil {
+		return fileErr("open", sub.at, err)
+	}
+	defer unix.Close(sub.dst)
+	if err := m.contents(sub); err != nil {
+		return err
+	}
+	return m.metadata(sub)
+}
+
+// metadata gives d's copy the owner, mode, attributes and times of its source.
+func (m *treeMirror) metadata(d *filePair) error {
+	var want, have unix.Stat_t
+	if err := errors.Join(unix.Fstat(d.srcFD, &want), unix.Fstat(d.dst, &have)); err != nil {
+		return fileErr("stat", d.at, err)
+	}
+	from, to := fileFDXattrs(d.srcFD), fileFDXattrs(d.dst)
+	attributes := sameXattrs(from, to)
+	if sameMetadata(&want, &have) && want.Mtim == have.Mtim && attributes {
+		return nil
+	}
+	if err := unix.Fchown(d.dst, int(want.Uid), int(want.Gid)); err != nil {
+		return fileErr("chown", d.at, err)
+	}
+	if err := unix.Fchmod(d.dst, want.Mode&0o7777); err != nil {
+		return fileErr("chmod", d.at, err)
+	}
+	if !attributes {
+		for key := range readXattrs(to) {
+			if err := unix.Fremovexattr(d.dst, key); err != nil && err != unix.ENODATA {
+				return fileErr("remove attribute "+key+" of", d.at, err)
+			}
+		}
+		fileCopyXattrs(to, from)
+	}
+	return fileErr("set times of", d.at, unix.UtimesNanoAt(d.dst, ".", []unix.Timespec{want.Atim, want.Mtim}, 0))
+}
+
+// sameFile says whether a name that is no directory is the same in d's copy as
+// in its source. Files of one size are not read if they were changed at the
+// same nanosecond, unless that is a whole second: tools that set times set such
+// ones.
+func sameFile(d *filePair, name string, want, have *unix.Stat_t) (bool, error) {
+	if !sameMetadata(want, have) || want.Rdev != have.Rdev || want.Mtim != have.Mtim {
+		return false, nil
+	}
+	switch want.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		a, err := fileReadlink(d.srcFD, name)
+		if err != nil {
+			return false, fileErr("readlink", path.Join(d.from, name), err)
+		}
+		b, err := fileReadlink(d.dst, name)
+		if err != nil {
+			return false, fileErr("readlink", path.Join(d.at, name), err)
+		}
+		if a != b {
+			return false, nil
+		}
+	case unix.S_IFREG:
+		if want.Size != have.Size {
+			return false, nil
+		}
+		if want.Mtim.Nsec == 0 {
+			if same, err := sameBytes(d, name); err != nil || !same {
+				return false, fileErr("compare", path.Join(d.at, name), err)
+			}
+		}
+	}
+	return sameXattrs(fileNameXattrs(d.srcFD, name), fileNameXattrs(d.dst, name)), nil
+}
+
+func sameMetadata(a, b *unix.Stat_t) bool {
+	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid
+}
+
+func sameBytes(d *filePair, name string) (bool, error) {
+	a, err := openForRead(d.srcFD, name)
+	if err != nil {
+		return false, err
+	}
+	defer a.Close()
+	b, err := openForRead(d.dst, name)
+	if err != nil {
+		return false, err
+	}
+	defer b.Close()
+	const chunk = 64 << 10
+	bufA, bufB := make([]byte, chunk), make([]byte, chunk)
+	for {
+		n, errA := io.ReadFull(a, bufA)
+		m, errB := io.ReadFull(b, bufB)
+		if !bytes.Equal(bufA[:n], bufB[:m]) {
+			return false, nil
+		}
+		for _, err := range []error{errA, errB} {
+			if err == io.EOF || err == io.ErrUnexpectedEOF {
+				return true, nil
+			}
+			if err != nil {
+				return false, err
+			}
+		}
+	}
+}
+
+func openForRead(dir int, name string) (*os.File, error) {
+	fd, err := fileOpenAt(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func sameXattrs(a, b fileXattrs) bool {
+	left, right := readXattrs(a), readXattrs(b)
+	if len(left) != len(right) {
+		return false
+	}
+	for key, value := range left {
+		if other, ok := right[key]; !ok || other != value {
+			return false
+		}
+	}
+	return true
+}
+
+// readXattrs returns the attributes that a build may set; none where the file
+// system has none.
+func readXattrs(x fileXattrs) map[string]string {
+	var buf [512]byte
+	names, ok := fileGrow(buf[:], x.list)
+	if !ok || len(names) == 0 {
+		return nil
+	}
+	out := map[string]string{}
+	for key := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
+		if !fileXattrAllowed(key) {
+			continue
+		}
+		if value, ok := fileGrow(nil, func(dst []byte) (int, error) { return x.get(key, dst) }); ok {
+			out[key] = string(value)
+		}
+	}
+	return out
+}
+
+// fileNames are the names in the open directory dir.
+func fileNames(dir int) (map[string]bool, error) {
+	f, err := fileReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]bool, len(names))
+	for _, name := range names {
+		out[name] = true
+	}
+	return out, nil
+}

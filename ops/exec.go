@@ -1,0 +1,157 @@
+package ops
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/solver"
+	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// execOp runs a command in its inputs' filesystems.
+type execOp struct {
+	vertex
+	slots
+	loader    *Loader
+	op        *pb.ExecOp
+	resources *pb.LinuxResources // nil is no limit; no part of the key (LLB-011)
+}
+
+var (
+	_ solver.Limiter = (*execOp)(nil)
+	_ solver.Sharer  = (*execOp)(nil)
+)
+
+func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources) (*execOp, error) {
+	for i, d := range op.CdiDevices {
+		if !d.Optional {
+			return nil, unsupported(fmt.Sprintf("exec.cdiDevices[%d]", i),
+				"CDI device %q is required by step %q, but CDI device support is disabled", d.Name, v.name)
+		}
+	}
+	if len(op.CdiDevices) > 0 {
+		// Optional devices that can't be had are left out, of the key too.
+		op = op.CloneVT()
+		op.CdiDevices = nil
+	}
+	return &execOp{vertex: v, slots: l.slots, loader: l, op: op, resources: resources}, nil
+}
+
+// Exec prepares the step's mounts, runs its process and commits what it wrote.
+func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Result) (_ []solver.Result, err error) {
+	in, err := refs(inputs)
+	if err != nil {
+		return nil, err
+	}
+	if e.ignoreCache {
+		if err := e.pruneCacheMounts(ctx, asker); err != nil {
+			return nil, err
+		}
+	}
+	s := &step{execOp: e, group: SessionGroup(asker), inputs: in}
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
+
+	if err := s.prepare(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.run(ctx); err != nil {
+		return nil, err
+	}
+	return s.commit(ctx)
+}
+
+// run runs the prepared process.
+func (s *step) run(ctx context.Context) error {
+	meta := s.op.Meta
+	env, err := s.environment(ctx)
+	if err != nil {
+		return err
+	}
+	out := newStepLog(progress.From(ctx), s.loader.logs)
+	p := executor.Process{
+		ID:                        rand.Text(),
+		Root:                      s.root,
+		ReadonlyRoot:              s.readonlyRoot,
+		Mounts:                    s.mounts,
+		Args:                      slices.Concat(s.emulator, meta.Args),
+		Env:                       env,
+		Cwd:                       path.Join("/", meta.Cwd),
+		User:                      meta.User,
+		Hostname:                  meta.Hostname,
+		Network:                   netMode(s.op.Network),
+		Security:                  securityMode(s.op.Security),
+		CgroupParent:              meta.CgroupParent,
+		Resources:                 resources(s.resources),
+		RemoveMountStubsRecursive: meta.RemoveMountStubsRecursive,
+		Stdout:                    out.stdout,
+		Stderr:                    out.stderr,
+	}
+	for _, h := range meta.ExtraHosts {
+		p.ExtraHosts = append(p.ExtraHosts, executor.HostIP{Host: h.Host, IP: net.ParseIP(h.IP)})
+	}
+	for _, u := range meta.Ulimit {
+		p.Ulimits = append(p.Ulimits, executor.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	for _, code := range meta.ValidExitCodes {
+		p.ValidExitCodes = append(p.ValidExitCodes, int(code))
+	}
+	if _, err := s.loader.cfg.Executor.Run(ctx, p); err != nil {
+		out.flush()
+		return s.failure(ctx, err)
+	}
+	return nil
+}
+
+// failure is the step's error for what Run returned, with the exit code for
+// clients that look for it (CTL-087).
+func (s *step) failure(ctx context.Context, err error) error {
+	var exit *executor.ExitError
+	if errors.As(err, &exit) {
+		err = &gatewaypb.ExitError{ExitCode: uint32(exit.Code), Err: err}
+	}
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", err, cause)
+	}
+	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(s.op.Meta.Args, " "), err)
+}
+
+func netMode(m pb.NetMode) executor.NetMode {
+	switch m {
+	case pb.NetMode_HOST:
+		return executor.NetHost
+	case pb.NetMode_NONE:
+		return executor.NetNone
+	}
+	return executor.NetSandbox
+}
+
+func securityMode(m pb.SecurityMode) executor.SecurityMode {
+	if m == pb.SecurityMode_INSECURE {
+		return executor.SecurityInsecure
+	}
+	return executor.SecuritySandbox
+}
+
+func resources(r *pb.LinuxResources) *executor.Resources {
+	if r == nil {
+		return nil
+	}
+	return &executor.Resources{
+		Memory:     r.Memory,
+		MemorySwap: r.MemorySwap,
+		CPUShares:  r.CpuShares,
+		CPUPeriod:  r.CpuPeriod,
+		CPUQuota:   r.CpuQuota,
+		CpusetCpus: r.CpusetCpus,
+		CpusetMems: r.CpusetMems,
+	}
+}

@@ -1,0 +1,54 @@
+package ops
+
+import (
+	"context"
+	"strings"
+
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// defaultPath is what a step finds its programs in if nothing else is said.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// environment is the op's own, then the proxies (LLB-021), PATH where it is
+// missing (LLB-020), and the secrets (LLB-030).
+func (s *step) environment(ctx context.Context) ([]string, error) {
+	env := append([]string(nil), s.op.Meta.Env...)
+	env = append(env, proxyEnv(s.op.Meta.ProxyEnv)...)
+	if !hasVariable(env, "PATH") {
+		env = append(env, "PATH="+defaultPath)
+	}
+	for _, opt := range s.op.Secretenv {
+		value, _, err := s.loader.secret(ctx, s.group, opt.ID, opt.Optional)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, opt.Name+"="+string(value))
+	}
+	return env, nil
+}
+
+func hasVariable(env []string, name string) bool {
+	for _, e := range env {
+		if strings.HasPrefix(e, name+"=") {
+			return true
+		}
+	}
+	return false
+}
+
+func proxyEnv(p *pb.ProxyEnv) []string {
+	var env []string
+	for _, v := range []struct{ name, value string }{
+		{"http_proxy", p.GetHttpProxy()},
+		{"https_proxy", p.GetHttpsProxy()},
+		{"ftp_proxy", p.GetFtpProxy()},
+		{"no_proxy", p.GetNoProxy()},
+		{"all_proxy", p.GetAllProxy()},
+	} {
+		if v.value != "" {
+			env = append(env, strings.ToUpper(v.name)+"="+v.value, v.name+"="+v.value)
+		}
+	}
+	return env
+}

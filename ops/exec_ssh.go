@@ -1,0 +1,121 @@
+package ops
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+)
+
+// sshSocket mounts a socket whose connections are forwarded to a session,
+// nothing if that is optional and no session forwards (LLB-048).
+func (s *step) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mount, selector string, err error) {
+	caller, err := s.sshCaller(ctx, opt)
+	if err != nil || caller == nil {
+		return nil, "", err
+	}
+	dir, err := s.privateDir()
+	if err != nil {
+		return nil, "", err
+	}
+	name, path := dir.next()
+	listener, err := listenPrivate(path, opt)
+	if err != nil {
+		return nil, "", fmt.Errorf("make socket for SSH key %q: %w", opt.ID, err)
+	}
+	f := &sshForward{caller: caller, id: opt.ID, listener: listener}
+	if f.id == "" {
+		f.id = sshforward.DefaultID
+	}
+	s.undo.Add(f.start(ctx))
+	return dir.bind(), name, nil
+}
+
+// sshCaller is the first session that forwards the key.
+func (s *step) sshCaller(ctx context.Context, opt *pb.SSHOpt) (caller session.Caller, err error) {
+	err = s.loader.cfg.Sessions.Any(ctx, s.group, func(ctx context.Context, _ string, c session.Caller) error {
+		if err := sshforward.CheckSSHID(ctx, c, opt.ID); err != nil {
+			if grpcerrors.Code(err) == codes.Unimplemented {
+				return fmt.Errorf("no SSH key %q forwarded from the client", opt.ID)
+			}
+			return err
+		}
+		caller = c
+		return nil
+	})
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil && opt.Optional {
+		return nil, nil
+	}
+	return caller, err
+}
+
+func listenPrivate(path string, opt *pb.SSHOpt) (_ *net.UnixListener, err error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if err := os.Chown(path, int(opt.Uid), int(opt.Gid)); err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(path, os.FileMode(opt.Mode&0o777))
+}
+
+// sshForward forwards the connections of one socket.
+type sshForward struct {
+	caller   session.Caller
+	id       string
+	listener *net.UnixListener
+}
+
+// start forwards until the returned function is called, which waits for all
+// connections to end.
+func (f *sshForward) start(ctx context.Context) (stop func() error) {
+	ctx, cancel := context.WithCancel(f.caller.Context(ctx))
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			conn, err := f.listener.AcceptUnix()
+			if err != nil {
+				return // closed by stop
+			}
+			running.Go(func() { f.forward(ctx, conn) })
+		}
+	})
+	return func() error {
+		cancel()
+		err := f.listener.Close()
+		running.Wait()
+		return err
+	}
+}
+
+// forward serves one connection. What goes wrong is the step's process's to
+// see, as the end of the connection.
+func (f *sshForward) forward(ctx context.Context, conn *net.UnixConn) {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs(sshforward.KeySSHID, f.id))
+	stream, err := sshforward.NewSSHClient(f.caller.Conn()).ForwardAgent(ctx)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	sshforward.Copy(ctx, conn, stream, stream.CloseSend)
+}

@@ -1,0 +1,100 @@
+package ops
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// fileOp changes files by a graph of actions (LLB-060). An action takes the
+// state of the filesystem that its input names and makes a new one; it may
+// read others. States are numbered: the op's inputs first, then the actions.
+type fileOp struct {
+	vertex
+	slots
+	op     *pb.FileOp
+	inputs int
+	cache  *cache.Manager
+	plan   filePlan
+}
+
+// newFileOp checks op and returns what the solver calls.
+func (l *Loader) newFileOp(v vertex, op *pb.FileOp) (solver.Op, error) {
+	inputs := len(v.pb.Inputs)
+	plan, err := fileCheck(op, inputs)
+	if err != nil {
+		return nil, err
+	}
+	return &fileOp{vertex: v, slots: l.slots, op: op, inputs: inputs, cache: l.cfg.Cache, plan: plan}, nil
+}
+
+// CacheMap identifies the op by its actions and, where it only reads inputs, by
+// what it reads of them.
+func (f *fileOp) CacheMap(context.Context, solver.Asker, int) (*solver.CacheMap, bool, error) {
+	m, err := fileCacheMap(f.op, f.inputs)
+	if err != nil {
+		return nil, false, err
+	}
+	return m, false, nil
+}
+
+// Exec runs the actions that the outputs need.
+func (f *fileOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
+	in, err := refs(inputs)
+	if err != nil {
+		return nil, err
+	}
+	out, err := f.run(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]solver.Result, len(out))
+	for i, ref := range out {
+		results[i] = Result{ref}
+	}
+	return results, nil
+}
+
+// FileActionError says which action of a file op failed.
+type FileActionError struct {
+	Index int // into the op's actions
+	Err   error
+}
+
+func (e *FileActionError) Error() string { return e.Err.Error() }
+func (e *FileActionError) Unwrap() error { return e.Err }
+
+// fileOwner returns who the action makes the owner, nil if it says nothing.
+func fileActionOwner(a *pb.FileAction) *pb.ChownOpt {
+	switch x := a.Action.(type) {
+	case *pb.FileAction_Mkdir:
+		return x.Mkdir.GetOwner()
+	case *pb.FileAction_Mkfile:
+		return x.Mkfile.GetOwner()
+	case *pb.FileAction_Symlink:
+		return x.Symlink.GetOwner()
+	case *pb.FileAction_Copy:
+		return x.Copy.GetOwner()
+	}
+	return nil
+}
+
+// fileActionName is what messages call the action.
+func fileActionName(a *pb.FileAction) string {
+	switch x := a.GetAction().(type) {
+	case *pb.FileAction_Mkdir:
+		return "mkdir " + x.Mkdir.GetPath()
+	case *pb.FileAction_Mkfile:
+		return "mkfile " + x.Mkfile.GetPath()
+	case *pb.FileAction_Symlink:
+		return "symlink " + x.Symlink.GetNewpath()
+	case *pb.FileAction_Rm:
+		return "rm " + x.Rm.GetPath()
+	case *pb.FileAction_Copy:
+		return fmt.Sprintf("copy %s to %s", x.Copy.GetSrc(), x.Copy.GetDest())
+	}
+	return "unknown"
+}

@@ -1,0 +1,345 @@
+package ops
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
+)
+
+// unpack extracts src to the directory dest if it is a regular file that holds
+// an archive (LLB-071), and reports whether it does.
+func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err error) {
+	from, err := c.src.resolve(path.Join("/", src), true)
+	if err != nil {
+		return false, err
+	}
+	if st, err := c.src.lstat(from); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false, nil // the copy says what is wrong
+	}
+	f, err := c.src.openRegular(from)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	r, closeReader, err := fileDecompress(f)
+	if err != nil {
+		return false, nil // no archive that we know: it is copied
+	}
+	defer closeReader()
+	tr := tar.NewReader(r)
+	hdr, err := fileNextHeader(tr)
+	if err != nil {
+		return false, nil
+	}
+
+	to, err := c.dst.resolve(dest, true)
+	if err != nil {
+		return false, err
+	}
+	made, err := c.dst.mkdirAll(to, 0o755, c.stamp)
+	if err != nil {
+		return false, err
+	}
+	fd, err := c.dst.openDir(to)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	x := &fileExtract{root: fileRoot{fd}, owner: c.stamp.owner, parent: -1}
+	defer x.leave()
+	for ; err == nil; hdr, err = fileNextHeader(tr) {
+		if err := context.Cause(ctx); err != nil {
+			return false, err
+		}
+		if err := x.entry(ctx, hdr, tr); err != nil {
+			return false, fmt.Errorf("unpack %s: entry %q: %w", from, hdr.Name, err)
+		}
+	}
+	if err != io.EOF {
+		return false, fmt.Errorf("unpack %s: %w", from, err)
+	}
+	if err := x.touchDirs(); err != nil {
+		return false, fmt.Errorf("unpack %s: %w", from, err)
+	}
+	return true, c.dst.touchAll(made, c.stamp)
+}
+
+// fileNextHeader is tr.Next; names that lead outside are brought inside later.
+func fileNextHeader(tr *tar.Reader) (*tar.Header, error) {
+	hdr, err := tr.Next()
+	if errors.Is(err, tar.ErrInsecurePath) {
+		err = nil
+	}
+	return hdr, err
+}
+
+// fileDecompress returns what r holds, decompressed if it is compressed.
+func fileDecompress(r io.Reader) (_ io.Reader, closeReader func(), err error) {
+	buf := bufio.NewReaderSize(r, 64<<10)
+	start, err := buf.Peek(10)
+	if err != nil && err != io.EOF {
+		return nil, nil, err
+	}
+	nothing := func() {}
+	switch {
+	case bytes.HasPrefix(start, []byte("BZh")):
+		return bzip2.NewReader(buf), nothing, nil
+	case bytes.HasPrefix(start, []byte{0x1f, 0x8b, 8}):
+		z, err := gzip.NewReader(buf)
+		return z, nothing, err
+	case bytes.HasPrefix(start, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		z, err := xz.NewReader(buf)
+		return z, nothing, err
+	case bytes.HasPrefix(start, []byte{0x28, 0xb5, 0x2f, 0xfd}),
+		len(start) >= 8 && binary.LittleEndian.Uint32(start)&^0xf == 0x184d2a50: // a skippable frame
+		z, err := zstd.NewReader(buf)
+		if err != nil {
+			return nil, nil, err
+		}
+		return z, z.Close, nil
+	}
+	return buf, nothing, nil
+}
+
+// fileExtract writes the entries of an archive below root. Unlike in a layer,
+// ".wh." names mean nothing.
+type fileExtract struct {
+	root  fileRoot
+	owner *fileIDs // of everything, nil for what the archive says
+	dirs  []fileDirTime
+
+	parent int    // the directory that the last entry was in, -1 for none
+	at     string // its path
+}
+
+type fileDirTime struct {
+	path  string
+	times []unix.Timespec
+}
+
+// enter opens the directory at p, made if it isn't there, for an entry.
+func (x *fileExtract) enter(p string) error {
+	if x.parent >= 0 && x.at == p {
+		return nil
+	}
+	x.leave()
+	to, err := x.root.resolve(p, true)
+	if err != nil {
+		return err
+	}
+	if _, err := x.root.mkdirAll(to, 0o755, fileStamp{owner: &fileIDs{}}); err != nil {
+		return err
+	}
+	fd, err := x.root.openDir(to)
+	if err != nil {
+		return err
+	}
+	x.parent, x.at = fd, p
+	return nil
+}
+
+func (x *fileExtract) leave() {
+	if x.parent >= 0 {
+		unix.Close(x.parent)
+	}
+	x.parent = -1
+}
+
+func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	p := path.Join("/", hdr.Name) // ".." at the top stays there
+	if p == "/" {
+		if hdr.Typeflag == tar.TypeDir {
+			return nil // the directory that all goes to
+		}
+		return errors.New("it would replace the destination itself")
+	}
+	if err := x.enter(path.Dir(p)); err != nil {
+		return err
+	}
+	name := path.Base(p)
+	var st unix.Stat_t
+	err := unix.Fstatat(x.parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil && err != unix.ENOENT {
+		return err
+	}
+	merge := err == nil && fileIsDir(st) && hdr.Typeflag == tar.TypeDir
+	if err == nil && !merge {
+		if err := fileRemoveAll(x.parent, name); err != nil {
+			return err
+		}
+		if err := x.enter(path.Dir(p)); err != nil {
+			return err
+		}
+	}
+	if err := x.create(ctx, hdr, name, merge, content); err != nil {
+		return err
+	}
+	return x.describe(hdr, p, name)
+}
+
+func (x *fileExtract) create(ctx context.Context, hdr *tar.Header, name string, merge bool, content io.Reader) error {
+	perm := uint32(hdr.Mode) & 0o777
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		if merge {
+			return nil
+		}
+		return unix.Mkdirat(x.parent, name, perm)
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+		return x.regular(ctx, name, perm, content)
+	case tar.TypeSymlink:
+		return unix.Symlinkat(hdr.Linkname, x.parent, name)
+	case tar.TypeLink:
+		return x.link(hdr.Linkname, name)
+	case tar.TypeChar:
+		return x.mknod(hdr, name, unix.S_IFCHR|perm)
+	case tar.TypeBlock:
+		return x.mknod(hdr, name, unix.S_IFBLK|perm)
+	case tar.TypeFifo:
+		return x.mknod(hdr, name, unix.S_IFIFO|perm)
+	}
+	return fmt.Errorf("unknown type %q", hdr.Typeflag)
+}
+
+func (x *fileExtract) mknod(hdr *tar.Header, name string, mode uint32) error {
+	return unix.Mknodat(x.parent, name, mode, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))))
+}
+
+// link makes a hard link to the file called target in the archive, that is,
+// below root.
+func (x *fileExtract) link(target, name string) error {
+	at, err := x.root.resolve(path.Join("/", target), false)
+	if err != nil {
+		return err
+	}
+	if at == "/" {
+		return fileErr("link", at, unix.EPERM)
+	}
+	dir, base, err := x.root.openParent(at)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	return fileErr("link", at, unix.Linkat(dir, base, x.parent, name, 0))
+}
+
+func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, content io.Reader) (err error) {
+	fd, err := unix.Openat(x.parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := unix.Close(fd); err == nil {
+			err = cerr
+		}
+	}()
+	buf := fileBuffers.Get().(*[]byte)
+	defer fileBuffers.Put(buf)
+	for {
+		n, rerr := content.Read(*buf)
+		if err := fileWriteAll(fd, (*buf)[:n]); err != nil {
+			return err
+		}
+		if rerr == io.EOF {
+			return nil
+		}
+		if rerr != nil {
+			return rerr
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// describe gives the entry its metadata.
+func (x *fileExtract) describe(hdr *tar.Header, p, name string) error {
+	ids := fileIDs{hdr.Uid, hdr.Gid}
+	if x.owner != nil {
+		ids = *x.owner
+	}
+	if err := unix.Fchownat(x.parent, name, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("chown to %d:%d: %w", ids.uid, ids.gid, err)
+	}
+	xattrs := fileNameXattrs(x.parent, name)
+	for key, value := range hdr.PAXRecords {
+		key, ok := strings.CutPrefix(key, "SCHILY.xattr.")
+		if !ok || !fileXattrAllowed(key) {
+			continue
+		}
+		err := xattrs.set(key, []byte(value))
+		if err != nil && err != unix.ENOTSUP && err != unix.EPERM { // as far as we may
+			return fmt.Errorf("set extended attribute %s: %w", key, err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(x.parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := unix.Fchmodat(x.parent, name, uint32(hdr.Mode)&0o7777, 0); err != nil {
+			return fmt.Errorf("chmod to %o: %w", hdr.Mode, err)
+		}
+	}
+	times := fileTarTimes(hdr)
+	if hdr.Typeflag == tar.TypeDir {
+		x.dirs = append(x.dirs, fileDirTime{p, times})
+	}
+	return unix.UtimesNanoAt(x.parent, name, times, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// touchDirs sets the times of directories, after all is in them.
+func (x *fileExtract) touchDirs() error {
+	for _, d := range x.dirs {
+		at, err := x.root.resolve(d.path, false)
+		if err != nil {
+			return err
+		}
+		dir, name, err := x.root.openParent(at)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			continue // a later entry replaced it
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.UtimesNanoAt(dir, name, d.times, unix.AT_SYMLINK_NOFOLLOW)
+		unix.Close(dir)
+		if err != nil && err != unix.ENOENT {
+			return fileErr("set time of", at, err)
+		}
+	}
+	return nil
+}
+
+// fileTarTimes are the times of access and change of an entry. Those that a
+// file can't have are the epoch.
+func fileTarTimes(hdr *tar.Header) []unix.Timespec {
+	bound := func(t time.Time) unix.Timespec {
+		if t.Before(time.Unix(0, 0)) || t.After(time.Unix(0, 1<<63-1)) {
+			t = time.Unix(0, 0)
+		}
+		return unix.NsecToTimespec(t.UnixNano())
+	}
+	accessed := hdr.AccessTime
+	if accessed.Before(hdr.ModTime) {
+		accessed = hdr.ModTime
+	}
+	return []unix.Timespec{bound(accessed), bound(hdr.ModTime)}
+}

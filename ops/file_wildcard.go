@@ -1,0 +1,108 @@
+package ops
+
+import (
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// wildcards returns the paths that src matches, in order, or src itself,
+// cleaned, if it has no wildcards (LLB-073). The part before the first wildcard
+// is resolved through links, but one at its end only if follow is set; below
+// it, links aren't followed. Nothing below a match is matched again.
+func (r fileRoot) wildcards(src string, follow bool) ([]string, error) {
+	base, pattern := fileSplitWildcards(src)
+	if pattern == "" {
+		return []string{base}, nil
+	}
+	at, err := r.resolve(base, follow)
+	if err != nil {
+		return nil, err
+	}
+	st, err := r.lstat(at)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return nil, nil
+	}
+	m := fileMatcher{pattern: pattern, base: at}
+	if !strings.ContainsAny(pattern, `[\`) { // a class may match a slash
+		m.depth = 1 + strings.Count(pattern, "/")
+	}
+	fd, err := r.openDir(at)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := m.walk(fd, "", 1); err != nil {
+		return nil, err
+	}
+	return m.matches, nil
+}
+
+// fileMatcher collects what below base matches pattern.
+type fileMatcher struct {
+	pattern string
+	base    string
+	depth   int // matches have this many elements; 0 is any number
+	matches []string
+}
+
+func (m *fileMatcher) walk(dir int, rel string, depth int) error {
+	f, err := fileReadDir(dir)
+	if err != nil {
+		return fileErr("open", path.Join(m.base, rel), err)
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	if err != nil {
+		return fileErr("read", path.Join(m.base, rel), err)
+	}
+	fileSortEntries(entries)
+	for _, e := range entries {
+		name := path.Join(rel, e.Name())
+		if ok, err := path.Match(m.pattern, name); ok && err == nil {
+			m.matches = append(m.matches, path.Join(m.base, name))
+			continue
+		}
+		if !e.IsDir() || m.depth > 0 && depth >= m.depth {
+			continue
+		}
+		sub, err := unix.Openat(dir, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fileErr("open", path.Join(m.base, name), err)
+		}
+		err = m.walk(sub, name, depth+1)
+		unix.Close(sub)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fileSplitWildcards splits src, cleaned, before the first element that holds a
+// wildcard.
+func fileSplitWildcards(src string) (base, pattern string) {
+	elems := strings.Split(strings.TrimPrefix(path.Join("/", src), "/"), "/")
+	for i, e := range elems {
+		if fileHasWildcards(e) {
+			return "/" + path.Join(elems[:i]...), path.Join(elems[i:]...)
+		}
+	}
+	return "/" + path.Join(elems...), ""
+}
+
+func fileHasWildcards(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '*', '?', '[':
+			return true
+		case '\\':
+			i++
+		}
+	}
+	return false
+}

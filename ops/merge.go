@@ -1,0 +1,53 @@
+package ops
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// mergeOp lays its inputs over one another, later ones on top (LLB-080).
+type mergeOp struct {
+	vertex
+	op    *pb.MergeOp
+	cache *cache.Manager
+}
+
+func (m *mergeOp) CacheMap(context.Context, solver.Asker, int) (*solver.CacheMap, bool, error) {
+	return definitionKey(struct {
+		Type  string
+		Merge *pb.MergeOp
+	}{"buildkit.merge.v0", m.op}, len(m.pb.Inputs))
+}
+
+func (m *mergeOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
+	all, err := refs(inputs)
+	if err != nil {
+		return nil, err
+	}
+	var parents []*cache.Ref
+	var used []int // the input of each parent
+	for i, ref := range all {
+		if ref != nil {
+			parents, used = append(parents, ref), append(used, i)
+		}
+	}
+	switch len(parents) {
+	case 0:
+		return []solver.Result{Result{}}, nil
+	case 1:
+		return []solver.Result{Result{parents[0].Clone()}}, nil
+	}
+	merged, err := m.cache.Merge(ctx, parents, cache.Options{Description: m.name})
+	if errors.Is(err, cache.ErrLost) {
+		// The cache doesn't say which of them it is.
+		return nil, &solver.LostError{Inputs: used, Err: err}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []solver.Result{Result{merged}}, nil
+}

@@ -1,0 +1,90 @@
+// Package ops gives each LLB op its meaning: Load turns a definition into
+// solver vertices, and one file per op holds how it is cached and how it runs.
+// Wire types stop here: solver, cache, executor and snapshot never see pb.
+//
+// Load checks everything that the definition alone decides, so that ops need
+// not: what it lets through has every field that its kind needs, and every
+// index in it names something. An op is the op with the vertex that it stands
+// behind (vertex), the shared limit if it counts (slots), and what it works
+// with; it holds no state of its runs, which may overlap.
+//
+// Cache maps are upstream's byte for byte, so that registry caches work both
+// ways; key.go, exec_key.go and file_key.go say how.
+//
+// Locks, in the order in which they are taken: prunedMounts.mu of a build,
+// cacheKey.turn (several of them by name), cacheMounts.mu.
+package ops
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Build is the solver.BuildOptions.Value of every build: what ops know of who
+// asks.
+type Build struct {
+	SessionIDs   []string // the build's own session first
+	Entitlements map[string]bool
+
+	pruned prunedMounts // cache mounts that ignore-cache steps emptied (LLB-007)
+}
+
+// SessionGroup gives the sessions of everyone who waits for an answer.
+func SessionGroup(asker solver.Asker) session.Group { return group{asker} }
+
+type group struct{ asker solver.Asker }
+
+func (g group) SessionIterator() session.Iterator {
+	var ids []string
+	for _, v := range g.asker.Values() {
+		if b, ok := v.(*Build); ok {
+			ids = append(ids, b.SessionIDs...)
+		}
+	}
+	return &iterator{ids}
+}
+
+type iterator struct{ ids []string }
+
+func (i *iterator) NextSession() string {
+	if len(i.ids) == 0 {
+		return ""
+	}
+	id := i.ids[0]
+	i.ids = i.ids[1:]
+	return id
+}
+
+// Source is a scheme's implementation, such as docker-image.
+type Source interface {
+	// Schemes are those it serves, such as "docker-image".
+	Schemes() []string
+	// Resolve checks op and returns what the solver calls. It does no I/O.
+	Resolve(op *pb.SourceOp, platform ocispec.Platform) (SourceInstance, error)
+}
+
+// SourceInstance is one source op, ready to be asked.
+type SourceInstance interface {
+	// CacheKey returns the index-th key (before hashing), and whether there
+	// are more (LLB-155 to -159).
+	CacheKey(ctx context.Context, g session.Group, index int) (key string, more bool, err error)
+	// Fetch makes the ref; nil is an empty one.
+	Fetch(ctx context.Context, g session.Group) (*cache.Ref, error)
+}
+
+// Config is what ops work with.
+type Config struct {
+	Cache    *cache.Manager
+	Executor executor.Executor
+	Sessions *session.Manager
+	Sources  []Source
+	Platform ocispec.Platform // the default
+	// Parallelism bounds the ops that run at once; 0 is no bound (LLB-035).
+	Parallelism int
+}

@@ -1,0 +1,91 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/kilnbuild/kiln/ops/source/registry"
+	"github.com/moby/buildkit/session"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// maxManifest bounds manifests and configs; registries take half of that.
+const maxManifest = 8 << 20
+
+// Origin is where the bytes of an image are: a registry, or a client's store.
+// It asks the sessions of whoever needs something. Bytes aren't verified.
+type Origin interface {
+	// Resolve says what the image's reference stands for.
+	Resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, error)
+	// Open opens what desc names. A size of -1 is an unknown one.
+	Open(ctx context.Context, g session.Group, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+// registryOrigin is a reference in a registry.
+type registryOrigin struct {
+	client   *registry.Client
+	sessions *session.Manager
+	ref      registry.Reference
+}
+
+func (o *registryOrigin) resolver(g session.Group) *registry.Resolver {
+	return o.client.Resolver(registry.Access{Sessions: o.sessions, Group: g})
+}
+
+// Resolve asks the registry about a tag. A digest needs no asking: whether it
+// is there, and what it is, shows when it is read.
+func (o *registryOrigin) Resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, error) {
+	if o.ref.Digest != "" {
+		return ocispec.Descriptor{Digest: o.ref.Digest, Size: -1}, nil
+	}
+	_, desc, err := o.resolver(g).Resolve(ctx, o.ref.String())
+	return desc, err
+}
+
+func (o *registryOrigin) Open(ctx context.Context, g session.Group, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	f, err := o.resolver(g).Fetcher(ctx, o.ref.String())
+	if err != nil {
+		return nil, err
+	}
+	return f.Fetch(ctx, desc)
+}
+
+// blobSource opens layers with the sessions of those who wait for them.
+type blobSource struct {
+	origin Origin
+	g      session.Group
+}
+
+func (s blobSource) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	return s.origin.Open(ctx, s.g, desc)
+}
+
+// read returns the verified bytes of a manifest or config.
+func read(ctx context.Context, g session.Group, o Origin, ref string, desc ocispec.Descriptor) (_ []byte, err error) {
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%s names a blob with the digest %q: %w", ref, desc.Digest, err)
+	}
+	if desc.Size > maxManifest {
+		return nil, fmt.Errorf("%s: %s has %d bytes, more than the %d that manifests and configs may have", ref, desc.Digest, desc.Size, maxManifest)
+	}
+	if desc.MediaType == "" {
+		desc.MediaType = ocispec.MediaTypeImageIndex // registries keep manifests apart from other blobs
+	}
+	rc, err := o.Open(ctx, g, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	data, err := io.ReadAll(io.LimitReader(rc, maxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxManifest {
+		return nil, fmt.Errorf("%s: %s has more than the %d bytes that manifests and configs may have", ref, desc.Digest, maxManifest)
+	}
+	if got := desc.Digest.Algorithm().FromBytes(data); got != desc.Digest {
+		return nil, fmt.Errorf("%s: asked for %s, got content with the digest %s", ref, desc.Digest, got)
+	}
+	return data, nil
+}

@@ -1,0 +1,192 @@
+package local
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/tonistiigi/fsutil"
+	"github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sys/unix"
+)
+
+// client connects a session that offers dirs, as buildctl does.
+func client(t testing.TB, sm *session.Manager, sharedKey string, dirs map[string]string) string {
+	t.Helper()
+	s, err := session.NewSession(t.Context(), sharedKey)
+	must(t, err)
+	offered := filesync.StaticDirSource{}
+	for name, dir := range dirs {
+		tree, err := fsutil.NewFS(dir)
+		must(t, err)
+		tree, err = fsutil.NewFilterFS(tree, &fsutil.FilterOpt{Map: func(_ string, st *types.Stat) fsutil.MapResult {
+			st.Uid, st.Gid = 0, 0
+			return fsutil.MapResultKeep
+		}})
+		must(t, err)
+		offered[name] = tree
+	}
+	if dirs != nil {
+		s.Allow(filesync.NewFSSyncProvider(offered))
+	}
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { done <- s.Run(ctx, dialer(sm)) }()
+	t.Cleanup(func() {
+		s.Close()
+		cancel()
+		<-done
+	})
+	return s.ID()
+}
+
+// dialer connects through a Unix socket pair's equivalent, a loopback
+// connection of the kernel, so that copying costs what it costs.
+func dialer(sm *session.Manager) session.Dialer {
+	return func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				sm.HandleConn(context.WithoutCancel(ctx), c, meta)
+			}
+		}()
+		return net.Dial("tcp", l.Addr().String())
+	}
+}
+
+func manager(t testing.TB) *session.Manager {
+	t.Helper()
+	sm, err := session.NewManager()
+	must(t, err)
+	return sm
+}
+
+// manyFiles makes n small files in directories of 40.
+func manyFiles(t testing.TB, n, size int) string {
+	dir := t.TempDir()
+	for i := range n {
+		sub := filepath.Join(dir, fmt.Sprintf("pkg%03d/dir%d", i/200, i/40))
+		if i%40 == 0 {
+			must(t, os.MkdirAll(sub, 0o755))
+		}
+		data := make([]byte, size/2+i%size)
+		for j := range data {
+			data[j] = byte(i * j)
+		}
+		must(t, os.WriteFile(filepath.Join(sub, fmt.Sprintf("file%d.js", i)), data, 0o644))
+	}
+	return dir
+}
+
+// discard is a recorder that only costs what locking does.
+type discard struct{ records }
+
+func (d *discard) Set(contenthash.Entry) { d.mu.Lock(); d.mu.Unlock() } //nolint:staticcheck
+func (d *discard) Remove(string)         {}
+
+// BenchmarkTransfer compares with fsutil's receiver, which hashes as upstream
+// has it do. The client runs in the same process: its share is in both.
+func BenchmarkTransfer(b *testing.B) {
+	for _, shape := range []struct {
+		name        string
+		files, size int
+	}{{"20000x10K", 20_000, 10 << 10}, {"4x96M", 4, 96 << 20}} {
+		src := manyFiles(b, shape.files, shape.size)
+		sm := manager(b)
+		id := client(b, sm, "", map[string]string{"context": src})
+		caller, err := sm.Get(b.Context(), id, false)
+		must(b, err)
+		b.Run(shape.name+"/first/kiln", func(b *testing.B) {
+			defer reportCPU(b)()
+			for range b.N {
+				c := newCopy(b)
+				receiveKiln(b, caller, c)
+			}
+		})
+		b.Run(shape.name+"/first/fsutil", func(b *testing.B) {
+			defer reportCPU(b)()
+			for range b.N {
+				receiveFsutil(b, caller, b.TempDir())
+			}
+		})
+		c, dest := newCopy(b), b.TempDir()
+		receiveKiln(b, caller, c)
+		receiveFsutil(b, caller, dest)
+		b.Run(shape.name+"/unchanged/kiln", func(b *testing.B) {
+			defer reportCPU(b)()
+			for range b.N {
+				receiveKiln(b, caller, c)
+			}
+		})
+		b.Run(shape.name+"/unchanged/fsutil", func(b *testing.B) {
+			defer reportCPU(b)()
+			for range b.N {
+				receiveFsutil(b, caller, dest)
+			}
+		})
+	}
+}
+
+// reportCPU adds the processor time of both sides, which other load on the
+// machine disturbs less than the clock.
+func reportCPU(b *testing.B) func() {
+	used := func() time.Duration {
+		var u unix.Rusage
+		must(b, unix.Getrusage(unix.RUSAGE_SELF, &u))
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	start := used()
+	return func() { b.ReportMetric(float64((used()-start).Milliseconds())/float64(b.N), "cpu-ms/op") }
+}
+
+func receiveKiln(b *testing.B, caller session.Caller, c *copyOf) {
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	i := &instance{name: "context"}
+	s, err := i.call(ctx, caller)
+	must(b, err)
+	r := c.receiver(b)
+	open := r.open
+	r.open = func() (*place, error) {
+		p, err := open()
+		p.rec = &discard{}
+		return p, err
+	}
+	must(b, r.run(ctx, s))
+	c.state = r.state.encode()
+}
+
+func receiveFsutil(b *testing.B, caller session.Caller, dest string) {
+	must(b, filesync.FSSync(b.Context(), caller, filesync.FSSendRequestOpt{
+		Name: "context", DestDir: dest, CacheUpdater: updater{}, ProgressCb: func(int, bool) {},
+	}))
+}
+
+type updater struct{}
+
+func (updater) MarkSupported(bool) {}
+func (updater) HandleChange(fsutil.ChangeKind, string, os.FileInfo, error) error {
+	return nil
+}
+func (updater) ContentHasher() fsutil.ContentHasher {
+	return func(st *types.Stat) (hash.Hash, error) {
+		header, err := contenthash.Header(entryOf(st))
+		h := sha256.New()
+		h.Write(header)
+		return h, err
+	}
+}
