@@ -1,0 +1,66 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/keys"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/ops"
+)
+
+// Report is what Check found; nothing is wrong if Problems is empty.
+type Report struct {
+	Cache    *cache.Report
+	Keys     keys.Counts
+	Problems []string
+}
+
+// String counts what was looked at.
+func (r Report) String() string {
+	return fmt.Sprintf("%d records, %d snapshots, %d blobs, %d images, %d bytes; %d links between keys, %d results; %d problems",
+		r.Cache.Records, r.Cache.Snapshots, r.Cache.Blobs, r.Cache.Images, r.Cache.Bytes, r.Keys.Links, r.Keys.Results, len(r.Problems))
+}
+
+// Check verifies the state under root, of a worker that isn't running: the
+// database file, every record with its parents, snapshots and blobs, and every
+// key. What a crash left without a record is swept first, as at every start.
+// deep also reads all blobs. The error is about checking, not about what is
+// found.
+func Check(ctx context.Context, root string, deep bool) (_ Report, err error) {
+	if _, err := os.Stat(filepath.Join(root, "kiln.db")); err != nil {
+		return Report{}, fmt.Errorf("%s holds no state of kilnd: %w", root, err)
+	}
+	w := &Worker{cfg: Config{Root: root, Log: slog.New(slog.DiscardHandler)}}
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	if err := w.openState(ctx, &undo); err != nil {
+		return Report{}, err
+	}
+	r := Report{}
+	if err := w.store.Check(); err != nil {
+		r.Problems = append(r.Problems, err.Error())
+	}
+	for _, p := range append(w.snapshots.Check(ctx, deep), w.blobs.Check(ctx, deep)...) {
+		r.Problems = append(r.Problems, p.Error())
+	}
+	if r.Cache, err = w.cache.Check(ctx, deep); err != nil {
+		return r, err
+	}
+	r.Problems = append(r.Problems, r.Cache.Problems...)
+	counts, problems := keys.Open(w.store).Check(func(id string) bool {
+		ref, err := ops.Results{Cache: w.cache}.Load(ctx, id)
+		if err != nil {
+			return false
+		}
+		ref.Release()
+		return true
+	})
+	r.Keys, r.Problems = counts, append(r.Problems, problems...)
+	return r, nil
+}

@@ -1,0 +1,179 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops/source/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// imageExporter keeps the image in the daemon's store under its names, and
+// pushes it.
+type imageExporter struct {
+	cfg  Config
+	opts imageOptions
+}
+
+func (e *imageExporter) Name() string { return "exporting to image" }
+
+func (e *imageExporter) Export(ctx context.Context, src Source, req Request) (Done, error) {
+	names, err := e.opts.fullNames(src.Metadata)
+	if err != nil {
+		return Done{}, err
+	}
+	if (e.opts.push || e.opts.pushByDigest) && len(names) == 0 {
+		return Done{}, fmt.Errorf("push needs a name for the image: name=HOST/NAME")
+	}
+	img, err := assemble(ctx, e.cfg, e.opts, src)
+	if err != nil {
+		return Done{}, err
+	}
+	resp, desc, err := img.response(names, e.opts.created(time.Now()))
+	if err != nil {
+		return Done{}, err
+	}
+	if err := e.store(ctx, img, e.localNames(names, desc.Digest)); err != nil {
+		return Done{}, err
+	}
+	done := Done{Response: resp, Descriptor: &desc}
+	if e.opts.push {
+		done.Finalize = func(ctx context.Context) error { return e.push(ctx, img, names, req) }
+	}
+	return done, nil
+}
+
+// localNames are what the image is called in the store (EXP-016 to -018).
+func (e *imageExporter) localNames(names []string, dgst digest.Digest) []string {
+	out := names
+	if p := e.opts.danglingPrefix; p != "" && (len(names) == 0 || !e.opts.danglingIfEmpty) {
+		out = append(out[:len(out):len(out)], p+"@"+dgst.String())
+	}
+	if e.opts.canonical {
+		for _, n := range names {
+			out = append(out[:len(out):len(out)], untagged(n)+"@"+dgst.String())
+		}
+	}
+	return out
+}
+
+func untagged(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name // names were checked when the exporter was made
+	}
+	return named.Name()
+}
+
+// store puts the image's own blobs into the store and names it.
+func (e *imageExporter) store(ctx context.Context, img *image, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	keep := cache.Image{Descriptor: img.root}
+	for _, b := range img.blobs {
+		if b.owner != nil {
+			keep.Refs = append(keep.Refs, b.owner.ID())
+			continue
+		}
+		if err := e.write(b); err != nil {
+			return err
+		}
+		keep.Blobs = append(keep.Blobs, b.desc.Digest)
+	}
+	for _, n := range names {
+		done := progress.From(ctx).Begin("naming to " + n)
+		if err := e.cfg.Cache.SetImage(n, keep); err != nil {
+			return fmt.Errorf("name the image %s: %w", n, err)
+		}
+		done()
+	}
+	return nil
+}
+
+func (e *imageExporter) write(b blob) error {
+	w, err := e.cfg.Blobs.Create()
+	if err != nil {
+		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
+	}
+	defer w.Close()
+	if _, err := w.Write(b.data); err != nil {
+		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
+	}
+	if _, err := w.Commit(b.desc.Size, b.desc.Digest); err != nil {
+		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
+	}
+	return nil
+}
+
+// pushesAtOnce bounds the blobs of one image on their way at the same time;
+// the registry client bounds what all builds do with one host.
+const pushesAtOnce = 6
+
+// push uploads the image under each of its names: layers and configs side by
+// side, then manifests, then the root (EXP-058).
+func (e *imageExporter) push(ctx context.Context, img *image, names []string, req Request) error {
+	r := e.cfg.Registry.Resolver(registry.Access{Sessions: e.cfg.Sessions, Group: req.Group, Insecure: e.opts.insecure})
+	for _, name := range names {
+		if err := e.pushAs(ctx, r, img, name); err != nil {
+			return fmt.Errorf("push %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (e *imageExporter) pushAs(ctx context.Context, r *registry.Resolver, img *image, name string) error {
+	root := name
+	if e.opts.pushByDigest {
+		root = untagged(name) + "@" + img.root.Digest.String()
+	}
+	byDigest := untagged(name)
+	scope := progress.From(ctx)
+	layersDone := scope.Begin("pushing layers")
+	eg, egctx := errgroup.WithContext(ctx)
+	eg.SetLimit(pushesAtOnce)
+	var manifests []blob
+	for _, b := range img.blobs {
+		if isManifest(b.desc.MediaType) {
+			manifests = append(manifests, b)
+			continue
+		}
+		eg.Go(func() error { return pushBlob(egctx, r, byDigest+"@"+b.desc.Digest.String(), b) })
+	}
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	layersDone()
+	for _, b := range manifests {
+		to := byDigest + "@" + b.desc.Digest.String()
+		if b.desc.Digest == img.root.Digest {
+			to = root
+		}
+		done := scope.Begin("pushing manifest for " + to)
+		if err := pushBlob(ctx, r, to, b); err != nil {
+			return err
+		}
+		done()
+	}
+	return nil
+}
+
+// pushBlob uploads b. A layer whose bytes aren't here is fetched only if the
+// registry neither has it nor can mount it.
+func pushBlob(ctx context.Context, r *registry.Resolver, ref string, b blob) error {
+	_, err := r.Push(ctx, ref, b.desc, func(ctx context.Context) (io.ReadCloser, error) { return b.open(ctx) })
+	return err
+}
+
+func isManifest(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageManifest || mediaType == ocispec.MediaTypeImageIndex ||
+		strings.HasPrefix(mediaType, "application/vnd.docker.distribution.manifest.")
+}

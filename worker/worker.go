@@ -1,0 +1,238 @@
+// Package worker assembles the one place where builds run: the store, the
+// snapshotter, the blobs, the cache, the executor, the sources, the ops and the
+// solver.
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/keys"
+	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/ops/source/image"
+	"github.com/kilnbuild/kiln/ops/source/local"
+	"github.com/kilnbuild/kiln/ops/source/ocilayout"
+	"github.com/kilnbuild/kiln/ops/source/registry"
+	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/session"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Config is what a Worker is made from.
+type Config struct {
+	Root         string // state directory, made if missing
+	Labels       map[string]string
+	Platforms    []string // announced ones, the default first; nil: what the machine can run
+	Runtime      string   // OCI runtime binary; "" is the built-in one
+	CgroupParent string
+	Parallelism  int
+	DNS          *executor.DNS
+	Registry     registry.Config
+	Log          *slog.Logger
+}
+
+// Worker is the place. Close it after the last build.
+type Worker struct {
+	cfg       Config
+	id        string
+	platforms []ocispec.Platform
+
+	store     *store.DB
+	snapshots *snapshot.Overlay
+	blobs     *snapshot.Blobs
+	cache     *cache.Manager
+	keys      *keys.Store
+	sessions  *session.Manager
+	registry  *registry.Client
+	image     *image.Source
+	layout    *ocilayout.Source
+	loader    *ops.Loader
+	solver    *solver.Solver
+
+	release func() error
+}
+
+// New opens the state under cfg.Root and cleans up what a crash left behind.
+func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
+	w := &Worker{cfg: cfg}
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+
+	if w.platforms, err = announced(cfg.Platforms); err != nil {
+		return nil, err
+	}
+	if err := w.openState(ctx, &undo); err != nil {
+		return nil, err
+	}
+	exec, err := executor.New(executor.Config{
+		Root: filepath.Join(cfg.Root, "executor"), Binary: cfg.Runtime, CgroupParent: cfg.CgroupParent, DNS: cfg.DNS, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set up the executor: %w", err)
+	}
+	undo.Add(exec.Close)
+	if w.sessions, err = session.NewManager(); err != nil {
+		return nil, fmt.Errorf("set up sessions: %w", err)
+	}
+	w.registry = registry.New(cfg.Registry)
+	undo.AddFunc(w.registry.Close)
+	if err := w.openOps(exec); err != nil {
+		return nil, err
+	}
+	w.release = undo.Keep()
+	return w, nil
+}
+
+// openState opens what is on disk: store, snapshots, blobs, cache.
+func (w *Worker) openState(ctx context.Context, undo *cleanup.Stack) error {
+	if err := prepareRoot(w.cfg.Root); err != nil {
+		return err
+	}
+	var err error
+	if w.id, err = workerID(w.cfg.Root); err != nil {
+		return err
+	}
+	w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: w.cfg.Log.Warn})
+	if err != nil {
+		return err
+	}
+	undo.Add(w.store.Close)
+	snapshots, err := snapshot.NewOverlay(w.cfg.Root, w.store)
+	if err != nil {
+		return fmt.Errorf("open snapshots: %w", err)
+	}
+	w.snapshots = snapshots.(*snapshot.Overlay)
+	undo.Add(w.snapshots.Close)
+	if w.blobs, err = snapshot.NewBlobs(w.cfg.Root, w.store); err != nil {
+		return fmt.Errorf("open blobs: %w", err)
+	}
+	w.cache, err = cache.Open(ctx, cache.Config{Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root})
+	if err != nil {
+		return fmt.Errorf("open cache: %w", err)
+	}
+	undo.Add(w.cache.Close)
+	return nil
+}
+
+// openOps makes the sources, the loader and the solver.
+func (w *Worker) openOps(exec executor.Executor) error {
+	w.image = image.New(image.Options{Cache: w.cache, Store: w.store, Registry: w.registry, Sessions: w.sessions})
+	w.layout = ocilayout.New(ocilayout.Options{Cache: w.cache, Sessions: w.sessions})
+	var err error
+	w.loader, err = ops.NewLoader(ops.Config{
+		Cache: w.cache, Executor: exec, Sessions: w.sessions, Platform: w.platforms[0], Parallelism: w.cfg.Parallelism,
+		Sources: []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
+	})
+	if err != nil {
+		return fmt.Errorf("set up ops: %w", err)
+	}
+	w.keys = keys.Open(w.store)
+	w.cache.OnRemove(w.keys.Forget)
+	w.solver = solver.New(solver.Options{Keys: w.keys, Results: ops.Results{Cache: w.cache}})
+	return nil
+}
+
+// Close ends the worker; builds must have ended before.
+func (w *Worker) Close() error { return w.release() }
+
+// prepareRoot makes the state directory and refuses one that another program
+// keeps its state in (DMN-124).
+func prepareRoot(root string) error {
+	if root == "" {
+		return errors.New("no state directory is given")
+	}
+	for _, foreign := range []string{"buildkitd.lock", "runc-overlayfs", "containerdmeta.db"} {
+		if _, err := os.Lstat(filepath.Join(root, foreign)); err == nil {
+			return fmt.Errorf("state directory %s holds the state of buildkitd (%s); choose another with --root", root, foreign)
+		}
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	return nil
+}
+
+// workerID is the same across restarts.
+func workerID(root string) (string, error) {
+	path := filepath.Join(root, "workerid")
+	if data, err := os.ReadFile(path); err == nil && len(data) > 0 {
+		return string(data), nil
+	}
+	id := strings.ToLower(rand.Text())
+	if err := os.WriteFile(path, []byte(id), 0o400); err != nil {
+		return "", fmt.Errorf("keep the worker's id: %w", err)
+	}
+	return id, nil
+}
+
+// announced are the platforms that clients are told of.
+func announced(given []string) ([]ocispec.Platform, error) {
+	if len(given) == 0 {
+		return native(), nil
+	}
+	var out []ocispec.Platform
+	for _, s := range given {
+		p, err := platforms.Parse(s)
+		if err != nil {
+			return nil, fmt.Errorf("platform %q: %w", s, err)
+		}
+		out = append(out, platforms.Normalize(p))
+	}
+	return out, nil
+}
+
+// ID names the worker.
+func (w *Worker) ID() string { return w.id }
+
+// Labels describe the worker (DMN-070).
+func (w *Worker) Labels() map[string]string {
+	const prefix = "org.mobyproject.buildkit.worker."
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	out := map[string]string{
+		prefix + "executor": "oci", prefix + "hostname": host, prefix + "snapshotter": "overlayfs",
+		prefix + "network": "host", prefix + "oci.process-mode": "sandbox",
+		prefix + "selinux.enabled": "false", prefix + "apparmor.profile": "",
+	}
+	maps.Copy(out, w.cfg.Labels)
+	return out
+}
+
+// Platforms are those the worker builds for, native first.
+func (w *Worker) Platforms() []ocispec.Platform { return w.platforms }
+
+// Store is the daemon's one database.
+func (w *Worker) Store() *store.DB { return w.store }
+
+// Cache is the cache of everything that was built.
+func (w *Worker) Cache() *cache.Manager { return w.cache }
+
+// Blobs are the stored layers, configs and manifests.
+func (w *Worker) Blobs() *snapshot.Blobs { return w.blobs }
+
+// Registry talks to image registries.
+func (w *Worker) Registry() *registry.Client { return w.registry }
+
+// Sessions are the clients' connections.
+func (w *Worker) Sessions() *session.Manager { return w.sessions }
+
+// Loader turns definitions into vertices.
+func (w *Worker) Loader() *ops.Loader { return w.loader }
+
+// Solver is shared by all builds.
+func (w *Worker) Solver() *solver.Solver { return w.solver }
