@@ -1,0 +1,208 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/worker"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// bridge is the frontend.Bridge of one build. It owns the results of the refs
+// that were solved, until release.
+type bridge struct {
+	b *Build
+
+	mu       sync.Mutex // guards the fields below; never held across I/O
+	held     []solver.Result
+	released bool
+}
+
+var _ frontend.Bridge = (*bridge)(nil)
+
+// Solve loads a definition as a lazy ref, or runs a frontend.
+func (br *bridge) Solve(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	if len(req.Policies) > 0 {
+		return nil, unsupported("SourcePolicies: this daemon does not evaluate source policies")
+	}
+	res, err := br.lazy(ctx, req)
+	if err != nil || !req.Evaluate {
+		return res, err
+	}
+	for _, ref := range append(slices.Collect(maps.Values(res.Refs)), res.Ref) {
+		if ref == nil {
+			continue
+		}
+		if err := ref.Evaluate(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return res, nil
+}
+
+func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	hasDef := len(req.Definition.GetDef()) > 0
+	switch {
+	case hasDef && req.Frontend != "":
+		return nil, invalid("Definition and Frontend (%q) exclude each other", req.Frontend)
+	case req.Frontend != "":
+		return br.runFrontend(ctx, req)
+	case !hasDef:
+		return &frontend.Result{}, nil
+	}
+	edge, err := br.b.engine.cfg.Worker.Loader().Load(req.Definition, ops.LoadOptions{Entitlements: br.b.granted})
+	if err != nil {
+		return nil, err
+	}
+	if edge.Vertex == nil {
+		return &frontend.Result{}, nil
+	}
+	return &frontend.Result{Ref: &ref{br: br, def: req.Definition, edge: edge}}, nil
+}
+
+// runFrontend runs a built-in frontend. gateway.v0 with a Dockerfile frontend
+// as its source is the built-in one (CTL-013).
+func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	name := req.Frontend
+	if name == "gateway.v0" {
+		source := req.Opts["source"]
+		if source != "dockerfile.v0" && !isDockerfileImage(source) {
+			return nil, unsupported("frontend image %s can't be run: this daemon has no frontend containers; "+
+				"remove the syntax line or pass --opt build-arg:BUILDKIT_SYNTAX=dockerfile.v0 to use the built-in Dockerfile frontend", source)
+		}
+		name = "dockerfile.v0"
+	}
+	f, ok := br.b.engine.cfg.Frontends[name]
+	if !ok {
+		return nil, invalid("Frontend: no frontend %q; there are %s", name,
+			strings.Join(slices.Sorted(maps.Keys(br.b.engine.cfg.Frontends)), ", "))
+	}
+	res, err := f.Solve(ctx, br, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
+	if err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+// isDockerfileImage reports whether source is upstream's Dockerfile frontend
+// image, whose job the built-in frontend does.
+func isDockerfileImage(source string) bool {
+	name, _, _ := strings.Cut(source, "@")
+	name = strings.TrimPrefix(name, "docker.io/")
+	return name == "docker/dockerfile" || strings.HasPrefix(name, "docker/dockerfile:")
+}
+
+// ResolveSourceMeta shows as a vertex named as the caller says.
+func (br *bridge) ResolveSourceMeta(ctx context.Context, op *pb.SourceOp, opt frontend.MetaOptions) (*frontend.SourceMeta, error) {
+	if len(opt.Policies) > 0 {
+		return nil, unsupported("SourcePolicies: this daemon does not evaluate source policies")
+	}
+	name := opt.LogName
+	if name == "" {
+		name = "resolve " + op.Identifier
+	}
+	var meta worker.Meta
+	dgst := digest.FromString(fmt.Sprintf("%s-meta-%s-%s", br.b.req.Ref, name, op.Identifier))
+	err := br.b.vertex(ctx, dgst, name, func(ctx context.Context) (err error) {
+		meta, err = br.b.engine.cfg.Worker.SourceMeta(ctx, worker.MetaRequest{
+			Op: op, Platform: opt.Platform, ResolveMode: opt.ResolveMode, NoConfig: opt.NoConfig, Group: session.NewGroup(br.b.req.Session),
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &frontend.SourceMeta{Op: meta.Op, Digest: meta.Digest, Config: meta.Config}, nil
+}
+
+// Warn shows w. A warning without a vertex hangs on one of its own, so that
+// clients have somewhere to print it.
+func (br *bridge) Warn(ctx context.Context, w progress.Warning) {
+	if w.Vertex != "" {
+		br.b.write(progress.Event{Warning: &w})
+		return
+	}
+	w.Vertex = digest.FromString(br.b.req.Ref + "-warnings")
+	// A vertex that only carries a warning can't fail.
+	_ = br.b.vertex(ctx, w.Vertex, "[internal] checking the request", func(context.Context) error {
+		br.b.write(progress.Event{Warning: &w})
+		return nil
+	})
+}
+
+// Platforms are the worker's.
+func (br *bridge) Platforms() []ocispec.Platform { return br.b.engine.cfg.Worker.Platforms() }
+
+var errReleased = errors.New("the build that this reference belongs to has ended")
+
+// hold keeps res until release.
+func (br *bridge) hold(res solver.Result) error {
+	br.mu.Lock()
+	defer br.mu.Unlock()
+	if br.released {
+		res.Release()
+		return errReleased
+	}
+	br.held = append(br.held, res)
+	return nil
+}
+
+// release gives back every result that refs of the build hold.
+func (br *bridge) release() {
+	br.mu.Lock()
+	held := br.held
+	br.held, br.released = nil, true
+	br.mu.Unlock()
+	for _, r := range held {
+		r.Release()
+	}
+}
+
+// solved solves r, which may be nil for scratch, and returns a handle of the
+// caller's own on what it stands for.
+func (br *bridge) solved(ctx context.Context, r frontend.Ref) (*cache.Ref, error) {
+	if r == nil {
+		return nil, nil
+	}
+	own, ok := r.(*ref)
+	if !ok {
+		return nil, fmt.Errorf("internal error: a reference of type %T is not this build's", r)
+	}
+	res, err := own.solve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return res.Ref.Clone(), nil
+}
+
+// located adds to a solve's error which vertex failed and which lines of the
+// client's source it came from (CTL-081, -082).
+func located(err error, def *pb.Definition) error {
+	var ve *solver.VertexError
+	if !errors.As(err, &ve) {
+		return err
+	}
+	dgst := ve.Vertex.Digest
+	err = errdefs.WrapVertex(err, dgst)
+	src := def.GetSource()
+	for _, loc := range src.GetLocations()[dgst.String()].GetLocations() {
+		if i := int(loc.SourceIndex); i >= 0 && i < len(src.Infos) {
+			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Infos[i], Ranges: loc.Ranges})
+		}
+	}
+	return err
+}

@@ -1,0 +1,208 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/gateway"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/worker/export"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Build is one request and all that belongs to it.
+type Build struct {
+	engine  *Engine
+	req     Request
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	stream  *progress.Stream
+	solver  *solver.Build
+	bridge  *bridge
+	gateway *gateway.Server // of builds that the client drives; nil for others
+	granted map[string]bool // entitlements
+
+	started time.Time
+
+	mu       sync.Mutex // guards the fields below; never held across I/O
+	outcome  Outcome
+	done     bool
+	warnings int
+}
+
+// Outcome is how a build ended.
+type Outcome struct {
+	Started, Ended time.Time
+	Response       map[string]string
+	Results        map[int]ocispec.Descriptor // by exporter
+	Err            error
+	Stats          solver.Stats
+	Warnings       int
+}
+
+func newBuild(ctx context.Context, e *Engine, req Request) *Build {
+	ctx, cancel := context.WithCancelCause(ctx)
+	b := &Build{engine: e, req: req, ctx: ctx, cancel: cancel, stream: &progress.Stream{}, started: time.Now()}
+	b.granted = map[string]bool{}
+	for _, name := range req.Entitlements {
+		b.granted[name] = true
+	}
+	b.solver = e.cfg.Worker.Solver().NewBuild(solver.BuildOptions{
+		ID:       req.Ref,
+		Value:    &ops.Build{SessionIDs: []string{req.Session}, Entitlements: b.granted},
+		Domain:   strings.Join(slices.Sorted(maps.Keys(b.granted)), ","),
+		Progress: progress.WriterFunc(b.write),
+	})
+	b.bridge = &bridge{b: b}
+	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
+		b.gateway = gateway.NewServer(gateway.Config{
+			Bridge: b.bridge, Inputs: req.Inputs, Workers: e.cfg.Workers(), LLBCaps: e.cfg.LLBCaps,
+		})
+	}
+	return b
+}
+
+// Request returns what was asked for.
+func (b *Build) Request() Request { return b.req }
+
+// Started is when the build began.
+func (b *Build) Started() time.Time { return b.started }
+
+// Events returns a reader of everything the build told so far and will tell.
+func (b *Build) Events() *progress.Reader { return b.stream.NewReader() }
+
+// Gateway serves the client that drives the build; nil if the daemon does.
+func (b *Build) Gateway() *gateway.Server { return b.gateway }
+
+// Context ends when the build does.
+func (b *Build) Context() context.Context { return b.ctx }
+
+// Outcome is valid once the build has ended.
+func (b *Build) Outcome() Outcome {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.outcome
+}
+
+func (b *Build) ended() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.done
+}
+
+func (b *Build) write(e progress.Event) {
+	if e.Warning != nil {
+		b.mu.Lock()
+		b.warnings++
+		b.mu.Unlock()
+	}
+	b.stream.Write(e)
+}
+
+// run does the whole build (CTL-040): frontend, force, export, finalize.
+func (b *Build) run() (map[string]string, error) {
+	if err := b.checkEntitlements(); err != nil {
+		return nil, err
+	}
+	exporters, err := b.exporters()
+	if err != nil {
+		return nil, err
+	}
+	res, err := b.result()
+	if err != nil {
+		return nil, err
+	}
+	src, release, err := b.force(res)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return b.export(exporters, src)
+}
+
+// result gets the lazy result from whoever makes it.
+func (b *Build) result() (*frontend.Result, error) {
+	for _, w := range b.req.Warnings {
+		b.bridge.Warn(b.ctx, progress.Warning{Level: 1, Short: []byte(w)})
+	}
+	if b.gateway != nil {
+		res, err := b.gateway.Wait(b.ctx)
+		if err != nil {
+			return nil, err
+		}
+		return res, nil
+	}
+	return b.bridge.Solve(b.ctx, frontend.SolveRequest{
+		Definition: b.req.Definition,
+		Frontend:   b.req.Frontend,
+		Opts:       b.req.Opts,
+		Inputs:     b.req.Inputs,
+	})
+}
+
+func (b *Build) checkEntitlements() error {
+	for _, name := range b.req.Entitlements {
+		kind, _, _ := strings.Cut(name, "=")
+		switch {
+		case !slices.Contains([]string{"network.host", "security.insecure", "device"}, kind):
+			return invalid("Entitlements: unknown entitlement %q", name)
+		case !slices.Contains(b.engine.cfg.Entitlements, kind):
+			return invalid("Entitlements: %s is not allowed by this daemon; start it with --allow-insecure-entitlement %s", kind, kind)
+		}
+	}
+	return nil
+}
+
+func (b *Build) exporters() ([]export.Exporter, error) {
+	out := make([]export.Exporter, len(b.req.Exporters))
+	for i, ex := range b.req.Exporters {
+		var err error
+		if out[i], err = export.New(b.engine.cfg.Export, ex.Type, ex.Attrs); err != nil {
+			return nil, fmt.Errorf("exporter %d (%s): %w", i, ex.Type, err)
+		}
+	}
+	return out, nil
+}
+
+// finish records how the build ended and closes its stream.
+func (b *Build) finish(resp map[string]string, err error) {
+	stats := b.solver.Stats()
+	b.cancel(errors.New("the build has ended"))
+	b.bridge.release()
+	b.solver.Close()
+
+	b.mu.Lock()
+	b.outcome.Started, b.outcome.Ended = b.started, time.Now()
+	b.outcome.Response, b.outcome.Err = resp, err
+	b.outcome.Stats, b.outcome.Warnings = stats, b.warnings
+	b.done = true
+	b.mu.Unlock()
+	b.stream.Close()
+}
+
+// vertex runs fn as a vertex of its own, outside the graph, and reports its
+// beginning and end.
+func (b *Build) vertex(ctx context.Context, dgst digest.Digest, name string, fn func(ctx context.Context) error) error {
+	start := time.Now()
+	v := progress.Vertex{Digest: dgst, Name: name, Started: &start}
+	b.write(progress.Event{Vertex: &v})
+	err := fn(progress.With(ctx, progress.NewScope(progress.WriterFunc(b.write), dgst)))
+	ended := v
+	now := time.Now()
+	ended.Completed = &now
+	if err != nil {
+		ended.Error = err.Error()
+	}
+	b.write(progress.Event{Vertex: &ended})
+	return err
+}

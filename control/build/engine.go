@@ -1,0 +1,155 @@
+// Package build runs one build from request to export: it registers the build,
+// runs the frontend or waits for a client that drives the build itself, forces
+// the result, exports it, and keeps the stream of events that watchers read.
+package build
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/worker"
+	"github.com/kilnbuild/kiln/worker/export"
+	apitypes "github.com/moby/buildkit/api/types"
+	"github.com/moby/buildkit/solver/errdefs"
+	capspb "github.com/moby/buildkit/util/apicaps/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Config is what an Engine is made from.
+type Config struct {
+	Worker       *worker.Worker
+	Export       export.Config
+	Frontends    map[string]frontend.Frontend
+	Workers      func() []*apitypes.WorkerRecord
+	LLBCaps      []*capspb.APICap
+	Entitlements []string // those that requests may ask for
+	// Linger is how long an ended build stays addressable (CTL-010).
+	Linger time.Duration
+	Log    *slog.Logger
+	// Ended is told of every build that is over.
+	Ended func(*Build)
+	// Started is told of every build that begins.
+	Started func(*Build)
+}
+
+// Engine knows the builds that run, and for a while those that ended. All
+// methods are safe for concurrent use.
+type Engine struct {
+	cfg Config
+
+	mu       sync.Mutex // guards the fields below; never held across a build's work
+	builds   map[string]*Build
+	arrived  chan struct{} // closed and replaced when a build registers
+	draining bool
+	running  sync.WaitGroup
+}
+
+// NewEngine returns an engine without builds.
+func NewEngine(cfg Config) *Engine {
+	return &Engine{cfg: cfg, builds: map[string]*Build{}, arrived: make(chan struct{})}
+}
+
+// Run registers req as a build, runs it to its end and returns the response.
+// When ctx ends, which is when the client goes away, the build is cancelled.
+func (e *Engine) Run(ctx context.Context, req Request) (map[string]string, error) {
+	b, err := e.register(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	defer e.running.Done()
+	if e.cfg.Started != nil {
+		e.cfg.Started(b)
+	}
+	resp, err := b.run()
+	b.finish(resp, err)
+	if e.cfg.Ended != nil {
+		e.cfg.Ended(b)
+	}
+	time.AfterFunc(e.cfg.Linger, func() { e.forget(b) })
+	return resp, err
+}
+
+func (e *Engine) register(ctx context.Context, req Request) (*Build, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.draining {
+		return nil, status.Error(codes.Unavailable, "the daemon is shutting down and takes no new builds")
+	}
+	if _, ok := e.builds[req.Ref]; ok {
+		return nil, status.Errorf(codes.AlreadyExists, "Ref: a build %s runs or has just run; choose another id", req.Ref)
+	}
+	b := newBuild(ctx, e, req)
+	e.builds[req.Ref] = b
+	e.running.Add(1)
+	close(e.arrived)
+	e.arrived = make(chan struct{})
+	return b, nil
+}
+
+func (e *Engine) forget(b *Build) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.builds[b.req.Ref] == b {
+		delete(e.builds, b.req.Ref)
+	}
+}
+
+// Get returns the build named ref, waiting up to wait for it to be registered:
+// clients ask for a build's status before their request to build has arrived.
+func (e *Engine) Get(ctx context.Context, ref string, wait time.Duration) (*Build, error) {
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	for {
+		e.mu.Lock()
+		b, arrived := e.builds[ref], e.arrived
+		e.mu.Unlock()
+		if b != nil {
+			return b, nil
+		}
+		select {
+		case <-arrived:
+		case <-timeout.C:
+			return nil, errdefs.NewUnknownJobError(ref)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Running lists the builds that haven't ended.
+func (e *Engine) Running() []*Build {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []*Build
+	for _, b := range e.builds {
+		if !b.ended() {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// Drain refuses new builds and waits for those that run. When ctx ends it
+// cancels them with ctx's cause and waits for them to be gone.
+func (e *Engine) Drain(ctx context.Context) {
+	e.mu.Lock()
+	e.draining = true
+	e.mu.Unlock()
+
+	idle := make(chan struct{})
+	go func() { e.running.Wait(); close(idle) }()
+	select {
+	case <-idle:
+		return
+	case <-ctx.Done():
+	}
+	for _, b := range e.Running() {
+		b.cancel(fmt.Errorf("the daemon is shutting down: %w", context.Cause(ctx)))
+	}
+	<-idle
+}

@@ -1,0 +1,115 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/worker/export"
+	"github.com/moby/buildkit/session"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+)
+
+// force solves every ref of res, side by side. release gives back what src
+// holds.
+func (b *Build) force(res *frontend.Result) (src export.Source, release func(), err error) {
+	src.Metadata = res.Metadata
+	var mu sync.Mutex // guards src and held
+	var held []*cache.Ref
+	release = func() {
+		for _, r := range held {
+			r.Release()
+		}
+	}
+	eg, ctx := errgroup.WithContext(b.ctx)
+	solve := func(r frontend.Ref, set func(*cache.Ref)) {
+		eg.Go(func() error {
+			out, err := b.bridge.solved(ctx, r)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, out)
+			set(out)
+			return nil
+		})
+	}
+	if res.Refs != nil {
+		src.Refs = make(map[string]*cache.Ref, len(res.Refs))
+		for k, r := range res.Refs {
+			solve(r, func(out *cache.Ref) { src.Refs[k] = out })
+		}
+	} else {
+		solve(res.Ref, func(out *cache.Ref) { src.Ref = out })
+	}
+	if err := eg.Wait(); err != nil {
+		release()
+		return export.Source{}, nil, err
+	}
+	return src, release, nil
+}
+
+// export runs every exporter side by side, then what each of them left for the
+// end, and collects their responses (CTL-041).
+func (b *Build) export(exporters []export.Exporter, src export.Source) (map[string]string, error) {
+	resp := map[string]string{}
+	for k, v := range src.Metadata {
+		if strings.HasPrefix(k, "frontend.") {
+			resp[k] = string(v)
+		}
+	}
+	done := make([]export.Done, len(exporters))
+	err := b.eachExporter(exporters, func(ctx context.Context, i int) (err error) {
+		done[i], err = exporters[i].Export(ctx, src, export.Request{
+			SessionID: b.req.Session, Group: session.NewGroup(b.req.Session), Index: i,
+		})
+		return err
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = b.eachExporter(exporters, func(ctx context.Context, i int) error {
+		return done[i].Finalize(ctx)
+	}, func(i int) bool { return done[i].Finalize == nil })
+	if err != nil {
+		return nil, err
+	}
+	results := map[int]ocispec.Descriptor{}
+	for i, d := range done {
+		maps.Copy(resp, d.Response)
+		if d.Descriptor != nil {
+			results[i] = *d.Descriptor
+		}
+	}
+	b.mu.Lock()
+	b.outcome.Results = results
+	b.mu.Unlock()
+	return resp, nil
+}
+
+// eachExporter runs fn for every exporter side by side, as that exporter's
+// vertex; skip, if set, leaves some out.
+func (b *Build) eachExporter(exporters []export.Exporter, fn func(ctx context.Context, i int) error, skip func(i int) bool) error {
+	eg, ctx := errgroup.WithContext(b.ctx)
+	for i, ex := range exporters {
+		if skip != nil && skip(i) {
+			continue
+		}
+		eg.Go(func() error {
+			return b.vertex(ctx, b.exportDigest(i), ex.Name(), func(ctx context.Context) error { return fn(ctx, i) })
+		})
+	}
+	return eg.Wait()
+}
+
+// exportDigest identifies the vertex of an export (CTL-048).
+func (b *Build) exportDigest(i int) digest.Digest {
+	return digest.FromString(fmt.Sprintf("%s-export-%d", b.req.Session, i))
+}

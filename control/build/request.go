@@ -1,0 +1,132 @@
+package build
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	control "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Request is a checked request to build.
+type Request struct {
+	Ref          string
+	Session      string
+	Definition   *pb.Definition
+	Frontend     string
+	Opts         map[string]string
+	Inputs       map[string]*pb.Definition
+	Exporters    []*control.Exporter
+	Entitlements []string
+	Internal     bool     // leaves no history (CTL-024)
+	Warnings     []string // about parts of the request that have no effect
+}
+
+// maxRef bounds client-chosen ids, which name records and appear in logs.
+const maxRef = 256
+
+// ParseRequest checks what a client sent (CTL-010 to -031). Every error carries
+// InvalidArgument, or Unimplemented for what the daemon doesn't have, and names
+// the field.
+func ParseRequest(in *control.SolveRequest) (Request, error) {
+	req := Request{
+		Ref: in.Ref, Session: in.Session, Definition: in.Definition, Frontend: in.Frontend,
+		Opts: in.FrontendAttrs, Inputs: in.FrontendInputs, Exporters: in.Exporters,
+		Entitlements: in.Entitlements, Internal: in.Internal,
+	}
+	switch {
+	case in.Ref == "":
+		return req, invalid("Ref is missing")
+	case len(in.Ref) > maxRef:
+		return req, invalid("Ref has %d bytes; at most %d are allowed", len(in.Ref), maxRef)
+	case len(in.Definition.GetDef()) > 0 && in.Frontend != "":
+		return req, invalid("Definition and Frontend (%q) exclude each other", in.Frontend)
+	}
+	for name, def := range in.FrontendInputs {
+		if def == nil {
+			return req, invalid("FrontendInputs[%q] is empty", name)
+		}
+	}
+	if len(req.Exporters) == 0 && in.ExporterDeprecated != "" {
+		req.Exporters = []*control.Exporter{{Type: in.ExporterDeprecated, Attrs: in.ExporterAttrsDeprecated}}
+	}
+	for i, ex := range req.Exporters {
+		if ex.GetType() == "" {
+			return req, invalid("Exporters[%d].Type is missing", i)
+		}
+	}
+	if err := req.checkFeatures(in); err != nil {
+		return req, err
+	}
+	req.propagateEpoch()
+	return req, nil
+}
+
+// checkFeatures refuses what would change the result if it were ignored, and
+// notes what would only make it slower.
+func (r *Request) checkFeatures(in *control.SolveRequest) error {
+	c := in.Cache
+	switch {
+	case len(c.GetExports()) > 0 || c.GetExportRefDeprecated() != "":
+		return unsupported("Cache.Exports: this daemon does not export its cache; leave --export-cache out")
+	case len(in.SourcePolicy.GetRules()) > 0:
+		return unsupported("SourcePolicy: this daemon does not evaluate source policies")
+	case in.SourcePolicySession != "":
+		return unsupported("SourcePolicySession: this daemon does not evaluate source policies")
+	case in.ProxyNetwork:
+		return unsupported("ProxyNetwork: this daemon has no proxy network")
+	}
+	switch v := in.CompatibilityVersion; {
+	case v == 0 || v == 30:
+	case v == 10 || v == 20:
+		return unsupported("CompatibilityVersion: this daemon builds at version 30, not %d", v)
+	case v > 30:
+		return unsupported("CompatibilityVersion: %d is newer than this daemon's 30; upgrade the daemon", v)
+	default:
+		return invalid("CompatibilityVersion: %d is not one of 10, 20, 30", v)
+	}
+	for _, im := range c.GetImports() {
+		r.Warnings = append(r.Warnings, "the imported cache "+im.GetType()+" "+im.GetAttrs()["ref"]+" is not used: this daemon does not import caches")
+	}
+	for _, ref := range c.GetImportRefsDeprecated() {
+		r.Warnings = append(r.Warnings, "the imported cache "+ref+" is not used: this daemon does not import caches")
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Opts)) {
+		if kind, ok := strings.CutPrefix(k, "attest:"); ok && r.Opts[k] != "disabled=true" {
+			r.Warnings = append(r.Warnings, kind+" attestations are left out: this daemon does not make them")
+		}
+	}
+	return nil
+}
+
+// propagateEpoch copies a numeric SOURCE_DATE_EPOCH build argument to every
+// exporter that has none (CTL-031); other values are the frontend's business.
+func (r *Request) propagateEpoch() {
+	epoch, ok := r.Opts["build-arg:SOURCE_DATE_EPOCH"]
+	if !ok {
+		return
+	}
+	if _, err := strconv.ParseInt(epoch, 10, 64); err != nil && epoch != "" {
+		return
+	}
+	for _, ex := range r.Exporters {
+		if _, ok := ex.Attrs["source-date-epoch"]; !ok {
+			if ex.Attrs == nil {
+				ex.Attrs = map[string]string{}
+			}
+			ex.Attrs["source-date-epoch"] = epoch
+		}
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, args...)
+}
+
+func unsupported(format string, args ...any) error {
+	return status.Errorf(codes.Unimplemented, format, args...)
+}

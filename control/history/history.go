@@ -1,0 +1,246 @@
+// Package history keeps a record of every build that ended, and tells
+// listeners of builds as they begin, end and are forgotten.
+package history
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	control "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+// bucket holds the records, protobufs by ref.
+const bucket = "history"
+
+// Config says where records live and how many are kept: a record goes when it
+// is both beyond MaxEntries and older than MaxAge, unless it is pinned
+// (CTL-141).
+type Config struct {
+	Store      *store.DB
+	MaxAge     time.Duration
+	MaxEntries int
+}
+
+// Log is the history. All methods are safe for concurrent use.
+type Log struct {
+	cfg Config
+
+	mu        sync.Mutex // guards the fields below; never held across a send
+	active    map[string]*control.BuildHistoryRecord
+	ended     map[string]*control.BuildHistoryRecord
+	listeners map[*listener]struct{}
+	closed    chan struct{}
+}
+
+type listener struct {
+	mu     sync.Mutex // guards events
+	events []*control.BuildHistoryEvent
+	wake   chan struct{} // of capacity 1
+}
+
+// Open loads the records.
+func Open(cfg Config) (*Log, error) {
+	l := &Log{
+		cfg:       cfg,
+		active:    map[string]*control.BuildHistoryRecord{},
+		ended:     map[string]*control.BuildHistoryRecord{},
+		listeners: map[*listener]struct{}{},
+		closed:    make(chan struct{}),
+	}
+	var bad error
+	cfg.Store.Scan(bucket, "", func(ref string, value []byte) bool {
+		rec := &control.BuildHistoryRecord{}
+		if err := proto.Unmarshal(value, rec); err != nil {
+			bad = fmt.Errorf("history record of build %s: %w", ref, err)
+			return false
+		}
+		l.ended[ref] = rec
+		return true
+	})
+	return l, bad
+}
+
+// Close ends what listeners wait for: no more news will come. It is called
+// once, after the last build has ended.
+func (l *Log) Close() { close(l.closed) }
+
+// Started announces a build. The record must not be changed afterwards.
+func (l *Log) Started(rec *control.BuildHistoryRecord) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.active[rec.Ref] = rec
+	l.tellLocked(control.BuildHistoryEventType_STARTED, rec)
+}
+
+// Completed stores the record of an ended build and forgets what is too old.
+// The record must not be changed afterwards.
+func (l *Log) Completed(rec *control.BuildHistoryRecord) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.active, rec.Ref)
+	if err := l.putLocked(rec); err != nil {
+		return err
+	}
+	l.trimLocked(time.Now())
+	return nil
+}
+
+func (l *Log) putLocked(rec *control.BuildHistoryRecord) error {
+	value, err := proto.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("encode history record of build %s: %w", rec.Ref, err)
+	}
+	var b store.Batch
+	b.Put(bucket, rec.Ref, value)
+	l.cfg.Store.Write(&b)
+	l.ended[rec.Ref] = rec
+	l.tellLocked(control.BuildHistoryEventType_COMPLETE, rec)
+	return nil
+}
+
+func (l *Log) trimLocked(now time.Time) {
+	for i, rec := range l.newestLocked() {
+		if i >= l.cfg.MaxEntries && !rec.Pinned && now.Sub(rec.CompletedAt.AsTime()) > l.cfg.MaxAge {
+			l.deleteLocked(rec.Ref)
+		}
+	}
+}
+
+func (l *Log) deleteLocked(ref string) {
+	var b store.Batch
+	b.Delete(bucket, ref)
+	l.cfg.Store.Write(&b)
+	delete(l.ended, ref)
+	l.tellLocked(control.BuildHistoryEventType_DELETED, &control.BuildHistoryRecord{Ref: ref})
+}
+
+func (l *Log) newestLocked() []*control.BuildHistoryRecord {
+	out := make([]*control.BuildHistoryRecord, 0, len(l.ended))
+	for _, rec := range l.ended {
+		out = append(out, rec)
+	}
+	slices.SortFunc(out, func(a, b *control.BuildHistoryRecord) int {
+		return b.CreatedAt.AsTime().Compare(a.CreatedAt.AsTime())
+	})
+	return out
+}
+
+// Update pins, unpins or deletes a record (CTL-140).
+func (l *Log) Update(req *control.UpdateBuildHistoryRequest) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rec, ok := l.ended[req.Ref]
+	switch {
+	case !ok:
+		return status.Errorf(codes.NotFound, "history record of build %q: %v", req.Ref, fs.ErrNotExist)
+	case req.Delete:
+		l.deleteLocked(req.Ref)
+		return nil
+	case req.Finalize:
+		return nil // everything is stored when a build ends
+	}
+	next := proto.CloneOf(rec)
+	next.Pinned = req.Pinned
+	next.Generation++
+	return l.putLocked(next)
+}
+
+func (l *Log) tellLocked(typ control.BuildHistoryEventType, rec *control.BuildHistoryRecord) {
+	ev := &control.BuildHistoryEvent{Type: typ, Record: rec}
+	for li := range l.listeners {
+		li.mu.Lock()
+		li.events = append(li.events, ev)
+		li.mu.Unlock()
+		select {
+		case li.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Listen sends the builds that run, then the stored records, newest first, then
+// events as they happen, until ctx ends or, with EarlyExit, at once (CTL-136).
+func (l *Log) Listen(ctx context.Context, req *control.BuildHistoryRequest, send func(*control.BuildHistoryEvent) error) error {
+	switch {
+	case req.Limit < 0:
+		return status.Errorf(codes.InvalidArgument, "Limit is negative: %d", req.Limit)
+	case len(req.Filter) > 0:
+		return status.Error(codes.Unimplemented, "Filter: this daemon does not filter its history; ask without a filter")
+	}
+	li := &listener{wake: make(chan struct{}, 1)}
+	past := l.subscribe(li, req)
+	defer l.unsubscribe(li)
+	for _, ev := range past {
+		if err := send(ev); err != nil {
+			return err
+		}
+	}
+	if req.EarlyExit {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-l.closed:
+			return nil
+		case <-li.wake:
+		}
+		li.mu.Lock()
+		events := li.events
+		li.events = nil
+		li.mu.Unlock()
+		for _, ev := range events {
+			if !wanted(req, ev) {
+				continue
+			}
+			if err := send(ev); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func wanted(req *control.BuildHistoryRequest, ev *control.BuildHistoryEvent) bool {
+	return req.Ref == "" || req.Ref == ev.Record.Ref
+}
+
+func (l *Log) subscribe(li *listener, req *control.BuildHistoryRequest) []*control.BuildHistoryEvent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.listeners[li] = struct{}{}
+	var past []*control.BuildHistoryEvent
+	add := func(typ control.BuildHistoryEventType, rec *control.BuildHistoryRecord) {
+		if ev := (&control.BuildHistoryEvent{Type: typ, Record: rec}); wanted(req, ev) {
+			past = append(past, ev)
+		}
+	}
+	for _, rec := range l.active {
+		add(control.BuildHistoryEventType_STARTED, rec)
+	}
+	if req.ActiveOnly {
+		return past
+	}
+	running := len(past)
+	for _, rec := range l.newestLocked() {
+		add(control.BuildHistoryEventType_COMPLETE, rec)
+	}
+	if limit := int(req.Limit); limit > 0 && len(past) > running+limit {
+		past = past[:running+limit]
+	}
+	return past
+}
+
+func (l *Log) unsubscribe(li *listener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.listeners, li)
+}

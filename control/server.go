@@ -1,0 +1,92 @@
+// Package control serves the daemon's gRPC API: moby.buildkit.v1.Control, the
+// LLBBridge of client-driven builds, health and reflection. It checks requests,
+// translates wire types, and leaves the work to control/build and below.
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime/debug"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/control/build"
+	"github.com/kilnbuild/kiln/control/history"
+	control "github.com/moby/buildkit/api/services/control"
+	apitypes "github.com/moby/buildkit/api/types"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+)
+
+// maxMessage bounds messages in both directions (CTL-007).
+const maxMessage = 16 << 20
+
+// Config is what a Server answers from.
+type Config struct {
+	Builds   *build.Engine
+	History  *history.Log
+	Cache    *cache.Manager
+	Sessions *session.Manager
+	Workers  func() []*apitypes.WorkerRecord
+	Log      *slog.Logger
+}
+
+// Server implements the services.
+type Server struct {
+	control.UnimplementedControlServer
+	cfg Config
+}
+
+// New returns the services for cfg.
+func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// Options are what the gRPC server that carries the services must be made with.
+func (s *Server) Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+	}
+}
+
+// Register adds the services to g.
+func (s *Server) Register(g *grpc.Server) {
+	control.RegisterControlServer(g, s)
+	gwpb.RegisterLLBBridgeServer(g, &bridgeRouter{builds: s.cfg.Builds})
+	h := health.NewServer()
+	healthpb.RegisterHealthServer(g, h)
+	reflection.Register(g)
+}
+
+// unary makes errors typed for the wire and panics errors (CTL-008).
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer s.report(ctx, info.FullMethod, &err)
+	return handler(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	defer s.report(ss.Context(), info.FullMethod, &err)
+	return handler(srv, ss)
+}
+
+func (s *Server) report(ctx context.Context, method string, err *error) {
+	if r := recover(); r != nil {
+		s.cfg.Log.Error("request panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
+		*err = status.Errorf(codes.Internal, "internal error: %s panicked: %v", method, r)
+	}
+	if *err == nil {
+		return
+	}
+	if !errors.Is(*err, context.Canceled) {
+		s.cfg.Log.Debug("request failed", "method", method, "err", (*err).Error())
+	}
+	*err = grpcerrors.ToGRPC(ctx, *err)
+}
