@@ -1,0 +1,273 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
+	control "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/session"
+	sessioncontent "github.com/moby/buildkit/session/content"
+	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/session/grpchijack"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/tonistiigi/fsutil"
+	fstypes "github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sync/errgroup"
+)
+
+// Export is one output of a build. For archives (oci, docker, tar) Output opens
+// where the bytes go; for local, OutputDir is where the files go.
+type Export struct {
+	Type      string
+	Attrs     map[string]string
+	Output    func(md map[string]string) (io.WriteCloser, error)
+	OutputDir string
+}
+
+// SolveOptions are a build: either Definition, or a Frontend and what it needs.
+type SolveOptions struct {
+	Ref        string // "" is a random one
+	Definition *pb.Definition
+	Frontend   string
+	Attrs      map[string]string
+	Inputs     map[string]*pb.Definition
+	Exports    []Export
+	// Locals are directories by the name that the build knows them by;
+	// OCILayouts are OCI layout directories likewise.
+	Locals       map[string]string
+	OCILayouts   map[string]string
+	Entitlements []string
+	// Attachables serve more in the session: secrets, SSH agents, credentials.
+	Attachables []session.Attachable
+	// SharedKey makes transfers of Locals incremental across builds with the
+	// same one.
+	SharedKey string
+}
+
+// Response is what exporters and the frontend say of the result.
+type Response map[string]string
+
+// Status is a message of the build's progress; receivers see all of them, in
+// order.
+type Status func(*control.StatusResponse)
+
+// Solve runs a build to its end. status, which may be nil, is called from one
+// goroutine.
+func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (Response, error) {
+	if opts.Ref == "" {
+		opts.Ref = rand.Text()
+	}
+	s, err := newSession(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	eg, egctx := errgroup.WithContext(ctx)
+	eg.Go(func() error {
+		if err := s.Run(egctx, grpchijack.Dialer(c.control)); err != nil {
+			return fmt.Errorf("session with %s: %w", c.addr, err)
+		}
+		return nil
+	})
+	var resp *control.SolveResponse
+	solved := make(chan struct{})
+	eg.Go(func() (err error) {
+		defer s.Close()
+		defer close(solved)
+		resp, err = c.control.Solve(egctx, opts.request(s.ID()))
+		if err != nil {
+			return fmt.Errorf("solve: %w", err)
+		}
+		return nil
+	})
+	if status != nil {
+		// A build that failed still has messages to show.
+		statusCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		defer cancel()
+		stop := context.AfterFunc(ctx, cancel)
+		defer stop()
+		eg.Go(func() error {
+			err := c.Status(statusCtx, opts.Ref, status)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, err
+	}
+	return resp.ExporterResponse, nil
+}
+
+func (opts SolveOptions) request(sessionID string) *control.SolveRequest {
+	req := &control.SolveRequest{
+		Ref: opts.Ref, Definition: opts.Definition, Session: sessionID, Frontend: opts.Frontend,
+		FrontendAttrs: opts.Attrs, FrontendInputs: opts.Inputs, Entitlements: opts.Entitlements,
+		Cache: &control.CacheOptions{},
+	}
+	for _, ex := range opts.Exports {
+		req.Exporters = append(req.Exporters, &control.Exporter{Type: ex.Type, Attrs: ex.Attrs})
+	}
+	return req
+}
+
+// Status calls status for every message of the build named ref, from its
+// beginning to its end.
+func (c *Client) Status(ctx context.Context, ref string, status Status) error {
+	stream, err := c.control.Status(ctx, &control.StatusRequest{Ref: ref})
+	if err != nil {
+		return fmt.Errorf("status of build %s: %w", ref, err)
+	}
+	for {
+		msg, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("status of build %s: %w", ref, err)
+		}
+		status(msg)
+	}
+}
+
+// newSession prepares the services that the daemon may call.
+func newSession(ctx context.Context, opts SolveOptions) (*session.Session, error) {
+	s, err := session.NewSession(ctx, opts.SharedKey)
+	if err != nil {
+		return nil, fmt.Errorf("make session: %w", err)
+	}
+	dirs := filesync.StaticDirSource{}
+	for name, dir := range opts.Locals {
+		if dirs[name], err = openLocal(dir); err != nil {
+			return nil, fmt.Errorf("local %s: %w", name, err)
+		}
+	}
+	if len(dirs) > 0 {
+		s.Allow(filesync.NewFSSyncProvider(dirs))
+	}
+	var targets []filesync.FSSyncTarget
+	for i, ex := range opts.Exports {
+		switch {
+		case ex.Output != nil && ex.OutputDir != "":
+			return nil, fmt.Errorf("export %d (%s): both a file and a directory are given", i, ex.Type)
+		case ex.Output != nil:
+			targets = append(targets, filesync.WithFSSync(i, ex.Output))
+		case ex.OutputDir != "" && ex.Attrs["mode"] == "delete":
+			targets = append(targets, filesync.WithFSSyncDirDelete(i, ex.OutputDir))
+		case ex.OutputDir != "":
+			targets = append(targets, filesync.WithFSSyncDir(i, ex.OutputDir))
+		}
+	}
+	if len(targets) > 0 {
+		s.Allow(filesync.NewFSSyncTarget(targets...))
+	}
+	if err := allowContent(s, opts); err != nil {
+		return nil, err
+	}
+	for _, a := range opts.Attachables {
+		s.Allow(a)
+	}
+	return s, nil
+}
+
+// allowContent serves OCI layouts: those to read images from, and those that
+// exports with tar=false write to.
+func allowContent(s *session.Session, opts SolveOptions) error {
+	stores := map[string]content.Store{}
+	for name, dir := range opts.OCILayouts {
+		if _, err := os.Stat(dir); err != nil {
+			return fmt.Errorf("OCI layout %s: %w", name, err)
+		}
+		store, err := contentlocal.NewStore(dir)
+		if err != nil {
+			return fmt.Errorf("OCI layout %s in %s: %w", name, dir, err)
+		}
+		stores["oci:"+name] = store
+	}
+	for i, ex := range opts.Exports {
+		if tarred, err := strconv.ParseBool(ex.Attrs["tar"]); err != nil || tarred || ex.OutputDir == "" || ex.Type == "local" {
+			continue
+		}
+		return fmt.Errorf("export %d (%s): tar=false is not supported", i, ex.Type)
+	}
+	if len(stores) > 0 {
+		s.Allow(sessioncontent.NewAttachable(stores))
+	}
+	return nil
+}
+
+// openLocal serves dir with every file owned by root, as builds expect.
+func openLocal(dir string) (fsutil.FS, error) {
+	st, err := os.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !st.IsDir() {
+		return nil, fmt.Errorf("%s is not a directory", dir)
+	}
+	fs, err := fsutil.NewFS(dir)
+	if err != nil {
+		return nil, err
+	}
+	return fsutil.NewFilterFS(fs, &fsutil.FilterOpt{Map: func(_ string, st *fstypes.Stat) fsutil.MapResult {
+		st.Uid, st.Gid = 0, 0
+		return fsutil.MapResultKeep
+	}})
+}
+
+// ParseExport reads the form that users write: type=local,dest=DIR and so on.
+// stdout is where archives without a dest, or with the dest "-", go.
+func ParseExport(fields []string, stdout io.WriteCloser) (Export, error) {
+	ex := Export{Attrs: map[string]string{}}
+	for _, f := range fields {
+		k, v, ok := strings.Cut(f, "=")
+		switch {
+		case !ok:
+			return ex, fmt.Errorf("output %q: not of the form key=value", f)
+		case k == "type":
+			ex.Type = v
+		case k == "output":
+			return ex, fmt.Errorf("output=%s is not supported; you meant dest=%s", v, v)
+		default:
+			ex.Attrs[strings.ToLower(k)] = v
+		}
+	}
+	dest := ex.Attrs["dest"]
+	switch ex.Type {
+	case "":
+		return ex, errors.New("an output needs type=")
+	case "local":
+		if dest == "" {
+			return ex, errors.New("output type=local needs dest=DIR")
+		}
+		ex.OutputDir = dest
+	case "tar", "oci", "docker":
+		ex.Output = fileOutput(dest, stdout)
+	default:
+		if dest != "" {
+			return ex, fmt.Errorf("output type=%s takes no dest", ex.Type)
+		}
+	}
+	delete(ex.Attrs, "dest")
+	return ex, nil
+}
+
+func fileOutput(dest string, stdout io.WriteCloser) func(map[string]string) (io.WriteCloser, error) {
+	return func(map[string]string) (io.WriteCloser, error) {
+		if dest == "" || dest == "-" {
+			if stdout == nil {
+				return nil, errors.New("an archive needs dest=FILE: it is not written to a terminal")
+			}
+			return stdout, nil
+		}
+		return os.Create(dest)
+	}
+}
