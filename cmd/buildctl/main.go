@@ -1,0 +1,59 @@
+// Command buildctl is kiln's command line: upstream's verbs and flags for what
+// the daemon has, and a short form of build that needs no others.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/kilnbuild/kiln/internal/suggest"
+	"github.com/kilnbuild/kiln/internal/version"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/stack"
+	"github.com/urfave/cli/v3"
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second interrupt ends the program at once.
+	context.AfterFunc(ctx, cancel)
+	app := command()
+	if err := app.Run(ctx, os.Args); err != nil {
+		printError(os.Stderr, err, app.Bool("debug"))
+		os.Exit(1)
+	}
+}
+
+func command() *cli.Command {
+	return &cli.Command{
+		Name:    "buildctl",
+		Usage:   "build utility",
+		Version: strings.Join([]string{version.Package, version.Protocol(), version.Revision}, " "),
+		Suggest: true,
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "debug", Usage: "say which daemon is used, and print stack traces of errors"},
+			&cli.BoolFlag{Name: "no-autostart", Usage: "don't start a private daemon when none listens"},
+		}, connectionFlags...),
+		Commands:     []*cli.Command{buildCommand(), duCommand(), pruneCommand(), debugCommand(), dialStdioCommand()},
+		OnUsageError: func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
+	}
+}
+
+// printError shows the lines of the source that an error points at, then the
+// error.
+func printError(w io.Writer, err error, debug bool) {
+	for _, src := range errdefs.Sources(err) {
+		if perr := src.Print(w); perr != nil {
+			fmt.Fprintf(w, "the source that the error points at can't be shown: %v\n", perr)
+		}
+	}
+	fmt.Fprintf(w, "error: %v\n", err)
+	if debug {
+		fmt.Fprintf(w, "%+v", stack.Formatter(err))
+	}
+}

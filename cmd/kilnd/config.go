@@ -1,0 +1,212 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/urfave/cli/v3"
+)
+
+const (
+	defaultConfigPath = "/etc/buildkit/buildkitd.toml"
+	defaultRoot       = "/var/lib/kiln"
+	defaultAddress    = "unix:///run/buildkit/buildkitd.sock"
+	defaultGrace      = 10 * time.Second
+)
+
+// config is what the daemon runs with: the file's keys, overridden by flags
+// (DMN-023). The keys are those of buildkitd.toml.
+type config struct {
+	Root                 string   `toml:"root"`
+	Debug                bool     `toml:"debug"`
+	Trace                bool     `toml:"trace"`
+	InsecureEntitlements []string `toml:"insecure-entitlements"`
+	Log                  struct {
+		Format string `toml:"format"`
+		Level  string `toml:"level"`
+	} `toml:"log"`
+	GRPC struct {
+		Address []string `toml:"address"`
+		UID     *int     `toml:"uid"`
+		GID     *int     `toml:"gid"`
+		TLS     struct {
+			Cert string `toml:"cert"`
+			Key  string `toml:"key"`
+			CA   string `toml:"ca"`
+		} `toml:"tls"`
+	} `toml:"grpc"`
+	DNS *struct {
+		Nameservers   []string `toml:"nameservers"`
+		Options       []string `toml:"options"`
+		SearchDomains []string `toml:"searchDomains"`
+	} `toml:"dns"`
+	History struct {
+		MaxAge     any `toml:"maxAge"` // read by parseDuration
+		MaxEntries int `toml:"maxEntries"`
+	} `toml:"history"`
+	System struct {
+		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
+	} `toml:"system"`
+	Worker struct {
+		OCI struct {
+			Labels              map[string]string `toml:"labels"`
+			Platforms           []string          `toml:"platforms"`
+			Snapshotter         string            `toml:"snapshotter"`
+			Binary              string            `toml:"binary"`
+			NetworkMode         string            `toml:"networkMode"`
+			DefaultCgroupParent string            `toml:"defaultCgroupParent"`
+			MaxParallelism      int               `toml:"max-parallelism"`
+		} `toml:"oci"`
+	} `toml:"worker"`
+	Registry map[string]registryConfig `toml:"registry"`
+
+	historyAge time.Duration // History.MaxAge, read
+
+	// These have flags only.
+	group    string
+	idleExit time.Duration
+	grace    time.Duration
+}
+
+type registryConfig struct {
+	Mirrors      []string  `toml:"mirrors"`
+	PlainHTTP    *bool     `toml:"http"`
+	Insecure     *bool     `toml:"insecure"`
+	RootCAs      []string  `toml:"ca"`
+	KeyPairs     []keyPair `toml:"keypair"`
+	TLSConfigDir []string  `toml:"tlsconfigdir"`
+}
+
+type keyPair struct {
+	Key  string `toml:"key"`
+	Cert string `toml:"cert"`
+}
+
+// parseDuration reads a Go duration or a number of seconds, quoted or not
+// (DMN-048).
+func parseDuration(key string, value any) (time.Duration, error) {
+	text := fmt.Sprint(value)
+	if secs, err := strconv.ParseInt(text, 10, 64); err == nil {
+		return time.Duration(secs) * time.Second, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %q is neither a duration such as 48h nor a number of seconds", key, text)
+	}
+	return d, nil
+}
+
+// loadConfig merges defaults, file and flags, in rising order of precedence.
+func loadConfig(c *cli.Command) (*config, []string, error) {
+	cfg := &config{}
+	cfg.History.MaxAge, cfg.History.MaxEntries = "48h", 50
+	warnings, err := cfg.readFile(c.String("config"), c.IsSet("config"))
+	if err != nil {
+		return nil, nil, err
+	}
+	cfg.applyFlags(c)
+	warnings = append(warnings, unbuiltWarnings(c)...)
+	return cfg, warnings, cfg.check()
+}
+
+// readFile reads the config file. The default one may be missing.
+func (cfg *config) readFile(path string, explicit bool) (warnings []string, err error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !explicit {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	var tree map[string]any
+	if err := toml.Unmarshal(data, &tree); err != nil {
+		return nil, fmt.Errorf("config %s: %w", path, describeTOML(err))
+	}
+	if warnings, err = checkKeys(tree); err != nil {
+		return nil, fmt.Errorf("config %s: %w", path, err)
+	}
+	if err := toml.Unmarshal(data, cfg); err != nil {
+		return nil, fmt.Errorf("config %s: %w", path, describeTOML(err))
+	}
+	return warnings, nil
+}
+
+func describeTOML(err error) error {
+	if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+		row, col := de.Position()
+		return fmt.Errorf("line %d, column %d: %w", row, col, err)
+	}
+	return err
+}
+
+// applyFlags lets flags that were set override the file; the others give what
+// neither sets its default.
+func (cfg *config) applyFlags(c *cli.Command) {
+	str := func(dst *string, name string) {
+		if c.IsSet(name) || *dst == "" {
+			*dst = c.String(name)
+		}
+	}
+	list := func(dst *[]string, name string) {
+		if c.IsSet(name) || len(*dst) == 0 {
+			*dst = c.StringSlice(name)
+		}
+	}
+	oci := &cfg.Worker.OCI
+	str(&cfg.Root, "root")
+	str(&cfg.Log.Level, "log-level")
+	str(&cfg.Log.Format, "log-format")
+	str(&cfg.GRPC.TLS.Cert, "tlscert")
+	str(&cfg.GRPC.TLS.Key, "tlskey")
+	str(&cfg.GRPC.TLS.CA, "tlscacert")
+	str(&oci.Snapshotter, "oci-worker-snapshotter")
+	str(&oci.Binary, "oci-worker-binary")
+	str(&oci.NetworkMode, "oci-worker-net")
+	list(&cfg.GRPC.Address, "addr")
+	list(&cfg.InsecureEntitlements, "allow-insecure-entitlement")
+	list(&oci.Platforms, "oci-worker-platform")
+	if c.IsSet("oci-max-parallelism") {
+		oci.MaxParallelism = c.Int("oci-max-parallelism")
+	}
+	for _, kv := range c.StringSlice("oci-worker-labels") {
+		if oci.Labels == nil {
+			oci.Labels = map[string]string{}
+		}
+		k, v, _ := strings.Cut(kv, "=")
+		oci.Labels[k] = v
+	}
+	cfg.group, cfg.idleExit, cfg.grace = c.String("group"), c.Duration("idle-exit"), c.Duration("grace")
+	if c.Bool("debug") || c.Bool("trace") || cfg.Debug || cfg.Trace {
+		cfg.Log.Level = "debug"
+	}
+}
+
+// check refuses values that can't be meant.
+func (cfg *config) check() error {
+	for _, e := range cfg.InsecureEntitlements {
+		if !slices.Contains([]string{"network.host", "security.insecure", "device"}, e) {
+			return fmt.Errorf("entitlement %q: must be network.host, security.insecure or device", e)
+		}
+	}
+	oci := cfg.Worker.OCI
+	switch {
+	case !slices.Contains([]string{"auto", "overlayfs"}, oci.Snapshotter):
+		return fmt.Errorf("snapshotter %q: this daemon has overlayfs only", oci.Snapshotter)
+	case !slices.Contains([]string{"auto", "host"}, oci.NetworkMode):
+		return fmt.Errorf("network mode %q: this daemon has host only", oci.NetworkMode)
+	case oci.MaxParallelism < 0:
+		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
+	case (cfg.GRPC.TLS.Cert == "") != (cfg.GRPC.TLS.Key == ""):
+		return errors.New("TLS needs both a certificate and a key (--tlscert, --tlskey)")
+	}
+	var err error
+	cfg.historyAge, err = parseDuration("history.maxAge", cfg.History.MaxAge)
+	return err
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/kilnbuild/kiln/control"
+	"github.com/kilnbuild/kiln/control/build"
+	"github.com/kilnbuild/kiln/control/history"
+	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/dockerfile"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/worker"
+	"github.com/kilnbuild/kiln/worker/export"
+	apitypes "github.com/moby/buildkit/api/types"
+	"google.golang.org/grpc"
+)
+
+// buildLinger is how long an ended build can still be asked for its status.
+const buildLinger = 10 * time.Second
+
+// serve runs the daemon until it is told to end.
+func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
+	log, err := newLogger(cfg)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("kilnd needs root: it mounts file systems and makes namespaces")
+	}
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+
+	// Sockets first: clients that connect while the daemon opens its state wait
+	// in the backlog instead of failing (DMN-111).
+	listeners, err := listen(cfg, log)
+	if err != nil {
+		return err
+	}
+	for _, l := range listeners {
+		undo.Add(func() error { return ignoreClosed(l.Close()) })
+	}
+	w, err := worker.New(ctx, workerConfig(cfg, log))
+	if err != nil {
+		return err
+	}
+	undo.Add(w.Close)
+	d, err := newDaemon(cfg, w, log)
+	if err != nil {
+		return err
+	}
+	return d.run(listeners)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// daemon is a worker behind the control API.
+type daemon struct {
+	cfg     *config
+	log     *slog.Logger
+	builds  *build.Engine
+	history *history.Log
+	grpc    *grpc.Server
+}
+
+func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) (*daemon, error) {
+	hist, err := history.Open(history.Config{
+		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries,
+	})
+	if err != nil {
+		return nil, err
+	}
+	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
+	started, ended := control.Record(hist, log)
+	builds := build.NewEngine(build.Config{
+		Worker: w,
+		Export: export.Config{
+			Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
+		},
+		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()},
+		Workers:      workers,
+		LLBCaps:      ops.Caps(),
+		Entitlements: cfg.InsecureEntitlements,
+		Linger:       buildLinger,
+		Log:          log,
+		Started:      started,
+		Ended:        ended,
+	})
+	srv := control.New(control.Config{
+		Builds: builds, History: hist, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log,
+	})
+	g := grpc.NewServer(srv.Options()...)
+	srv.Register(g)
+	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, grpc: g}, nil
+}
+
+// run serves until a signal, or until nobody was connected for the idle time.
+func (d *daemon) run(listeners []net.Listener) error {
+	// The process takes its signals to the end: one that comes while it closes
+	// its state must not kill it in the middle.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+
+	idle := make(chan struct{}, 1)
+	if d.cfg.idleExit > 0 {
+		watch := newIdleWatch(d.cfg.idleExit, func() { idle <- struct{}{} })
+		for i, l := range listeners {
+			listeners[i] = watched{Listener: l, watch: watch}
+		}
+	}
+	failed := make(chan error, len(listeners))
+	for i, l := range listeners {
+		go func() {
+			if err := d.grpc.Serve(l); err != nil {
+				failed <- fmt.Errorf("serve %s: %w", d.cfg.GRPC.Address[i], err)
+			}
+		}()
+		d.log.Info("listening", "address", d.cfg.GRPC.Address[i])
+	}
+	select {
+	case sig := <-signals:
+		d.log.Info("draining: running builds may end", "signal", sig.String(), "grace", d.cfg.grace.String())
+		d.drain(signals)
+	case <-idle:
+		d.log.Info("ending: no client was connected", "for", d.cfg.idleExit.String())
+	case err := <-failed:
+		d.grpc.Stop()
+		return err
+	}
+	d.hangUp()
+	return nil
+}
+
+// drain waits for running builds until the grace period is over or a second
+// signal comes; then they are cancelled. A third one ends the process at once.
+func (d *daemon) drain(signals <-chan os.Signal) {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), d.cfg.grace, errors.New("the grace period is over"))
+	defer cancel()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		stop(fmt.Errorf("second signal: %s", <-signals))
+		d.log.Error("ending at once", "signal", (<-signals).String())
+		os.Exit(1)
+	}()
+	d.builds.Drain(ctx)
+}
+
+// hangUpWait bounds how long clients get to read the last answers. Those that
+// only listen for news would stay for ever.
+const hangUpWait = 2 * time.Second
+
+// hangUp ends the connections: at once where nothing is under way, else after
+// the answers were read.
+func (d *daemon) hangUp() {
+	d.history.Close()
+	done := make(chan struct{})
+	go func() { d.grpc.GracefulStop(); close(done) }()
+	timer := time.NewTimer(hangUpWait)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		d.grpc.Stop()
+		<-done
+	}
+}
+
+func newLogger(cfg *config) (*slog.Logger, error) {
+	var level slog.Level
+	switch cfg.Log.Level {
+	case "", "info":
+	case "trace", "debug":
+		level = slog.LevelDebug
+	case "warn", "warning":
+		level = slog.LevelWarn
+	case "error", "fatal", "panic":
+		level = slog.LevelError
+	default:
+		return nil, fmt.Errorf("log level %q: must be debug, info, warn or error", cfg.Log.Level)
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch cfg.Log.Format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts)), nil
+	}
+	return nil, fmt.Errorf("log format %q: must be text or json", cfg.Log.Format)
+}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"log/slog"
+
+	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/ops/source/registry"
+	"github.com/kilnbuild/kiln/worker"
+)
+
+// workerConfig is the worker's part of the config.
+func workerConfig(cfg *config, log *slog.Logger) worker.Config {
+	oci := cfg.Worker.OCI
+	out := worker.Config{
+		Root: cfg.Root, Labels: oci.Labels, Platforms: oci.Platforms, Runtime: oci.Binary,
+		CgroupParent: oci.DefaultCgroupParent, Parallelism: oci.MaxParallelism, Log: log,
+		Registry: registry.Config{Hosts: map[string]registry.HostConfig{}, MaxConcurrency: cfg.System.MaxRegistryConcurrency},
+	}
+	if d := cfg.DNS; d != nil {
+		out.DNS = &executor.DNS{Nameservers: d.Nameservers, Options: d.Options, SearchDomains: d.SearchDomains}
+	}
+	for host, r := range cfg.Registry {
+		hc := registry.HostConfig{
+			Mirrors: r.Mirrors, PlainHTTP: r.PlainHTTP, Insecure: r.Insecure, RootCAs: r.RootCAs, TLSConfigDirs: r.TLSConfigDir,
+		}
+		for _, p := range r.KeyPairs {
+			hc.KeyPairs = append(hc.KeyPairs, registry.KeyPair{Key: p.Key, Cert: p.Cert})
+		}
+		out.Registry.Hosts[host] = hc
+	}
+	return out
+}
