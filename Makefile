@@ -1,0 +1,59 @@
+# What developers and users run. Everything that has to be installed comes from
+# Debian's packages and the Go module proxy.
+
+GO      ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -s -w -X github.com/kilnbuild/kiln/internal/version.Revision=$(VERSION)
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: build
+build: ## build kilnd and buildctl into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/kilnd ./cmd/buildctl
+
+.PHONY: peer
+peer: ## build upstream's buildctl and buildkitd into bin/peer/
+	cd hack/peer && CGO_ENABLED=0 $(GO) build -trimpath -o ../../bin/peer/ \
+		github.com/moby/buildkit/cmd/buildctl github.com/moby/buildkit/cmd/buildkitd
+
+.PHONY: deps
+deps: ## install what the demo and the tests need, from Debian's packages
+	hack/deps
+
+.PHONY: demo
+demo: deps build ## build the example, twice, and run what came out
+	hack/demo
+
+.PHONY: test
+test: deps build peer lint unit e2e ## everything, end-to-end tests included
+	@echo
+	@echo "all passed: lint, unit tests, end-to-end tests with the built-in runtime and with runc"
+
+.PHONY: unit
+unit: ## unit tests; -race in CI
+	$(GO) test $(if $(CI),-race) ./...
+
+.PHONY: e2e
+e2e: build peer ## end-to-end tests through upstream's buildctl, with both runtimes
+	$(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
+	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, import rows, forbidden imports
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags e2e ./hack/...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
+	$(GO) run ./hack/lint
+
+STATICCHECK := v0.7.0
+
+.PHONY: compat
+compat: ## which rows of the compatibility tables are proven by tests
+	$(GO) run ./hack/compat
+
+.PHONY: bench
+bench: deps build peer ## compare with upstream, side by side
+	$(GO) run ./hack/bench

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+)
+
+// bench is what all runs share.
+type bench struct {
+	dir  string
+	bin  string
+	base string // reference of the base image
+}
+
+// sample is one run of one daemon.
+type sample struct {
+	wall   time.Duration
+	cpu    time.Duration
+	peakMB float64
+}
+
+// compare runs s in turns and prints its row.
+func (b *bench) compare(s scenario, rounds int) error {
+	input := filepath.Join(b.dir, s.name)
+	if err := s.prepare(input, b.base); err != nil {
+		return fmt.Errorf("prepare: %w", err)
+	}
+	var kiln, peer []sample
+	var ratios []float64
+	for i := range rounds {
+		order := []bool{true, false}
+		if i%2 == 1 { // neither always goes first
+			order = []bool{false, true}
+		}
+		pair := map[bool]sample{}
+		for _, ours := range order {
+			got, err := b.measure(s, input, ours)
+			if err != nil {
+				return err
+			}
+			pair[ours] = got
+		}
+		kiln, peer = append(kiln, pair[true]), append(peer, pair[false])
+		ratios = append(ratios, pair[true].wall.Seconds()/pair[false].wall.Seconds())
+	}
+	wall := func(s sample) float64 { return s.wall.Seconds() }
+	cpu := func(s sample) float64 { return s.cpu.Seconds() }
+	mem := func(s sample) float64 { return s.peakMB }
+	fmt.Printf("%-22s %9.3fs %9.3fs %7.2f   %8.3fs %8.3fs   %8.0f %8.0f\n", s.name,
+		median(kiln, wall), median(peer, wall), medianOf(ratios), median(kiln, cpu), median(peer, cpu), median(kiln, mem), median(peer, mem))
+	return nil
+}
+
+func median(s []sample, of func(sample) float64) float64 {
+	v := make([]float64, len(s))
+	for i := range s {
+		v[i] = of(s[i])
+	}
+	return medianOf(v)
+}
+
+func medianOf(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	n := len(v)
+	if n%2 == 1 {
+		return v[n/2]
+	}
+	return (v[n/2-1] + v[n/2]) / 2
+}
+
+// measure runs s once on a daemon with a file system of its own.
+func (b *bench) measure(s scenario, input string, ours bool) (out sample, err error) {
+	disk, unmount, err := freshDisk(b.dir)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
+	d, err := b.start(disk, ours)
+	if err != nil {
+		return out, err
+	}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	r := &runner{d: d, input: input, out: filepath.Join(disk, "out")}
+	if err := s.warm(r); err != nil {
+		return out, fmt.Errorf("warm up: %w", err)
+	}
+	before, err := d.cpu()
+	if err != nil {
+		return out, err
+	}
+	start := time.Now()
+	if err := s.run(r); err != nil {
+		return out, err
+	}
+	out.wall = time.Since(start)
+	after, err := d.cpu()
+	if err != nil {
+		return out, err
+	}
+	out.cpu = after - before
+	if out.peakMB, err = d.peakMB(); err != nil {
+		return out, err
+	}
+	return out, s.check(r)
+}
+
+// freshDisk mounts a new ext4 file system: making files near many just deleted
+// ones is slow, and no run should pay for another's.
+func freshDisk(dir string) (mountpoint string, unmount func() error, err error) {
+	img := filepath.Join(dir, "disk.img")
+	f, err := os.Create(img)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := errors.Join(f.Truncate(8<<30), f.Close()); err != nil {
+		return "", nil, err
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", img).CombinedOutput(); err != nil {
+		return "", nil, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+	}
+	mountpoint = filepath.Join(dir, "disk")
+	if err := os.MkdirAll(mountpoint, 0o755); err != nil {
+		return "", nil, err
+	}
+	if out, err := exec.Command("mount", "-o", "loop", img, mountpoint).CombinedOutput(); err != nil {
+		return "", nil, fmt.Errorf("mount: %w: %s", err, out)
+	}
+	return mountpoint, func() error {
+		out, err := exec.Command("umount", "-l", mountpoint).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("umount: %w: %s", err, out)
+		}
+		return os.Remove(img)
+	}, nil
+}
+
+// daemon is kilnd or buildkitd.
+type daemon struct {
+	bench *bench
+	addr  string
+	cmd   *exec.Cmd
+	log   bytes.Buffer
+}
+
+func (b *bench) start(disk string, ours bool) (*daemon, error) {
+	sock := filepath.Join(b.dir, "s")
+	d := &daemon{bench: b, addr: "unix://" + sock}
+	name, args := filepath.Join(b.bin, "kilnd"), []string{"--root", filepath.Join(disk, "state"), "--addr", d.addr, "--config", "/dev/null"}
+	if !ours {
+		name = filepath.Join(b.bin, "peer", "buildkitd")
+		args = append(args, "--oci-worker-net", "host", "--containerd-worker=false")
+	}
+	d.cmd = exec.Command(name, args...)
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	if err := d.cmd.Start(); err != nil {
+		return nil, err
+	}
+	err := harness.WaitFor(20*time.Second, func() error {
+		c, err := net.Dial("unix", sock)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+	if err == nil {
+		err = (&runner{d: d}).buildctl("--wait", "debug", "workers")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w\n%s", name, err, d.log.String()), d.stop())
+	}
+	return d, nil
+}
+
+func (d *daemon) stop() error {
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	d.cmd.Wait() // how it ends is no business of a benchmark
+	return nil
+}
+
+// cpu is what the daemon and the processes it waited for have used.
+func (d *daemon) cpu() (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	var ticks int64
+	for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / 100), nil
+}
+
+func (d *daemon) peakMB() (float64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+			return kb / 1024, err
+		}
+	}
+	return 0, errors.New("no VmHWM in the daemon's status")
+}
+
+// runner is a client of one run's daemon.
+type runner struct {
+	d     *daemon
+	input string // the scenario's prepared files
+	out   string // for results
+}
+
+// buildctl runs upstream's client.
+func (r *runner) buildctl(args ...string) error {
+	cmd := exec.Command(filepath.Join(r.d.bench.bin, "peer", "buildctl"), append([]string{"--addr", r.d.addr}, args...)...)
+	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("buildctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// build builds the Dockerfile in the input's directory name.
+func (r *runner) build(name string, args ...string) error {
+	dir := filepath.Join(r.input, name)
+	return r.buildctl(append([]string{"build", "--frontend", "dockerfile.v0",
+		"--local", "context=" + dir, "--local", "dockerfile=" + dir}, args...)...)
+}

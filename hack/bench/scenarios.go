@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// scenario is one kind of work. prepare makes its input once; warm brings a
+// fresh daemon to the point where run begins, which is what is timed; check
+// looks at the content of what came out, so that doing nothing can't win.
+type scenario struct {
+	name    string
+	prepare func(dir, base string) error
+	warm    func(*runner) error
+	run     func(*runner) error
+	check   func(*runner) error
+}
+
+const (
+	runSteps     = 50
+	contextFiles = 20000
+)
+
+var scenarios = []scenario{
+	{
+		name: "noop20", prepare: prepareSteps,
+		warm: func(r *runner) error { return r.build("steps") },
+		run:  func(r *runner) error { return r.build("steps") },
+		check: func(r *runner) error {
+			return r.expect("steps", "done", "19\n")
+		},
+	},
+	{
+		name: "run50", prepare: prepareRuns,
+		warm:  func(r *runner) error { return r.build("base") },
+		run:   func(r *runner) error { return r.build("runs") },
+		check: func(r *runner) error { return r.expect("runs", "done", "50\n") },
+	},
+	{
+		name: "run50-parallel", prepare: prepareRuns,
+		warm:  func(r *runner) error { return r.build("base") },
+		run:   func(r *runner) error { return r.build("stages") },
+		check: func(r *runner) error { return r.expect("stages", "49", "49\n") },
+	},
+	{
+		name: "context-first", prepare: prepareContext,
+		warm:  func(r *runner) error { return nil },
+		run:   func(r *runner) error { return r.build("context") },
+		check: checkContext,
+	},
+	{
+		name: "context-unchanged", prepare: prepareContext,
+		warm:  func(r *runner) error { return r.build("context") },
+		run:   func(r *runner) error { return r.build("context") },
+		check: checkContext,
+	},
+}
+
+// expect builds the Dockerfile of name with its files to the client and
+// compares one of them.
+func (r *runner) expect(name, file, want string) error {
+	if err := os.RemoveAll(r.out); err != nil {
+		return err
+	}
+	if err := r.build(name, "--output", "type=local,dest="+r.out); err != nil {
+		return err
+	}
+	got, err := os.ReadFile(filepath.Join(r.out, file))
+	if err != nil {
+		return err
+	}
+	if string(got) != want {
+		return fmt.Errorf("%s is %q, want %q", file, got, want)
+	}
+	return nil
+}
+
+func writeFile(path, text string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
+}
+
+// prepareSteps writes 20 mixed steps: RUN, COPY, ENV, WORKDIR.
+func prepareSteps(dir, base string) error {
+	var df strings.Builder
+	fmt.Fprintf(&df, "FROM %s AS build\n", base)
+	for i := range 20 {
+		switch i % 4 {
+		case 0:
+			fmt.Fprintf(&df, "WORKDIR /w%d\n", i)
+		case 1:
+			fmt.Fprintf(&df, "COPY f%d /f%d\n", i, i)
+			if err := writeFile(filepath.Join(dir, "steps", fmt.Sprintf("f%d", i)), strings.Repeat("x", i)); err != nil {
+				return err
+			}
+		case 2:
+			fmt.Fprintf(&df, "ENV V%d=%d\n", i, i)
+		case 3:
+			fmt.Fprintf(&df, "RUN echo %d > /done\n", i)
+		}
+	}
+	df.WriteString("FROM scratch\nCOPY --from=build /done /\n")
+	return writeFile(filepath.Join(dir, "steps", "Dockerfile"), df.String())
+}
+
+// prepareRuns writes 50 RUN true in a row, and 50 stages side by side.
+func prepareRuns(dir, base string) error {
+	if err := writeFile(filepath.Join(dir, "base", "Dockerfile"), "FROM "+base+"\nRUN echo warm\n"); err != nil {
+		return err
+	}
+	var runs, stages, copies strings.Builder
+	fmt.Fprintf(&runs, "FROM %s AS build\n", base)
+	for i := range runSteps {
+		fmt.Fprintf(&runs, "RUN true %d\n", i)
+		fmt.Fprintf(&stages, "FROM %s AS s%d\nRUN echo %d > /%d\n", base, i, i, i)
+		fmt.Fprintf(&copies, "COPY --from=s%d /%d /\n", i, i)
+	}
+	fmt.Fprintf(&runs, "RUN echo %d > /done\nFROM scratch\nCOPY --from=build /done /\n", runSteps)
+	if err := writeFile(filepath.Join(dir, "runs", "Dockerfile"), runs.String()); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, "stages", "Dockerfile"), stages.String()+"FROM scratch\n"+copies.String())
+}
+
+// prepareContext writes 20,000 small files, 217 MB, that no build step copies
+// but one: what is timed is the transfer.
+func prepareContext(dir, base string) error {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	buf := make([]byte, 22<<10)
+	for i := range contextFiles {
+		n := rnd.IntN(len(buf))
+		for j := range n {
+			buf[j] = byte(rnd.Uint32())
+		}
+		path := filepath.Join(dir, "context", fmt.Sprintf("d%03d", i/100), fmt.Sprintf("f%02d", i%100))
+		if err := writeFile(path, string(buf[:n])); err != nil {
+			return err
+		}
+	}
+	// A bind mount takes the whole context without copying it.
+	return writeFile(filepath.Join(dir, "context", "Dockerfile"),
+		"FROM "+base+" AS build\nRUN --mount=target=/ctx find /ctx -type f | wc -l > /n && cp /ctx/d123/f45 /f\nFROM scratch\nCOPY --from=build /n /f /\n")
+}
+
+func checkContext(r *runner) error {
+	if err := r.expect("context", "n", fmt.Sprintf("%d\n", contextFiles+1)); err != nil {
+		return err
+	}
+	got, err := os.ReadFile(filepath.Join(r.out, "f"))
+	if err != nil {
+		return err
+	}
+	want, err := os.ReadFile(filepath.Join(r.input, "context", "d123", "f45"))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("a file of the context came out different")
+	}
+	return nil
+}

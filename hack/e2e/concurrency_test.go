@@ -1,0 +1,226 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+)
+
+// 16 clients at once, half of them with the same work: everyone gets its own
+// result, equal work is done once, nobody sees another's secret.
+// compat: CTL-045, X-2, LLB-045
+func TestSixteenClients(t *testing.T) {
+	d := newDaemon(t)
+	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+	same := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN --mount=type=cache,target=/c sleep 1; echo x >> /c/count; cp /c/count /count\nRUN --mount=type=secret,id=s cat /run/secrets/s > /secret\nFROM scratch\nCOPY --from=b /count /secret /\n", "BASE", env.base)}.write(t)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		secret := filepath.Join(t.TempDir(), "s")
+		if err := os.WriteFile(secret, []byte(fmt.Sprintf("secret-%d", i)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		dir, want := same, "x\n"
+		if i%2 == 1 {
+			dir = files{"Dockerfile": strings.ReplaceAll(fmt.Sprintf("FROM BASE AS b\nRUN echo %d > /count\nRUN --mount=type=secret,id=s cat /run/secrets/s > /secret; echo %d\nFROM scratch\nCOPY --from=b /count /secret /\n", i, i), "BASE", env.base)}.write(t)
+			want = fmt.Sprintf("%d\n", i)
+		}
+		out := t.TempDir()
+		wg.Go(func() {
+			r := d.dockerfileIn(dir, "--secret", "id=s,src="+secret, "--output", "type=local,dest="+out)
+			if r.code != 0 {
+				t.Errorf("client %d: %s", i, r.stderr)
+				return
+			}
+			if got := readFile(t, out, "count"); got != want {
+				t.Errorf("client %d: count = %q, want %q", i, got, want)
+			}
+			got := readFile(t, out, "secret")
+			if i%2 == 1 && got != fmt.Sprintf("secret-%d", i) {
+				t.Errorf("client %d sees the secret %q", i, got)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A client that is killed cancels its build; what its step started is gone.
+// compat: CTL-044, X-3, X-9
+func TestClientKilled(t *testing.T) {
+	d := newDaemon(t)
+	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE\nRUN echo started; (setsid sleep 4321 &) ; sleep 4321\n", "BASE", env.base)}.write(t)
+	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--frontend", "dockerfile.v0",
+		"--local", "context="+dir, "--local", "dockerfile="+dir, "--progress=plain")
+	var out lockedBuffer
+	cmd.Stderr = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := harness.WaitFor(20*time.Second, func() error {
+		if !strings.Contains(out.String(), "started") {
+			return fmt.Errorf("the step has not started: %s", out.String())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if err := harness.WaitFor(10*time.Second, func() error {
+		if left := survey(t).since(d.before); strings.Contains(left, "4321") {
+			return fmt.Errorf("still running: %s", left)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	d.dockerfile("FROM BASE\nRUN echo after\n", nil).must(t)
+}
+
+// A client killed in the middle of a transfer leaves nothing that a later
+// build would take for complete. compat: SES-041
+func TestClientKilledMidTransfer(t *testing.T) {
+	d := newDaemon(t)
+	dir := t.TempDir()
+	big := strings.Repeat("0123456789abcdef", 1<<16)
+	for i := range 64 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%d", i)), []byte(big), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\nCOPY . /\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--addr", d.addr, "build", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir, "--progress=plain"}
+	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), args...)
+	var out lockedBuffer
+	cmd.Stderr = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	harness.WaitFor(5*time.Second, func() error {
+		if strings.Contains(out.String(), "transferring context") {
+			return nil
+		}
+		return fmt.Errorf("not yet")
+	})
+	cmd.Process.Kill()
+	cmd.Wait()
+	res := t.TempDir()
+	d.dockerfileIn(dir, "--output", "type=local,dest="+res).must(t)
+	for i := range 64 {
+		if got := readFile(t, res, fmt.Sprintf("f%d", i)); got != big {
+			t.Fatalf("f%d has %d bytes, want %d", i, len(got), len(big))
+		}
+	}
+}
+
+// A daemon that is killed under load starts again within two seconds, clean,
+// and builds. compat: DMN-117, X-9
+func TestKillNine(t *testing.T) {
+	d := newDaemon(t)
+	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+	for round := range 20 {
+		var wg sync.WaitGroup
+		for i := range 3 {
+			dir := files{"f": fmt.Sprint(round, i), "Dockerfile": strings.ReplaceAll(fmt.Sprintf(
+				"FROM BASE\nCOPY f /f\nRUN --mount=type=cache,target=/c echo %d >> /c/f; dd if=/dev/urandom of=/big bs=64k count=20\nRUN rm /big; seq 1000 > /n\nRUN sort -r /n > /m\nRUN true\nRUN true\nRUN sleep 30\n", i), "BASE", env.base)}.write(t)
+			cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--frontend", "dockerfile.v0",
+				"--local", "context="+dir, "--local", "dockerfile="+dir, "--progress=plain")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() { cmd.Wait() }) // fails: its daemon is killed
+		}
+		// A moment that differs from round to round.
+		time.Sleep(time.Duration(20+round*37%400) * time.Millisecond)
+		d.kill()
+		wg.Wait()
+		start := time.Now()
+		d.start()
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("round %d: the daemon took %s to start again", round, took)
+		}
+		if left := survey(t).since(d.before); strings.Contains(left, "mount") || strings.Contains(left, "process") {
+			t.Errorf("round %d: after the restart\n%s", round, left)
+		}
+		d.stop()
+		d.fsck()
+		d.start()
+		d.dockerfile(fmt.Sprintf("FROM BASE\nRUN echo %d\n", round), nil).must(t)
+	}
+}
+
+// SIGTERM lets running builds end; a second signal doesn't. compat: DMN-112
+func TestDrain(t *testing.T) {
+	d := newDaemon(t, "--grace", "20s")
+	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN echo started; sleep 1; echo done > /f\nFROM scratch\nCOPY --from=b /f /\n", "BASE", env.base)}.write(t)
+	out := t.TempDir()
+	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--frontend", "dockerfile.v0",
+		"--local", "context="+dir, "--local", "dockerfile="+dir, "--progress=plain", "--output", "type=local,dest="+out)
+	var log lockedBuffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := harness.WaitFor(20*time.Second, func() error {
+		if !strings.Contains(log.String(), "started") {
+			return fmt.Errorf("the step has not started: %s", log.String())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the build did not end well: %v\n%s", err, log.String())
+	}
+	if got := readFile(t, out, "f"); got != "done\n" {
+		t.Errorf("f = %q", got)
+	}
+}
+
+// A full disk fails the build with a reason, not the daemon.
+func TestDiskFull(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := os.Mkdir(disk, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	img := filepath.Join(t.TempDir(), "img")
+	f, err := os.Create(img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(48 << 20); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for _, args := range [][]string{{"mkfs.ext4", "-q", "-F", img}, {"mount", "-o", "loop", img, disk}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", args[0], err, out)
+		}
+	}
+	t.Cleanup(func() { exec.Command("umount", "-l", disk).Run() })
+	d := newDaemonAt(t, filepath.Join(disk, "state"), "")
+	d.dockerfile("FROM BASE\nRUN echo small\n", nil).must(t)
+	d.dockerfile("FROM BASE\nRUN dd if=/dev/zero of=/big bs=1M count=100\n", nil).fails(t, "No space left")
+	big := files{"f": strings.Repeat("0123456789abcdef", 6<<16)}
+	for i := range 12 {
+		big[fmt.Sprintf("f%d", i)] = big["f"]
+	}
+	d.dockerfile("FROM scratch\nCOPY . /\n", big).fails(t, "no space left")
+	d.dockerfile("FROM BASE\nRUN echo again\n", nil).must(t)
+}

@@ -1,0 +1,209 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+)
+
+// daemon is a kilnd of a test's own.
+type daemon struct {
+	t      *testing.T
+	root   string
+	addr   string
+	cgroup string // parent of the cgroups of its steps
+	config string
+	args   []string
+	cmd    *exec.Cmd
+	log    *lockedBuffer
+	before leftovers
+}
+
+var daemons atomic.Int32
+
+// newDaemon starts a daemon with a fresh state directory; args are further
+// flags. When the test ends it is stopped and everything it could have left
+// behind is looked for.
+func newDaemon(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	return newDaemonWithConfig(t, "", args...)
+}
+
+// newDaemonWithConfig is newDaemon with further lines of config.
+func newDaemonWithConfig(t *testing.T, config string, args ...string) *daemon {
+	t.Helper()
+	return newDaemonAt(t, filepath.Join(t.TempDir(), "state"), config, args...)
+}
+
+// newDaemonAt is newDaemonWithConfig with a state directory of the caller's.
+func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
+	t.Helper()
+	d := &daemon{t: t, root: root, before: survey(t), log: &lockedBuffer{}}
+	// Socket paths are short: t.TempDir may be too long for one.
+	sockDir, err := os.MkdirTemp("", "kiln")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(sockDir) })
+	d.addr = "unix://" + filepath.Join(sockDir, "s")
+	d.cgroup = fmt.Sprintf("/kiln-e2e-%d-%d", os.Getpid(), daemons.Add(1))
+	d.config = filepath.Join(sockDir, "kilnd.toml")
+	config += fmt.Sprintf("\n[worker.oci]\ndefaultCgroupParent = %q\n", d.cgroup)
+	if err := os.WriteFile(d.config, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.args = args
+	if env.runtime != "" {
+		d.args = append([]string{"--oci-worker-binary", env.runtime}, args...)
+	}
+	d.start()
+	t.Cleanup(d.finish)
+	return d
+}
+
+// start runs the daemon and waits until it answers.
+func (d *daemon) start() {
+	d.t.Helper()
+	args := append([]string{"--root", d.root, "--addr", d.addr, "--config", d.config, "--debug"}, d.args...)
+	d.cmd = exec.Command(filepath.Join(env.bin, "kilnd"), args...)
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := harness.WaitFor(10*time.Second, func() error {
+		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}); err != nil {
+		d.cmd.Process.Kill()
+		d.cmd.Wait()
+		d.t.Fatalf("kilnd does not listen: %v\n%s", err, d.log)
+	}
+}
+
+// stop ends the daemon as an init system would.
+func (d *daemon) stop() {
+	d.t.Helper()
+	if d.cmd == nil {
+		return
+	}
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		d.t.Errorf("stop kilnd: %v", err)
+	}
+	watchdog := time.AfterFunc(30*time.Second, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
+	err := d.cmd.Wait()
+	if !watchdog.Stop() {
+		d.t.Errorf("kilnd did not end within 30 s of SIGTERM")
+	}
+	if err != nil {
+		d.t.Errorf("kilnd: %v", err)
+	}
+	d.cmd = nil
+}
+
+// kill ends the daemon as a crash would.
+func (d *daemon) kill() {
+	d.t.Helper()
+	d.cmd.Process.Kill()
+	d.cmd.Wait()
+	d.cmd = nil
+}
+
+// finish stops the daemon and checks that nothing of it is left.
+func (d *daemon) finish() {
+	d.t.Helper()
+	d.stop()
+	d.fsck()
+	if left := survey(d.t).since(d.before); left != "" {
+		d.t.Errorf("left behind:\n%s", left)
+	}
+	for _, dir := range cgroupDirs(d.cgroup) {
+		d.t.Errorf("cgroup left behind: %s", dir)
+	}
+	if d.t.Failed() {
+		d.t.Logf("log of kilnd:\n%s", tail(d.log.String(), 200))
+	}
+	if strings.Contains(d.log.String(), "panic") {
+		d.t.Errorf("kilnd panicked:\n%s", tail(d.log.String(), 100))
+	}
+}
+
+// fsck checks the store of a daemon that isn't running.
+func (d *daemon) fsck() {
+	d.t.Helper()
+	out, err := exec.Command(filepath.Join(env.bin, "kilnd"), "fsck", "--deep", "--root", d.root).CombinedOutput()
+	if err != nil {
+		d.t.Errorf("kilnd fsck: %v\n%s", err, out)
+	}
+}
+
+// result is how a command ended.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// buildctl runs upstream's buildctl against the daemon.
+func (d *daemon) buildctl(args ...string) result {
+	d.t.Helper()
+	return d.run(filepath.Join(env.peer, "buildctl"), "", args...)
+}
+
+// run runs a client program against the daemon, with stdin.
+func (d *daemon) run(program, stdin string, args ...string) result {
+	d.t.Helper()
+	cmd := exec.Command(program, append([]string{"--addr", d.addr}, args...)...)
+	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain", "DOCKER_CONFIG="+d.root+"-docker")
+	cmd.Stdin = strings.NewReader(stdin)
+	return runCommand(d.t, cmd)
+}
+
+func runCommand(t *testing.T, cmd *exec.Cmd) result {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{stdout: out.String(), stderr: errs.String(), code: cmd.ProcessState.ExitCode()}
+}
+
+// must fails the test unless the command succeeded.
+func (r result) must(t *testing.T) result {
+	t.Helper()
+	if r.code != 0 {
+		t.Fatalf("exit code %d\nstdout:\n%s\nstderr:\n%s", r.code, r.stdout, r.stderr)
+	}
+	return r
+}
+
+// fails fails the test unless the command failed and said each of want.
+func (r result) fails(t *testing.T, want ...string) result {
+	t.Helper()
+	if r.code == 0 {
+		t.Fatalf("succeeded, want failure\nstdout:\n%s\nstderr:\n%s", r.stdout, r.stderr)
+	}
+	for _, w := range want {
+		if !strings.Contains(r.stderr, w) {
+			t.Errorf("stderr lacks %q:\n%s", w, r.stderr)
+		}
+	}
+	return r
+}

@@ -1,0 +1,68 @@
+//go:build e2e
+
+// Package e2e drives a real kilnd with the real upstream buildctl against a
+// real registry, as users do, and looks at the content of what came out. Every
+// test ends with a check that nothing is left behind and that the store is
+// clean. `make test` builds what it needs and runs it, as root.
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+	"github.com/kilnbuild/kiln/hack/testimage"
+)
+
+// env is what all tests share, set up once by TestMain.
+var env struct {
+	bin      string // directory of kilnd and kiln's buildctl
+	peer     string // directory of upstream's buildctl and buildkitd
+	registry string // host:port of a registry that speaks plain HTTP
+	base     string // reference of the busybox image in it
+	layout   testimage.Layout
+	runtime  string // --oci-worker-binary of the daemons; "" is the built-in one
+}
+
+func TestMain(m *testing.M) {
+	code, err := setUpAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	os.Exit(code)
+}
+
+func setUpAndRun(m *testing.M) (int, error) {
+	if os.Geteuid() != 0 {
+		return 0, fmt.Errorf("the end-to-end tests need root; run them with sudo make test")
+	}
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return 0, err
+	}
+	env.bin, env.peer = filepath.Join(top, "bin"), filepath.Join(top, "bin", "peer")
+	env.runtime = os.Getenv("KILN_E2E_RUNTIME")
+	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl")} {
+		if _, err := os.Stat(f); err != nil {
+			return 0, fmt.Errorf("%w: run make build peer first", err)
+		}
+	}
+	dir, err := os.MkdirTemp("", "kiln-e2e-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	reg, err := harness.StartRegistry(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer reg.Stop()
+	env.registry = reg.Host
+	if env.layout, env.base, err = reg.PushBusybox(dir); err != nil {
+		return 0, err
+	}
+	return m.Run(), nil
+}
