@@ -39,6 +39,11 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("kilnd needs root: it mounts file systems and makes namespaces")
 	}
+	// The process takes its signals from the beginning to the end: one that
+	// comes while it opens or closes its state must not kill it in the middle.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 
@@ -60,7 +65,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if err != nil {
 		return err
 	}
-	return d.run(listeners)
+	return d.run(listeners, signals)
 }
 
 func ignoreClosed(err error) error {
@@ -111,12 +116,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) (*daemon, error)
 }
 
 // run serves until a signal, or until nobody was connected for the idle time.
-func (d *daemon) run(listeners []net.Listener) error {
-	// The process takes its signals to the end: one that comes while it closes
-	// its state must not kill it in the middle.
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-
+func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) error {
 	idle := make(chan struct{}, 1)
 	if d.cfg.idleExit > 0 {
 		watch := newIdleWatch(d.cfg.idleExit, func() { idle <- struct{}{} })

@@ -226,8 +226,8 @@ func TestOCIArchive(t *testing.T) {
 			created = append(created, h.CreatedBy)
 		}
 	}
-	want := []string{"LABEL a=b c=d e", "ENV E=1", "EXPOSE [80/tcp 53/udp]", "VOLUME [/data]", "USER daemon", "WORKDIR /w", "STOPSIGNAL SIGUSR1",
-		"HEALTHCHECK &{[\"CMD-SHELL\" \"true\"] \"5s\" \"0s\" \"0s\" \"0s\" '\\x02'}", `ENTRYPOINT ["/bin/sh"]`, `CMD ["-c" "echo hi"]`, "RUN /bin/sh -c true # buildkit", "COPY f /f # buildkit"}
+	want := []string{"LABEL a=b c=d e", "ENV E=1", "EXPOSE [53/udp 80/tcp]", "VOLUME [/data]", "USER daemon", "WORKDIR /w", "STOPSIGNAL SIGUSR1",
+		"HEALTHCHECK {Test:[CMD-SHELL true] Interval:5s Timeout:0s StartPeriod:0s StartInterval:0s Retries:2}", `ENTRYPOINT ["/bin/sh"]`, `CMD ["-c" "echo hi"]`, "RUN /bin/sh -c true # buildkit", "COPY f /f # buildkit"}
 	if !slices.Equal(created, want) {
 		t.Errorf("history\n%q\nwant\n%q", created, want)
 	}

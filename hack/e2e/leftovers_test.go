@@ -40,12 +40,20 @@ func survey(t *testing.T) leftovers {
 		if ns, err := os.Readlink(p + "/ns/net"); err == nil && !slices.Contains(l.namespaces, ns) {
 			l.namespaces = append(l.namespaces, ns)
 		}
-		if ns, err := os.Readlink(p + "/ns/pid"); err == nil && ns != own {
+		if ns, err := os.Readlink(p + "/ns/pid"); err == nil && ns != own && !zombie(p) {
 			cmd, _ := os.ReadFile(p + "/cmdline")
 			l.processes = append(l.processes, fmt.Sprintf("%s %s", filepath.Base(p), strings.ReplaceAll(string(cmd), "\x00", " ")))
 		}
 	}
 	return l
+}
+
+// zombie reports whether the process has ended: one whose parent died as well
+// stays until the machine's init reaps it.
+func zombie(proc string) bool {
+	stat, err := os.ReadFile(proc + "/stat")
+	_, rest, ok := strings.Cut(string(stat), ") ")
+	return err != nil || !ok || rest[0] == 'Z' || rest[0] == 'X'
 }
 
 // since describes what is there now and was not before.

@@ -33,12 +33,9 @@ func (o *registryOrigin) resolver(g session.Group) *registry.Resolver {
 	return o.client.Resolver(registry.Access{Sessions: o.sessions, Group: g})
 }
 
-// Resolve asks the registry about a tag. A digest needs no asking: whether it
-// is there, and what it is, shows when it is read.
+// Resolve asks the registry, about a digest, too: a manifest has to be asked for
+// by its media type, and registries deny those that aren't named.
 func (o *registryOrigin) Resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, error) {
-	if o.ref.Digest != "" {
-		return ocispec.Descriptor{Digest: o.ref.Digest, Size: -1}, nil
-	}
 	_, desc, err := o.resolver(g).Resolve(ctx, o.ref.String())
 	return desc, err
 }
@@ -69,8 +66,8 @@ func read(ctx context.Context, g session.Group, o Origin, ref string, desc ocisp
 	if desc.Size > maxManifest {
 		return nil, fmt.Errorf("%s: %s has %d bytes, more than the %d that manifests and configs may have", ref, desc.Digest, desc.Size, maxManifest)
 	}
-	if desc.MediaType == "" {
-		desc.MediaType = ocispec.MediaTypeImageIndex // registries keep manifests apart from other blobs
+	if desc.MediaType == "" { // of a layout, which keeps all blobs alike
+		desc.MediaType = ocispec.MediaTypeImageIndex
 	}
 	rc, err := o.Open(ctx, g, desc)
 	if err != nil {
