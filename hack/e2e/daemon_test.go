@@ -83,16 +83,22 @@ func (d *daemon) start() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	if err := harness.WaitFor(10*time.Second, func() error {
+	err := harness.WaitFor(10*time.Second, func() error {
 		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
 		if err != nil {
 			return err
 		}
 		return c.Close()
-	}); err != nil {
-		d.cmd.Process.Kill()
-		d.cmd.Wait()
-		d.t.Fatalf("kilnd does not listen: %v\n%s", err, d.log)
+	})
+	// It listens before it has cleaned up what a crash left; it answers after.
+	if err == nil {
+		if r := d.buildctl("debug", "workers"); r.code != 0 {
+			err = errors.New(r.stderr)
+		}
+	}
+	if err != nil {
+		d.kill()
+		d.t.Fatalf("kilnd does not answer: %v\n%s", err, d.log)
 	}
 }
 
@@ -119,8 +125,8 @@ func (d *daemon) stop() {
 // kill ends the daemon as a crash would.
 func (d *daemon) kill() {
 	d.t.Helper()
-	d.cmd.Process.Kill()
-	d.cmd.Wait()
+	d.cmd.Process.Kill() // an error means that it has ended
+	d.cmd.Wait()         // likewise
 	d.cmd = nil
 }
 
