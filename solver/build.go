@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/opencontainers/go-digest"
@@ -293,15 +294,20 @@ func (a asker) Values() []any { return []any{a.value} }
 func (b *Build) cacheMap(eff *GetCacheMap) (ev *GotCacheMap) {
 	v := eff.Vertex
 	ev = &GotCacheMap{Vertex: v}
-	if len(v.Inputs) == 0 {
-		b.report.start(v)
-	}
+	// Most cache maps cost nothing: the vertex is shown to run once its op has
+	// something to tell.
+	var start sync.Once
+	var started atomic.Bool
+	w := progress.WriterFunc(func(e progress.Event) {
+		start.Do(func() { b.report.start(v); started.Store(true) })
+		b.opts.Progress.Write(e)
+	})
 	defer func() {
-		if len(v.Inputs) == 0 || ev.Err != nil {
+		if started.Load() || ev.Err != nil {
 			b.report.complete(v, ev.Err)
 		}
 	}()
-	ctx := progress.With(b.ctx, b.report.scope(v))
+	ctx := progress.With(b.ctx, progress.NewScope(w, v.Digest))
 	ev.Err = protect(v, func() (err error) {
 		ev.Map, ev.More, err = v.Op.CacheMap(ctx, asker{b.opts.Value}, eff.Index)
 		return err

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/moby/buildkit/solver/errdefs"
@@ -39,6 +40,13 @@ func command() *cli.Command {
 			&cli.BoolFlag{Name: "debug", Usage: "say which daemon is used, and print stack traces of errors"},
 			&cli.BoolFlag{Name: "no-autostart", Usage: "don't start a private daemon when none listens"},
 		}, connectionFlags...),
+		Before: func(ctx context.Context, c *cli.Command) (context.Context, error) {
+			// Libraries log what a user can do nothing about.
+			if !c.Bool("debug") {
+				return ctx, log.SetLevel("error")
+			}
+			return ctx, nil
+		},
 		Commands:     []*cli.Command{buildCommand(), duCommand(), pruneCommand(), debugCommand(), dialStdioCommand()},
 		OnUsageError: func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
 	}
