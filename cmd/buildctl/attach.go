@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -70,7 +71,7 @@ func secretProvider(specs []string) (session.Attachable, error) {
 		if err != nil {
 			return nil, err
 		}
-		src := secretsprovider.Source{ID: m["id"], FilePath: m["src"] + m["source"], Env: m["env"]}
+		src := secretsprovider.Source{ID: m["id"], FilePath: cmp.Or(m["src"], m["source"]), Env: m["env"]}
 		switch m["type"] {
 		case "", "file":
 		case "env":
@@ -93,22 +94,22 @@ func secretProvider(specs []string) (session.Attachable, error) {
 func sshProvider(specs []string) (session.Attachable, error) {
 	var configs []sshprovider.AgentConfig
 	for _, spec := range specs {
-		fields := strings.Split(spec, ",")
-		id, path, hasPath := strings.Cut(fields[0], "=")
+		id, values, _ := strings.Cut(spec, "=")
 		conf := sshprovider.AgentConfig{ID: id}
-		if hasPath {
-			conf.Paths = append(conf.Paths, path)
-		}
-		for _, f := range fields[1:] {
-			if v, ok := strings.CutPrefix(f, "raw="); ok {
-				raw, err := strconv.ParseBool(v)
+		for _, v := range strings.Split(values, ",") {
+			switch raw, isRaw := strings.CutPrefix(v, "raw="); {
+			case isRaw:
+				b, err := strconv.ParseBool(raw)
 				if err != nil {
 					return nil, fmt.Errorf("--ssh %q: raw: %w", spec, err)
 				}
-				conf.Raw = raw
-				continue
+				conf.Raw = b
+			case v != "":
+				conf.Paths = append(conf.Paths, v)
 			}
-			conf.Paths = append(conf.Paths, f)
+		}
+		if conf.Raw && len(conf.Paths) != 1 {
+			return nil, fmt.Errorf("--ssh %q: raw=true needs exactly one socket", spec)
 		}
 		configs = append(configs, conf)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/client/progress"
 	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/go-csvvalue"
 	"github.com/urfave/cli/v3"
 	"google.golang.org/protobuf/proto"
@@ -199,9 +200,17 @@ func longForm(c *cli.Command, opts *client.SolveOptions) error {
 	return nil
 }
 
+// ignoreCache makes every op run, also those that have no metadata yet.
 func ignoreCache(def *pb.Definition) {
-	for _, meta := range def.Metadata {
-		meta.IgnoreCache = true
+	if def.Metadata == nil {
+		def.Metadata = map[string]*pb.OpMetadata{}
+	}
+	for _, op := range def.Def {
+		dgst := digest.FromBytes(op).String()
+		if def.Metadata[dgst] == nil {
+			def.Metadata[dgst] = &pb.OpMetadata{}
+		}
+		def.Metadata[dgst].IgnoreCache = true
 	}
 }
 
@@ -218,7 +227,7 @@ func pairs(flag string, in []string) (map[string]string, error) {
 }
 
 // pipedStdout is stdout unless that is a terminal.
-func pipedStdout() io.WriteCloser {
+func pipedStdout() io.Writer {
 	if _, err := console.ConsoleFromFile(os.Stdout); err == nil {
 		return nil
 	}

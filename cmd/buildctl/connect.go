@@ -95,8 +95,13 @@ func tlsConfig(c *cli.Command) (*tls.Config, error) {
 		if ca != "" || cert != "" || key != "" {
 			return nil, errors.New("--tlsdir and --tlscacert, --tlscert, --tlskey exclude each other")
 		}
-		ca = firstOf(dir, "ca.pem", "ca.crt")
-		cert, key = firstOf(dir, "cert.pem", "tls.crt"), firstOf(dir, "key.pem", "tls.key")
+		var errs [3]error
+		ca, errs[0] = firstOf(dir, "ca.pem", "ca.crt")
+		cert, errs[1] = firstOf(dir, "cert.pem", "tls.crt")
+		key, errs[2] = firstOf(dir, "key.pem", "tls.key")
+		if err := errors.Join(errs[:]...); err != nil {
+			return nil, err
+		}
 	}
 	if ca == "" && cert == "" && key == "" && c.String("tlsservername") == "" {
 		return nil, nil
@@ -122,13 +127,15 @@ func tlsConfig(c *cli.Command) (*tls.Config, error) {
 	return conf, nil
 }
 
-func firstOf(dir string, names ...string) string {
+// firstOf is the first of the names that dir has. A missing file is an error:
+// without it the connection would be less than what was asked for.
+func firstOf(dir string, names ...string) (string, error) {
 	for _, n := range names {
 		if path := filepath.Join(dir, n); fileExists(path) {
-			return path
+			return path, nil
 		}
 	}
-	return ""
+	return "", fmt.Errorf("--tlsdir %s: it has no %s", dir, strings.Join(names, " or "))
 }
 
 func fileExists(path string) bool {

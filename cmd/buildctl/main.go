@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/stack"
 	"github.com/urfave/cli/v3"
 )
@@ -56,6 +58,9 @@ func command() *cli.Command {
 // error.
 func printError(w io.Writer, err error, debug bool) {
 	for _, src := range errdefs.Sources(err) {
+		if !printable(src) {
+			continue
+		}
 		if perr := src.Print(w); perr != nil {
 			fmt.Fprintf(w, "the source that the error points at can't be shown: %v\n", perr)
 		}
@@ -64,4 +69,10 @@ func printError(w io.Writer, err error, debug bool) {
 	if debug {
 		fmt.Fprintf(w, "%+v", stack.Formatter(err))
 	}
+}
+
+// printable reports whether every range of src has both ends, as printing it
+// takes for granted.
+func printable(src *errdefs.Source) bool {
+	return !slices.ContainsFunc(src.Ranges, func(r *pb.Range) bool { return r.GetStart() == nil || r.GetEnd() == nil })
 }

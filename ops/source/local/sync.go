@@ -93,6 +93,8 @@ type transfer struct {
 	view   *snapshot.View
 	rec    *contenthash.Recorder
 	done   []byte // the state after the transfer
+
+	replaced []string // copies that this one takes the place of
 }
 
 // run makes the client's directory the content of base or u.
@@ -132,36 +134,24 @@ func (t *transfer) run(ctx context.Context, c session.Caller) error {
 }
 
 // compare picks the newest copy to compare with. One without state is what a
-// crash left of a transfer: nobody needs it.
+// crash left of a transfer: nobody needs it. A transfer of everything compares
+// with nothing, and takes the place of all copies there are.
 func (t *transfer) compare(ctx context.Context) error {
 	for _, id := range t.opts.Cache.Search(indexKey, t.key) {
-		ref, err := t.opts.Cache.Get(ctx, id)
-		if err != nil {
-			if err := t.drop(ctx, id); err != nil {
-				return err
-			}
+		if t.everything {
+			t.replaced = append(t.replaced, id)
 			continue
 		}
-		if raw, ok := ref.Metadata(stateKey); ok && validState(raw) {
-			t.base, t.raw = ref, raw
-			return nil
+		if ref, err := t.opts.Cache.Get(ctx, id); err == nil {
+			if raw, ok := ref.Metadata(stateKey); ok && validState(raw) {
+				t.base, t.raw = ref, raw
+				return nil
+			}
+			ref.Release()
 		}
-		ref.Release()
-		if err := t.drop(ctx, id); err != nil {
-			return err
+		if err := t.opts.Cache.Remove(id); err != nil {
+			return fmt.Errorf("remove useless copy of local directory: %w", err)
 		}
-	}
-	return nil
-}
-
-// drop removes a copy that can't be compared with, unless someone uses it.
-func (t *transfer) drop(ctx context.Context, id string) error {
-	u, err := t.opts.Cache.GetMutable(ctx, id)
-	if err != nil {
-		return nil // in use, lost or just pruned: all the same here
-	}
-	if err := u.Discard(ctx); err != nil {
-		return fmt.Errorf("remove useless copy of local directory: %w", err)
 	}
 	return nil
 }
@@ -232,6 +222,12 @@ func (t *transfer) commit(ctx context.Context) (*cache.Ref, error) {
 		return nil, fmt.Errorf("commit local directory %q: %w", t.name, err)
 	}
 	t.u = nil
+	for _, id := range t.replaced {
+		if err := t.opts.Cache.Remove(id); err != nil {
+			ref.Release()
+			return nil, fmt.Errorf("remove earlier copy of local directory %q: %w", t.name, err)
+		}
+	}
 	return ref, nil
 }
 

@@ -1,0 +1,35 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// kiln builds kiln on a Debian base, with this machine's Go and modules, and
+// what comes out runs.
+func TestKilnBuildsKiln(t *testing.T) {
+	before := survey(t)
+	out := t.TempDir()
+	cmd := exec.Command("./hack/self", out)
+	cmd.Dir = filepath.Dir(env.bin)
+	r := runCommand(t, cmd).must(t)
+	if strings.Count(r.stdout, "github.com/kilnbuild/kiln v0.33.1+kiln.") != 2 {
+		t.Errorf("the programs say %q", r.stdout)
+	}
+	dir := files{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"}.write(t)
+	saved := env.bin
+	env.bin = out
+	defer func() { env.bin = saved }()
+	d := newDaemon(t)
+	res := t.TempDir()
+	d.kiln("build", "-o", res, dir).must(t)
+	readFile(t, res, "Dockerfile")
+	d.finish()
+	if left := survey(t).since(before); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
