@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -109,7 +108,7 @@ func (d *diffWriter) child(dir *diffDir, name string) error {
 	case isDir(&st):
 		return d.dir(dir, name, &st, &lower, below)
 	}
-	if below {
+	if below && st.Nlink == 1 { // a file with a new name is written under both
 		same, err := d.sameFile(dir, name, &st, &lower)
 		if err != nil || same {
 			return err
@@ -335,7 +334,7 @@ func (d *diffWriter) newHeader(st *unix.Stat_t, path string, xattrs xattrFile) (
 }
 
 // keptXattrs returns the xattrs that are part of a layer: file capabilities, as
-// in upstream's layers, and what users set. The rest belongs to the host.
+// in upstream's layers. What users and hosts set stays where it was set.
 func keptXattrs(f xattrFile) (map[string][]byte, error) {
 	names, err := f.names()
 	if err != nil || len(names) == 0 {
@@ -343,7 +342,7 @@ func keptXattrs(f xattrFile) (map[string][]byte, error) {
 	}
 	var out map[string][]byte
 	for _, name := range names {
-		if name != capability && !strings.HasPrefix(name, "user.") || isOverlayXattr(name) {
+		if name != capability {
 			continue
 		}
 		value, ok, err := f.value(name)
