@@ -63,7 +63,7 @@ func (d *DB) commit(again bool) bool {
 	drain(d.hurry)
 	d.mu.Unlock()
 
-	err := d.persist(g)
+	err := d.persistReserved(g)
 
 	d.mu.Lock()
 	d.flying = nil
@@ -146,7 +146,7 @@ func (g *group) apply(tx *bbolt.Tx) error {
 // means.
 func (d *DB) explain(err error, g *group) error {
 	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case isFull(err):
 		var st unix.Statfs_t
 		if serr := unix.Fstatfs(int(d.root.Fd()), &st); serr != nil {
 			return err

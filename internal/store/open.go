@@ -62,6 +62,7 @@ func Open(opts Options) (*DB, error) {
 	if d.bolt, err = d.openBolt(); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
+	d.spent = d.fillReserve() != nil // a daemon starts on a full disk, too
 	go d.run()
 	return d, nil
 }
