@@ -25,13 +25,16 @@ type applier struct {
 	// empty before, all of which this layer made.
 	made  map[string]bool
 	times map[string]dirTimes // of directories, set at the end
-	fs    unix.Statfs_t
+	// inherited are the xattrs that directories of this layer have from the
+	// parent's only. They go when the layer hides the parent's.
+	inherited map[string][]string
+	fs        unix.Statfs_t
 }
 
 type dirTimes struct{ atime, mtime unix.Timespec }
 
 func applyUpper(ctx context.Context, layer layerInfo, parent *View, r io.Reader) (err error) {
-	a := &applier{ctx: ctx, times: map[string]dirTimes{}}
+	a := &applier{ctx: ctx, times: map[string]dirTimes{}, inherited: map[string][]string{}}
 	if err := a.open(layer, parent); err != nil {
 		return err
 	}
@@ -151,6 +154,17 @@ func (a *applier) hide(dir *layerDir, name string) error {
 	if err != nil {
 		return err
 	}
+	return a.hideBehind(d)
+}
+
+// hideBehind makes d opaque.
+func (a *applier) hideBehind(d *layerDir) error {
+	for _, name := range a.inherited[d.path] {
+		if err := unix.Fremovexattr(d.fd, name); err != nil && err != unix.ENODATA {
+			return fmt.Errorf("remove xattr %s: %w", name, err)
+		}
+	}
+	delete(a.inherited, d.path)
 	return a.setOpaque(d)
 }
 
@@ -177,7 +191,7 @@ func (a *applier) opaque(dir *layerDir) error {
 	if !a.hasParent || dir == a.root {
 		return a.opaqueRoot(dir)
 	}
-	return a.setOpaque(dir)
+	return a.hideBehind(dir)
 }
 
 // madeBelow says whether the layer made the path, or something in it.
@@ -246,6 +260,12 @@ func (a *applier) mkdir(dir *layerDir, name string, h *tar.Header) error {
 		return err
 	}
 	a.times[d.path] = entryTimes(h)
+	delete(a.inherited, d.path)
+	for _, x := range d.inherited {
+		if _, own := h.PAXRecords[paxXattr+x]; !own {
+			a.inherited[d.path] = append(a.inherited[d.path], x)
+		}
+	}
 	return a.meta(xattrFile{fd: d.fd}, h, d, "")
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/continuity/fs"
 	"github.com/kilnbuild/kiln/snapshot"
 	"golang.org/x/sys/unix"
 )
@@ -88,7 +89,9 @@ func upstreamDiff(t *testing.T, s snapshot.Snapshotter, id string) []byte {
 	upper := openView(t, mounts)
 	defer upper.Close()
 	var buf bytes.Buffer
-	must(t, archive.WriteDiff(t.Context(), &buf, lower.Path()+"/.", upper.Path()+"/."))
+	cw := archive.NewChangeWriter(&buf, upper.Path())
+	must(t, fs.Changes(t.Context(), lower.Path()+"/.", upper.Path()+"/.", cw.HandleChange))
+	must(t, cw.Close())
 	return buf.Bytes()
 }
 
@@ -296,7 +299,7 @@ func applyElsewhere(t *testing.T, o *snapshot.Overlay, parent, id string, layer 
 	must(t, o.Prepare(t.Context(), "copy-of-"+id, parent))
 	must(t, snapshot.Apply(t.Context(), o, "copy-of-"+id, bytes.NewReader(layer)))
 	want, got := treeOf(t, o, id), treeOf(t, o, "copy-of-"+id)
-	sameTree(t, "what the layer unpacks to", got, want)
+	sameTree(t, "what unpacks: "+entries(t, layer)+strings.Join(tree(t, layerDir(o, id), false), "\n"), got, want)
 	if again := diffOf(t, o, "copy-of-"+id); !bytes.Equal(again, layer) {
 		t.Errorf("written again: %q, was %q", entries(t, again), entries(t, layer))
 	}
@@ -368,13 +371,13 @@ func TestWriteDiffXattrWhiteouts(t *testing.T) {
 		writeFile(t, dir+"/r", "1")
 	})
 	makeLayer(t, o, "b", "a", func(dir string) {})
-	fs := layerDir(o, "b")
+	dir := layerDir(o, "b")
 	for _, f := range []string{"/d/x", "/d/new", "/r"} {
-		writeFile(t, fs+f, "")
-		must(t, unix.Setxattr(fs+f, "trusted.overlay.whiteout", nil, 0))
+		writeFile(t, dir+f, "")
+		must(t, unix.Setxattr(dir+f, "trusted.overlay.whiteout", nil, 0))
 	}
-	must(t, unix.Setxattr(fs, "trusted.overlay.opaque", []byte("x"), 0))
-	must(t, unix.Setxattr(fs+"/d", "trusted.overlay.opaque", []byte("x"), 0))
+	must(t, unix.Setxattr(dir, "trusted.overlay.opaque", []byte("x"), 0))
+	must(t, unix.Setxattr(dir+"/d", "trusted.overlay.opaque", []byte("x"), 0))
 	if got := entries(t, diffOf(t, o, "b")); got != "d/ d/.wh.x .wh.r" {
 		t.Errorf("wrote %q", got)
 	}
@@ -405,7 +408,7 @@ func TestLayersOfOtherSnapshotters(t *testing.T) {
 // TestRoundTrip changes random trees at random, and unpacks the layers that this
 // makes elsewhere.
 func TestRoundTrip(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(44) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			o := newOverlay(t)
 			c := &changer{T: t, Rand: rand.New(rand.NewPCG(seed, 7))}
@@ -451,12 +454,12 @@ func (c *changer) change(dir string, n int) {
 
 // pick returns something that exists.
 func (c *changer) pick(dir string) (string, os.FileInfo) {
-	p := dir + "/" + c.paths[c.IntN(len(c.paths))]
-	st, err := os.Lstat(p)
-	must(c, err)
-	if len(p) == len(dir)+1 {
+	p := dir + c.paths[c.IntN(len(c.paths))]
+	if p == dir {
 		p = dir + "/."
 	}
+	st, err := os.Lstat(p)
+	must(c, err)
 	return p, st
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
+	"github.com/containerd/continuity/fs"
 )
 
 // layerer is a snapshotter whose layers are directories in overlay's form:
@@ -166,7 +167,10 @@ func writeDiffMounted(ctx context.Context, s Snapshotter, id string, w io.Writer
 		return err
 	}
 	defer func() { err = errors.Join(err, upper.Close()) }()
-	return archive.WriteDiff(ctx, w, lower.Path()+"/.", upper.Path()+"/.")
+	cw := archive.NewChangeWriter(w, upper.Path())
+	// Path is a symlink, which Changes would look at as such.
+	err = fs.Changes(ctx, lower.Path()+"/.", upper.Path()+"/.", cw.HandleChange)
+	return errors.Join(err, cw.Close())
 }
 
 // applyMounted unpacks into the mounted snapshot, for snapshotters whose layers

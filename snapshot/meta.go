@@ -159,7 +159,7 @@ func copyMeta(from, to int) error {
 	if err := unix.Fchown(to, int(st.Uid), int(st.Gid)); err != nil {
 		return fmt.Errorf("chown: %w", err)
 	}
-	if err := copyXattrs(xattrFile{fd: from}, xattrFile{fd: to}); err != nil {
+	if _, err := copyXattrs(xattrFile{fd: from}, xattrFile{fd: to}); err != nil {
 		return err
 	}
 	// After the owner, whose change takes the set-id bits.
@@ -169,10 +169,11 @@ func copyMeta(from, to int) error {
 	return futimens(to, st.Atim, st.Mtim)
 }
 
-func copyXattrs(from, to xattrFile) error {
+// copyXattrs copies all xattrs but overlay's own, and returns their names.
+func copyXattrs(from, to xattrFile) (copied []string, err error) {
 	names, err := from.names()
 	if err != nil {
-		return fmt.Errorf("list xattrs: %w", err)
+		return nil, fmt.Errorf("list xattrs: %w", err)
 	}
 	for _, name := range names {
 		if isOverlayXattr(name) {
@@ -180,17 +181,21 @@ func copyXattrs(from, to xattrFile) error {
 		}
 		value, ok, err := from.value(name)
 		if err != nil {
-			return fmt.Errorf("get xattr %s: %w", name, err)
+			return nil, fmt.Errorf("get xattr %s: %w", name, err)
 		}
-		// Labels that the file system makes up can't be set; they are the same
-		// on both.
-		if ok {
-			if err := to.set(name, value); err != nil && !errors.Is(err, unix.ENOTSUP) {
-				return fmt.Errorf("set xattr %s: %w", name, err)
-			}
+		if !ok {
+			continue
 		}
+		err = to.set(name, value)
+		if errors.Is(err, unix.ENOTSUP) {
+			continue // a label that the file system makes up, the same on both
+		}
+		if err != nil {
+			return nil, fmt.Errorf("set xattr %s: %w", name, err)
+		}
+		copied = append(copied, name)
 	}
-	return nil
+	return copied, nil
 }
 
 // futimens sets the times of an open file.

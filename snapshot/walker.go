@@ -29,6 +29,8 @@ type layerDir struct {
 	fd     int    // in the layer
 	lower  int    // the same directory in the parent; -1 if that has none, or it is hidden
 	parent *layerDir
+	// inherited are the xattrs that were copied from the parent's.
+	inherited []string
 	// listed: the directory is marked for overlay as one that may hold
 	// whiteouts.
 	listed bool
@@ -278,7 +280,13 @@ func (w *walker) copyLower(c *layerDir) error {
 		return err
 	}
 	w.onMkdir(c, dirTimes{st.Atim, st.Mtim})
-	return copyMeta(from, c.fd)
+	if err := unix.Fchown(c.fd, int(st.Uid), int(st.Gid)); err != nil {
+		return fmt.Errorf("chown: %w", err)
+	}
+	if c.inherited, err = copyXattrs(xattrFile{fd: from}, xattrFile{fd: c.fd}); err != nil {
+		return err
+	}
+	return unix.Fchmod(c.fd, st.Mode&0o7777)
 }
 
 // setOpaque hides the parent's directory behind d.
@@ -380,7 +388,7 @@ func (w *walker) copyUp(d *layerDir, name string, st *unix.Stat_t) error {
 		return err
 	}
 	lower := &layerDir{fd: d.lower}
-	if err := copyXattrs(lower.entry(name), d.entry(name)); err != nil {
+	if _, err := copyXattrs(lower.entry(name), d.entry(name)); err != nil {
 		return err
 	}
 	return unix.UtimesNanoAt(d.fd, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
