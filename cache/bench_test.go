@@ -85,6 +85,50 @@ func BenchmarkNewCommitPersistRelease(b *testing.B) {
 	}
 }
 
+// BenchmarkExtract pulls six gzip layers of 16 MB in 500 files each.
+func BenchmarkExtract(b *testing.B) {
+	src := newSource()
+	content := string(sample(32 << 10))
+	var layers []Layer
+	for i := range 6 {
+		var files []string
+		for j := range 500 {
+			files = append(files, fmt.Sprintf("l%d/f%d=%s", i, j, content))
+		}
+		layers = append(layers, src.add(b, "gzip", tarOf(b, files...)))
+	}
+	for b.Loop() {
+		e := newEnv(b)
+		r := e.pull(src, layers...)
+		must(b, r.Extract(b.Context()))
+		r.Release()
+	}
+	b.SetBytes(6 * 500 * 32 << 10)
+}
+
+// BenchmarkLayers packs a layer of 64 MB.
+func BenchmarkLayers(b *testing.B) {
+	for _, kind := range []string{"gzip", "zstd", "uncompressed"} {
+		b.Run(kind, func(b *testing.B) {
+			e := newEnv(b)
+			var files []string
+			for j := range 64 {
+				files = append(files, fmt.Sprintf("f%d=%s", j, sample(1<<20)))
+			}
+			b.SetBytes(64 << 20)
+			for b.Loop() {
+				b.StopTimer()
+				r := e.layer(nil, Options{}, files...)
+				b.StartTimer()
+				get(r.Layers(b.Context(), Compression{Type: kind}))(b)
+				b.StopTimer()
+				r.Release()
+				b.StartTimer()
+			}
+		})
+	}
+}
+
 func BenchmarkGetRelease(b *testing.B) {
 	e := newEnv(b)
 	r := e.layer(nil, Options{}, "base=0")

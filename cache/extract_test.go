@@ -65,7 +65,6 @@ func TestExtractGoesByTheBytes(t *testing.T) {
 	r.Release()
 }
 
-// compat: LLB-176
 func TestSameBlobsAreOneRecord(t *testing.T) {
 	e := newEnv(t)
 	src := newSource()
@@ -482,6 +481,7 @@ func TestGetByBlobRefusesNonsense(t *testing.T) {
 	e.empty()
 }
 
+// compat: LLB-176
 func TestMergeOfLazyRecords(t *testing.T) {
 	e := newEnv(t)
 	src := newSource()
@@ -540,6 +540,32 @@ func TestMergeAndDiff(t *testing.T) {
 	m := get(e.m.Merge(t.Context(), []*Ref{other, d}, Options{}))(t)
 	e.wantFiles(m, "b=2", "c=3", "z=9") // c's removal counts here too
 	for _, r := range []*Ref{a, b, c, same, twice, d, other, m} {
+		r.Release()
+	}
+	e.empty()
+}
+
+// A pulled layer of the same content as a stack still has only its own files
+// as its layer.
+func TestStackLendsNoFilesToALayer(t *testing.T) {
+	e := newEnv(t)
+	src := newSource()
+	one, two := tarOf(t, "one=1"), tarOf(t, "two=2")
+	a, b := e.pull(src, src.add(t, "gzip", one)), e.pull(src, src.add(t, "gzip", two))
+	m := get(e.m.Merge(t.Context(), []*Ref{a, b}, Options{}))(t)
+	must(t, m.Extract(t.Context()))
+	base := e.pull(src, src.add(t, "zstd", one))
+	top := e.pull(src, src.add(t, "zstd", one), src.add(t, "zstd", two))
+	if m.ChainID() != top.ChainID() {
+		t.Fatal("the chains differ")
+	}
+	must(t, top.Extract(t.Context()))
+	d, ok := e.m.Diff(t.Context(), base, top, Options{})
+	if !ok {
+		t.Fatal("no diff")
+	}
+	e.wantFiles(d, "two=2")
+	for _, r := range []*Ref{a, b, m, base, top, d} {
 		r.Release()
 	}
 	e.empty()

@@ -267,10 +267,13 @@ func (m *Manager) indexChainLocked(r *record) {
 	if r.chain == "" || r.blobChain == "" {
 		r.chain, r.blobChain = chains(r)
 	}
+	if r.layers != nil {
+		return // its snapshot is all of its layers at once, which a layer's must not be
+	}
 	if r.chain != "" && r.snap != "" && m.byChain[r.chain] == nil {
 		m.byChain[r.chain] = r
 	}
-	if r.layers == nil && r.blobChain != "" && m.byBlobChain[r.blobChain] == nil {
+	if r.blobChain != "" && m.byBlobChain[r.blobChain] == nil {
 		m.byBlobChain[r.blobChain] = r
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -88,11 +89,14 @@ type put struct {
 	r       *record
 	id      string
 	birth   string
+	needs   []*record
 	value   []byte
 	snap    string // its own
 	blobs   []digest.Digest
 	meta    map[string]*metaValue
 	version int
+	uses    int
+	size    int64
 }
 
 func (m *Manager) putOf(r *record) (put, error) {
@@ -100,7 +104,8 @@ func (m *Manager) putOf(r *record) (put, error) {
 	if err != nil {
 		return put{}, fmt.Errorf("encode cache record %s: %w", r.id, err)
 	}
-	p := put{r: r, id: r.id, birth: r.birth, value: value, meta: maps.Clone(r.meta), version: r.version}
+	p := put{r: r, id: r.id, birth: r.birth, needs: r.needs(), value: value, meta: maps.Clone(r.meta),
+		version: r.version, uses: r.uses, size: r.snapSize}
 	if r.owns() {
 		p.snap = r.snap
 	}
@@ -173,7 +178,9 @@ func (m *Manager) changedLocked(r *record) {
 // storedLocked notes that p went into a batch.
 func (m *Manager) storedLocked(p put) {
 	p.r.persisted = true
-	delete(m.used, p.r)
+	if p.uses == p.r.uses && p.size == p.r.snapSize {
+		delete(m.used, p.r)
+	}
 	if p.version == p.r.version {
 		p.r.dirty = false
 		delete(m.dirty, p.r)
@@ -189,9 +196,6 @@ func dropMetaLocked(p put) {
 	}
 }
 
-// usedPerBatch bounds how many last uses ride in the batch of someone else.
-const usedPerBatch = 64
-
 // Persist adds to b what is needed for the record to survive a restart: its
 // parents, snapshot and blobs included. Key stores call it in the batch that
 // links a key to the record. From then on the record stays until it is pruned.
@@ -204,9 +208,6 @@ func (r *Ref) Persist(b *store.Batch) error {
 	m := r.m
 	m.mu.Lock()
 	puts, err := m.collectLocked(nil, map[*record]bool{}, r.r)
-	if err == nil {
-		puts, err = m.collectUsedLocked(puts)
-	}
 	if err != nil {
 		m.mu.Unlock()
 		return err
@@ -235,44 +236,24 @@ func (r *Ref) Persist(b *store.Batch) error {
 	return err
 }
 
-// collectUsedLocked appends some of the records whose last use isn't written.
-func (m *Manager) collectUsedLocked(puts []put) ([]put, error) {
-	looked := 0
-	for u := range m.used {
-		if looked++; looked > usedPerBatch {
-			break
-		}
-		if u.persisting > 0 || u.dirty {
-			continue
-		}
-		p, err := m.putOf(u)
-		if err != nil {
-			return nil, err
-		}
-		puts = append(puts, p)
-		delete(m.used, u)
-	}
-	return puts, nil
-}
-
 // settle ends what Persist began. A record that changed in the meantime is
-// written again, since it isn't known which batch came last.
+// written again, since it isn't known which batch came last. Some last uses go
+// with it; they can't ride in Persist's batch, because the records, being
+// unused, may be removed before that is written.
 func (m *Manager) settle(puts []put) {
 	m.mu.Lock()
-	again := false
 	for _, p := range puts {
 		p.r.persisting--
 		dropMetaLocked(p)
 		if p.r.state != gone && p.version != p.r.version {
 			p.r.dirty = true
 			m.dirty[p.r] = struct{}{}
-			again = true
 		}
 	}
-	again = again && !m.closed
+	closed := m.closed
 	m.mu.Unlock()
-	if again {
-		m.flush(flushChanged)
+	if !closed {
+		m.flush(flushSome)
 	}
 }
 
@@ -281,9 +262,13 @@ type flushWhat int
 
 const (
 	flushChanged flushWhat = iota // records that changed
-	flushAll                      // last uses too
+	flushSome                     // some last uses too
+	flushAll                      // all last uses too
 	flushClose                    // everything; all batches of others are written
 )
+
+// someUsed is how many last uses flushSome writes.
+const someUsed = 64
 
 // flush writes what changed since it was last written. What can't be written
 // is logged: it costs cache after a restart, never a build.
@@ -317,7 +302,11 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 		}
 	}
 	if what != flushChanged && err == nil {
+		looked := 0
 		for r := range m.used {
+			if looked++; what == flushSome && looked > someUsed {
+				break
+			}
 			if seen[r] || r.persisting > 0 && what != flushClose {
 				continue
 			}
@@ -334,9 +323,15 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 		return
 	}
 	var written []put
+	failed := map[*record]bool{}
 	for _, p := range puts {
+		if slices.ContainsFunc(p.needs, func(n *record) bool { return failed[n] }) {
+			failed[p.r] = true // it would be broken without
+			continue
+		}
 		if err := m.add(b, p); err != nil {
 			m.log.Error("store cache record", "record", p.id, "error", err)
+			failed[p.r] = true
 			continue
 		}
 		written = append(written, p)

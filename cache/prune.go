@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -84,19 +85,17 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 	if len(doomed) == 0 {
 		return nil
 	}
-	if err := m.remove(doomed); err != nil {
-		return err
-	}
+	err := m.remove(doomed)
 	for _, u := range usages {
 		m.log.Debug("evicted cache record", "record", u.ID, "description", u.Description, "size", u.Size, "rule", rule)
 		if removed == nil {
 			continue
 		}
-		if err := removed(u); err != nil {
-			return err
+		if rerr := removed(u); rerr != nil {
+			return errors.Join(rerr, err)
 		}
 	}
-	return nil
+	return err
 }
 
 // plan returns the records to remove, in order.

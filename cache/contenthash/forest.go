@@ -22,7 +22,9 @@ type grove struct {
 	weight int
 }
 
-var shared = &forest{trees: map[string]*list.Element{}}
+var shared = newForest()
+
+func newForest() *forest { return &forest{trees: map[string]*list.Element{}} }
 
 // tree returns the tree of the record id, an empty one if there is none.
 func (f *forest) tree(id string) *tree {

@@ -34,8 +34,8 @@ type mutableRecord interface {
 
 // NewRecorder starts from what is stored beside u, empty otherwise. What is
 // stored is withdrawn until Save, so that a transfer that ends early leaves a
-// record without a tree, not one with the wrong tree; the owner of u must make
-// sure in the same way that a crash in between can't bring it back.
+// record without a tree, not one with the wrong tree. After a crash it is the
+// cache that drops it, as it does with all metadata of a record left open.
 func NewRecorder(u *cache.Mutable) (*Recorder, error) { return newRecorder(u) }
 
 func newRecorder(u mutableRecord) (*Recorder, error) {

@@ -63,12 +63,18 @@ func (s *scanner) selectionDigest(p string, opts Options) (digest.Digest, error)
 	if err != nil {
 		return "", err
 	}
+	if len(s.tree.answers) >= maxAnswers {
+		s.tree.answers = nil
+	}
 	if s.tree.answers == nil {
 		s.tree.answers = map[string]digest.Digest{}
 	}
 	s.tree.answers[key] = d
 	return d, nil
 }
+
+// maxAnswers bounds the answers kept for one tree; beyond it they start anew.
+const maxAnswers = 256
 
 func answerKey(p string, o *Options) string {
 	return fmt.Sprintf("%q %s %s %q %q %q", p, strconv.FormatBool(o.FollowLinks), strconv.FormatBool(o.Wildcard),
