@@ -9,15 +9,21 @@ import (
 // Core is all state of one build's graph. It decides and does nothing else: no
 // I/O, no clock, no locks. Step turns one event into the effects that follow;
 // whoever performs them sends their outcomes back as events. One goroutine owns
-// a Core.
+// a Core. The same events give the same effects.
 type Core struct {
-	nodes   map[nodeID]*node
+	nodes map[nodeID]*node
+	order []*node         // every node, inputs first
+	calls map[int]*edge   // the open requests
+	avoid map[string]bool // records that turned out lost in this build
+
 	effects []Effect
-	dirty   []*edge // to be decided before Step returns
+	dirty   []*node // to be decided before Step returns
 }
 
 // NewCore returns a core without vertices.
-func NewCore() *Core { return &Core{nodes: map[nodeID]*node{}} }
+func NewCore() *Core {
+	return &Core{nodes: map[nodeID]*node{}, calls: map[int]*edge{}, avoid: map[string]bool{}}
+}
 
 // nodeID tells vertices apart within a build.
 type nodeID struct {
@@ -25,28 +31,45 @@ type nodeID struct {
 	ignoreCache bool
 }
 
+func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
+
 // node is a vertex in the graph.
 type node struct {
 	vertex *Vertex
-	inputs []*input
-	edges  map[int]*edge // outputs that somebody asked for
+	inputs []input
+	edges  []*edge // outputs that somebody asked for, by index
 
-	maps    []*CacheMap // what the op said it is, cheapest first
-	more    bool        // there are further ones
-	asking  bool        // for the next cache map
-	running bool
-	lost    int // executions that found an input lost
-	err     *VertexError
+	maps []*CacheMap // what the op said it is, cheapest first
+	more bool        // there are further ones
+
+	// open counts the outcomes that must come before anything else is decided:
+	// a cache map, the inputs that are waited for, digests, an execution.
+	open      int
+	asked     level // of every input, at least; nothing if nothing is asked of any
+	asking    bool  // for the next cache map
+	running   bool
+	cancelled bool // what runs
+	queued    bool // in Core.dirty
+	losses    int  // executions and digests that found an input lost
+	err       *VertexError
 }
 
-// maxLost bounds how often a vertex is tried again because inputs were lost.
-const maxLost = 5
+// maxLosses bounds how often a vertex is tried again because inputs were lost.
+const maxLosses = 5
 
 // input is an edge that a node consumes.
 type input struct {
-	edge    *edge
+	node  *node // the consumer
+	index int
+	edge  *edge
+
+	want  level // what node wants of edge
+	waits bool  // edge doesn't have it yet; counted in node.open
+
 	digest  digestState
 	content Key // valid once digest is digested
+	// outdated is set if the result was lost while node worked with it.
+	outdated bool
 }
 
 type digestState int
@@ -63,187 +86,270 @@ type edge struct {
 	index  int
 	status status
 
-	// told is up to which level keys are known: they may only grow within a
-	// level, and nothing new comes once it is allKeys.
+	// told is up to which level keys are known. Keys only grow.
 	told level
 	keys []Key
+	// forced is set if the result is newer than what hangs off its keys: its
+	// vertex ignores the cache, or ran on such an input. Its consumers match by
+	// content only.
+	forced bool
 
-	found  Found
 	asked  int // candidates in the last lookup; -1 if it must be repeated
+	found  Found
 	result Result
+	spare  Result // made by an execution though nobody had asked for it
+	saved  []Key  // what spare is saved under
 
-	wants map[*edge]level // by the edges that consume this one
-	calls []*call         // requests from outside
-}
-
-// call is a request for an edge's result.
-type call struct {
-	id   int
-	edge *edge
+	wanted [theResult + 1]int32 // users, by what they want
+	users  []*input             // whoever consumes the edge, in order of arrival
+	calls  []int                // requests from outside
 }
 
 func (e *edge) want() level {
-	l := nothing
 	if len(e.calls) > 0 {
-		l = theResult
+		return theResult
 	}
-	for _, w := range e.wants {
-		l = max(l, w)
+	for l := theResult; l > nothing; l-- {
+		if e.wanted[l] > 0 {
+			return l
+		}
 	}
-	return l
+	return nothing
 }
 
-// Step takes one event and returns what has to be done next.
+// has reports whether somebody who wants l of e has to wait.
+func (e *edge) has(l level) bool {
+	return e.status == done || l < theResult && e.told >= l
+}
+
+// Step takes one event and returns what has to be done next, in a slice that is
+// valid until the next call.
 func (c *Core) Step(ev Event) []Effect {
+	clear(c.effects)
+	c.effects = c.effects[:0]
 	ev.apply(c)
-	for len(c.dirty) > 0 {
-		e := c.dirty[0]
-		c.dirty = c.dirty[1:]
-		c.decide(e)
+	for i := 0; i < len(c.dirty); i++ {
+		n := c.dirty[i]
+		n.queued = false
+		c.decide(n)
 	}
-	out := c.effects
-	c.effects = nil
+	clear(c.dirty)
+	c.dirty = c.dirty[:0]
+	return c.effects
+}
+
+func (c *Core) do(e Effect) { c.effects = append(c.effects, e) }
+
+func (c *Core) touch(n *node) {
+	if !n.queued {
+		n.queued = true
+		c.dirty = append(c.dirty, n)
+	}
+}
+
+// results are what the core owns.
+func (c *Core) results() (out []Result) {
+	for _, n := range c.order {
+		for _, e := range n.edges {
+			for _, r := range []Result{e.result, e.spare} {
+				if r != nil {
+					out = append(out, r)
+				}
+			}
+		}
+	}
 	return out
 }
 
-func (c *Core) do(e Effect)   { c.effects = append(c.effects, e) }
-func (c *Core) touch(e *edge) { c.dirty = append(c.dirty, e) }
-func (c *Core) touchAll(n *node) {
-	for _, e := range n.edges {
-		c.touch(e)
-	}
-}
-
-// told wakes everyone who consumes e.
-func (c *Core) wake(e *edge) {
-	for consumer := range e.wants {
-		c.touch(consumer)
-	}
-}
-
-// add brings v and everything below it into the graph, inputs first.
+// add brings root and everything below it into the graph, inputs first.
 func (c *Core) add(root *Vertex) *node {
 	type frame struct {
 		v    *Vertex
 		next int
 	}
-	if n := c.lookup(root); n != nil {
-		return n
-	}
 	stack := []frame{{v: root}}
 	for len(stack) > 0 {
 		f := &stack[len(stack)-1]
-		if f.next < len(f.v.Inputs) {
-			in := f.v.Inputs[f.next].Vertex
+		switch {
+		case c.lookup(f.v) != nil:
+			stack = stack[:len(stack)-1]
+		case f.next < len(f.v.Inputs):
 			f.next++
-			if c.lookup(in) == nil {
-				stack = append(stack, frame{v: in})
-			}
-			continue
-		}
-		if c.lookup(f.v) == nil {
+			stack = append(stack, frame{v: f.v.Inputs[f.next-1].Vertex})
+		default:
 			c.insert(f.v)
 		}
-		stack = stack[:len(stack)-1]
 	}
 	return c.lookup(root)
 }
 
-// lookup finds v's node; a plain vertex joins its ignore-cache twin, not the
-// reverse (LLB-007).
+// lookup finds the node that v joins: a plain vertex that of its ignore-cache
+// twin, not the reverse (LLB-007).
 func (c *Core) lookup(v *Vertex) *node {
-	if n := c.nodes[nodeID{v.Digest, true}]; n != nil {
+	if n := c.nodes[nodeID{v.Digest, true}]; n != nil || v.IgnoreCache {
 		return n
-	}
-	if v.IgnoreCache {
-		return nil
 	}
 	return c.nodes[nodeID{v.Digest, false}]
 }
 
+// node is the one whose vertex is v.
+func (c *Core) node(v *Vertex) *node { return c.nodes[idOf(v)] }
+
 func (c *Core) insert(v *Vertex) {
-	n := &node{vertex: v, edges: map[int]*edge{}, more: true}
-	for _, in := range v.Inputs {
-		n.inputs = append(n.inputs, &input{edge: c.lookup(in.Vertex).edge(in.Index)})
+	n := &node{vertex: v, more: true, inputs: make([]input, len(v.Inputs))}
+	inputs := make([]EdgeRef, len(v.Inputs))
+	for i, in := range v.Inputs {
+		e := c.lookup(in.Vertex).edge(in.Index)
+		n.inputs[i] = input{node: n, index: i, edge: e}
+		e.users = append(e.users, &n.inputs[i])
+		inputs[i] = e.ref()
 	}
-	c.nodes[nodeID{v.Digest, v.IgnoreCache}] = n
-	c.do(&Announce{Vertex: v})
+	c.nodes[idOf(v)] = n
+	c.order = append(c.order, n)
+	c.do(&Announce{Vertex: v, Inputs: inputs})
 }
 
 func (n *node) edge(index int) *edge {
-	e := n.edges[index]
-	if e == nil {
-		e = &edge{node: n, index: index, asked: -1, wants: map[*edge]level{}}
-		n.edges[index] = e
+	i, ok := slices.BinarySearchFunc(n.edges, index, func(e *edge, index int) int { return e.index - index })
+	if !ok {
+		n.edges = slices.Insert(n.edges, i, &edge{node: n, index: index, asked: -1})
 	}
-	return e
+	return n.edges[i]
 }
 
-// ask makes e want at least l of input in.
-func (c *Core) ask(e *edge, in *input, l level) {
-	if in.edge.wants[e] >= l {
+// ask makes in's node want at least l of it.
+func (c *Core) ask(in *input, l level) {
+	if in.want < l {
+		c.want(in, l)
+	}
+}
+
+// drop takes back what n wants of its inputs.
+func (c *Core) drop(n *node) {
+	if n.asked == nothing {
 		return
 	}
-	in.edge.wants[e] = l
-	c.touch(in.edge)
+	n.asked = nothing
+	for i := range n.inputs {
+		c.want(&n.inputs[i], nothing)
+	}
 }
 
-// drop takes back what e wants of its inputs, and what they want of theirs.
-func (c *Core) drop(e *edge) {
-	for _, in := range e.node.inputs {
-		if _, ok := in.edge.wants[e]; !ok {
-			continue
+func (c *Core) want(in *input, l level) {
+	if in.want == l {
+		return
+	}
+	in.edge.wanted[in.want]--
+	in.edge.wanted[l]++
+	in.want = l
+	c.touch(in.edge.node)
+	c.settle(in)
+}
+
+// wake lets those who wait for e see what it has now.
+func (c *Core) wake(e *edge) {
+	for _, in := range e.users {
+		c.settle(in)
+	}
+}
+
+// settle compares what in's node wants with what the edge has.
+func (c *Core) settle(in *input) {
+	n := in.node
+	if waits := !in.edge.has(in.want) && in.want > nothing; waits != in.waits {
+		in.waits = waits
+		if waits {
+			n.open++
+		} else {
+			c.closeOne(n)
 		}
-		delete(in.edge.wants, e)
-		c.unwanted(in.edge)
+	}
+	switch {
+	case in.waits && in.edge.node.err != nil:
+		c.fail(n, in.edge.node.err)
+	case in.want == theResult && !in.waits:
+		c.digest(in)
 	}
 }
 
-// unwanted is called when e is wanted less than before.
-func (c *Core) unwanted(e *edge) {
-	if e.want() == nothing && e.status < done {
-		c.drop(e)
-	}
-	if e.node.running && !slices.ContainsFunc(edgesOf(e.node), func(e *edge) bool { return e.want() == theResult }) {
-		c.do(&Cancel{Vertex: e.node.vertex})
+// closeOne counts an outcome that n has waited for.
+func (c *Core) closeOne(n *node) {
+	if n.open--; n.open == 0 {
+		c.touch(n)
 	}
 }
 
-func edgesOf(n *node) []*edge {
-	out := make([]*edge, 0, len(n.edges))
-	for _, e := range n.edges {
-		out = append(out, e)
+// digest starts to digest the result that in has, if its content matters.
+func (c *Core) digest(in *input) {
+	n := in.node
+	dep := n.maps[0].Deps[in.index]
+	if dep.Content == nil || in.digest != undigested {
+		return
 	}
-	return out
+	in.digest = digesting
+	n.open++
+	c.do(&Digest{Vertex: n.vertex, Input: in.index, Dep: dep, Result: in.edge.result.Clone()})
 }
 
 // succeed gives e its result, which e owns.
 func (c *Core) succeed(e *edge, r Result) {
+	delete(c.avoid, r.ID())
 	e.status, e.result, e.told = done, r, allKeys
-	c.drop(e)
+	if e.spare != nil {
+		c.do(&Release{Result: e.spare})
+		e.spare = nil
+	}
 	for _, call := range e.calls {
-		c.do(&Answer{Call: call.id, Result: r.Clone()})
+		delete(c.calls, call)
+		c.do(&Answer{Call: call, Result: r.Clone()})
 	}
 	e.calls = nil
 	c.wake(e)
+	c.touch(e.node)
 }
 
-// fail gives every edge of n, and everything that needs one, the error.
+// fail ends n with err; so do all that need one of its edges.
 func (c *Core) fail(n *node, err *VertexError) {
-	if n.err != nil {
-		return
+	if n.err == nil {
+		n.err = err
+		c.touch(n)
 	}
-	n.err = err
+}
+
+// refuse answers whoever waits for an edge of n, which has failed.
+func (c *Core) refuse(n *node) {
+	c.drop(n)
 	for _, e := range n.edges {
 		if e.status == done {
 			continue
 		}
 		e.status = failed
 		for _, call := range e.calls {
-			c.do(&Answer{Call: call.id, Err: err})
+			delete(c.calls, call)
+			c.do(&Answer{Call: call, Err: n.err})
 		}
 		e.calls = nil
 		c.wake(e)
-		c.drop(e)
 	}
+}
+
+// lose forgets the result of e, so that it is found or made again.
+func (c *Core) lose(e *edge, why error) {
+	id := e.result.ID()
+	c.avoid[id] = true
+	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
+	c.do(&Release{Result: e.result})
+	e.result, e.status, e.asked = nil, unresolved, -1
+	e.found.Records = nil
+	for _, in := range e.users {
+		in.outdated = in.node.running || in.digest == digesting
+		if in.digest == digested {
+			in.digest = undigested
+		}
+		for _, o := range in.node.edges {
+			o.asked = -1 // keys and content may be others
+		}
+		c.settle(in)
+	}
+	c.touch(e.node)
 }

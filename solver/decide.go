@@ -1,39 +1,85 @@
 package solver
 
 import (
-	"slices"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
 )
 
-// decide is the one place where the next step of an edge is chosen. The rules:
+// decide is the one place where the next step of a vertex is chosen. The rules:
 //
-//  1. An edge asks as little as possible, in rising order of cost: the first
+//  1. A vertex asks as little as possible, in rising order of cost: the first
 //     keys by definition, all keys by definition, the content of inputs, an
-//     execution. It stops as soon as a record is found.
+//     execution. It stops as soon as a record is found, and takes back what it
+//     asked of its inputs.
 //  2. Inputs are asked for keys side by side, and for a result only when it is
 //     needed: to digest its content, or to execute.
 //  3. Content is digested when keys by definition found nothing, the op offers
 //     a content function, and the other inputs can still match: an input that
 //     is matched by definition only, and isn't, rules every record out. Before
 //     an execution the rest is digested too, for the keys it is saved under.
-//  4. A vertex that ignores the cache looks nothing up and runs.
-//  5. An edge that has what was asked of it takes back what it asked of others.
-func (c *Core) decide(e *edge) {
-	n := e.node
-	if n.err != nil && e.status != done {
-		c.refuse(e)
+//  4. A vertex that ignores the cache looks nothing up and runs. What it made,
+//     unless it has no inputs, is matched by content only; so is what others
+//     made of it.
+//  5. An execution makes all outputs, so one that is asked for later is there.
+//  6. A record that can't be had is a miss, and so is a lookup that fails.
+//  7. An execution that nobody wants any more is cancelled; if somebody wants
+//     it again, it starts over.
+func (c *Core) decide(n *node) {
+	if n.err != nil {
+		c.refuse(n)
 		return
 	}
-	want := e.want()
-	if e.status == done || e.status == matching || e.status == loading || n.running || want == nothing {
+	unmet, results := n.demand()
+	switch {
+	case n.running && results == 0 && !n.cancelled:
+		n.cancelled = true
+		c.do(&Cancel{Vertex: n.vertex})
+	case n.running:
+	case unmet == 0:
+		c.drop(n)
+	default:
+		for _, e := range n.edges {
+			c.resolve(e)
+		}
+	}
+}
+
+// demand counts the edges that lack what is wanted of them and don't wait for
+// a load, and those of which the result is wanted and isn't there.
+func (n *node) demand() (unmet, results int) {
+	for _, e := range n.edges {
+		want := e.want()
+		if want == nothing || e.status == done {
+			continue
+		}
+		if want == theResult {
+			results++
+		}
+		if e.status != loading {
+			unmet++
+		}
+	}
+	return unmet, results
+}
+
+// resolve takes the next step of one edge whose vertex doesn't run.
+func (c *Core) resolve(e *edge) {
+	n, want := e.node, e.want()
+	if want == nothing || e.status == done || e.status == matching || e.status == loading {
+		return
+	}
+	if want == theResult && e.spare != nil {
+		r := e.spare
+		e.spare = nil
+		c.made(e, r, e.saved)
 		return
 	}
 	if len(n.maps) == 0 {
 		c.askMap(n)
 	}
-	for _, in := range n.inputs {
-		c.ask(e, in, firstKeys)
-	}
-	if len(n.maps) == 0 || !c.inputsTold(n, firstKeys) {
+	c.askInputs(n, firstKeys)
+	if n.blocked() {
 		return
 	}
 	if n.vertex.IgnoreCache {
@@ -45,6 +91,9 @@ func (c *Core) decide(e *edge) {
 		c.prepare(e)
 	}
 }
+
+// blocked reports whether something must come before the next decision.
+func (n *node) blocked() bool { return n.open > 0 || n.running || n.err != nil }
 
 // match asks the store, for as many keys as want needs. It reports whether
 // there is nothing left to find by definition or known content.
@@ -70,75 +119,99 @@ func (c *Core) match(e *edge, want level) bool {
 // something to wait for.
 func (c *Core) moreKeys(e *edge) bool {
 	n := e.node
-	if len(n.inputs) == 0 {
-		if n.more {
-			c.askMap(n)
-		}
-		return n.more
+	if len(n.inputs) == 0 && n.more {
+		c.askMap(n)
 	}
-	for _, in := range n.inputs {
-		c.ask(e, in, allKeys)
-	}
-	return !c.inputsTold(n, allKeys)
+	c.askInputs(n, allKeys)
+	return n.blocked()
 }
 
 func (c *Core) askMap(n *node) {
 	if !n.asking {
 		n.asking = true
+		n.open++
 		c.do(&GetCacheMap{Vertex: n.vertex, Index: len(n.maps)})
 	}
 }
 
-// inputsTold reports whether every input has told its keys up to l. A failed
-// input fails the node.
-func (c *Core) inputsTold(n *node, l level) bool {
-	told := true
-	for _, in := range n.inputs {
-		if err := in.edge.node.err; err != nil && in.edge.status != done {
-			c.fail(n, err)
-			return false
-		}
-		told = told && in.edge.told >= l
+func (c *Core) askInputs(n *node, l level) {
+	if n.asked >= l {
+		return
 	}
-	return told
+	n.asked = l
+	for i := range n.inputs {
+		c.ask(&n.inputs[i], l)
+	}
 }
 
 // askStore starts a lookup if there are candidates that weren't looked up yet.
 func (c *Core) askStore(e *edge) bool {
-	l := e.lookup()
-	count := len(l.Roots)
-	for _, in := range l.Inputs {
-		count += len(in)
-	}
+	count := e.candidates()
 	if count == e.asked {
 		return false
 	}
 	e.asked = count
+	if count == 0 {
+		e.found = Found{Matched: make([]bool, len(e.node.inputs))}
+		return false
+	}
 	e.status = matching
-	c.do(&Query{Edge: e.ref(), Lookup: l})
+	c.do(&Query{Edge: e.ref(), Lookup: e.lookup()})
 	return true
 }
 
-// lookup is what is known of e that a store could be asked with.
-func (e *edge) lookup() Lookup {
+// candidates counts what lookup would ask with.
+func (e *edge) candidates() (count int) {
+	n := e.node
+	if len(n.inputs) == 0 {
+		return len(n.maps)
+	}
+	for i := range n.inputs {
+		in := &n.inputs[i]
+		if !in.edge.forced {
+			count += len(in.edge.keys)
+		}
+		if in.digest == digested {
+			count++
+		}
+	}
+	return count
+}
+
+// lookup is what is known of e that a record may be found by.
+func (e *edge) lookup() Lookup { return e.identity(false) }
+
+// identity is what is known of e: all of it is what a result is saved under, but
+// the keys of forced inputs may lead to records that are older than they are.
+func (e *edge) identity(all bool) Lookup {
 	n := e.node
 	l := Lookup{Op: n.maps[0].Digest, Output: e.index}
 	if len(n.inputs) == 0 {
-		for _, m := range n.maps {
-			l.Roots = append(l.Roots, RootKey(m.Digest, e.index))
-		}
+		l.Roots = rootKeys(n.ops(), e.index)
 		return l
 	}
 	l.Inputs = make([][]InputKey, len(n.inputs))
-	for i, in := range n.inputs {
-		for _, k := range in.edge.keys {
-			l.Inputs[i] = append(l.Inputs[i], InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
+	for i := range n.inputs {
+		in := &n.inputs[i]
+		if all || !in.edge.forced {
+			for _, k := range in.edge.keys {
+				l.Inputs[i] = append(l.Inputs[i], InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
+			}
 		}
 		if in.digest == digested {
 			l.Inputs[i] = append(l.Inputs[i], InputKey{Key: in.content})
 		}
 	}
 	return l
+}
+
+// ops are the digests of n's cache maps.
+func (n *node) ops() []digest.Digest {
+	out := make([]digest.Digest, len(n.maps))
+	for i, m := range n.maps {
+		out[i] = m.Digest
+	}
+	return out
 }
 
 // hit takes the best record, if there is one.
@@ -149,15 +222,15 @@ func (c *Core) hit(e *edge, want level) bool {
 	c.tell(e, allKeys)
 	if want == theResult {
 		e.status = loading
-		c.drop(e)
 		c.do(&Load{Edge: e.ref(), Record: e.found.Records[0], Reason: e.hitReason()})
+		c.touch(e.node)
 	}
 	return true
 }
 
 func (e *edge) hitReason() string {
-	for _, in := range e.node.inputs {
-		if in.digest == digested {
+	for i := range e.node.inputs {
+		if e.node.inputs[i].digest == digested {
 			return "hit: by content"
 		}
 	}
@@ -179,132 +252,117 @@ func (c *Core) tell(e *edge, l level) {
 }
 
 // prepare gets what an execution needs: digests that may still find a record,
-// then the results of all inputs.
+// then the results of all inputs. What the digests found is looked up before
+// this is reached again.
 func (c *Core) prepare(e *edge) {
 	n := e.node
 	e.status = waiting
-	need := c.contentsThatMayMatch(e)
-	if len(need) == 0 {
-		need = indexes(n.inputs)
-	}
-	ready := true
-	for _, i := range need {
-		in := n.inputs[i]
-		c.ask(e, in, theResult)
-		switch {
-		case in.edge.node.err != nil && in.edge.status != done:
-			c.fail(n, in.edge.node.err)
-			return
-		case in.edge.status != done:
-			ready = false
-		case n.maps[0].Deps[i].Content != nil && in.digest != digested:
-			ready = false
-			if in.digest == undigested {
-				in.digest = digesting
-				c.do(&Digest{Vertex: n.vertex, Input: i, Dep: n.maps[0].Deps[i], Result: in.edge.result.Clone()})
-			}
+	if need := c.contentsThatMayMatch(e); len(need) > 0 {
+		for _, in := range need {
+			c.ask(in, theResult)
 		}
+	} else {
+		c.askInputs(n, theResult)
 	}
-	// A digest that arrives is looked up before this is reached again.
-	if ready {
+	if !n.blocked() {
 		c.execute(e)
 	}
 }
 
 // contentsThatMayMatch lists the inputs whose content could still lead to a
 // record.
-func (c *Core) contentsThatMayMatch(e *edge) []int {
+func (c *Core) contentsThatMayMatch(e *edge) []*input {
 	n := e.node
 	if n.vertex.IgnoreCache {
 		return nil
 	}
-	var open, unmatched []int
-	for i, in := range n.inputs {
+	var matched, unmatched []*input
+	for i := range n.inputs {
+		in := &n.inputs[i]
 		byContent := n.maps[0].Deps[i].Content != nil && in.digest != digested
-		matched := e.found.Matched[i]
 		switch {
-		case byContent && !matched:
-			unmatched = append(unmatched, i)
+		case byContent && e.found.Matched[i]:
+			matched = append(matched, in)
 		case byContent:
-			open = append(open, i)
-		case !matched:
+			unmatched = append(unmatched, in)
+		case !e.found.Matched[i]:
 			return nil
 		}
 	}
 	if len(unmatched) > 0 {
 		return unmatched
 	}
-	return open
-}
-
-func indexes[T any](s []T) []int {
-	out := make([]int, len(s))
-	for i := range s {
-		out[i] = i
-	}
-	return out
+	return matched
 }
 
 // execute runs e's vertex.
 func (c *Core) execute(e *edge) {
 	n := e.node
 	n.running = true
-	x := &Execute{Vertex: n.vertex, Op: n.maps[0].Digest, Deps: n.maps[0].Deps, Reason: "run: no record"}
-	if n.vertex.IgnoreCache {
-		x.Reason = "run: ignore-cache"
+	n.open++
+	x := &Execute{
+		Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Reason: e.runReason(),
+		Inputs: make([]Result, len(n.inputs)), Contents: make([]Key, len(n.inputs)),
 	}
-	for _, in := range n.inputs {
-		x.Inputs = append(x.Inputs, in.edge.result.Clone())
+	for i := range n.inputs {
+		in := &n.inputs[i]
+		x.Inputs[i] = in.edge.result.Clone()
+		if in.digest == digested {
+			x.Contents[i] = in.content
+		}
 	}
-	for _, i := range slices.Sorted(keysOf(n.edges)) {
-		o := n.edges[i]
-		if o.want() != theResult || o.status == done {
+	for _, o := range n.edges {
+		if o.want() != theResult || o.status == done || o.status == loading {
 			continue
 		}
 		o.status = executing
-		x.Saves = append(x.Saves, o.save())
+		x.Wanted = append(x.Wanted, Wanted{Lookup: o.lookup(), Save: o.save()})
 	}
 	c.do(x)
 }
 
-func keysOf(m map[int]*edge) func(yield func(int) bool) {
-	return func(yield func(int) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
+// runReason says why nothing was found.
+func (e *edge) runReason() string {
+	n := e.node
+	if n.vertex.IgnoreCache {
+		return "run: ignore-cache"
+	}
+	missed := -1
+	for i := range n.inputs {
+		switch {
+		case n.inputs[i].edge.forced && n.inputs[i].digest != digested:
+			return fmt.Sprintf("run: input %d ran without the cache", i)
+		case !e.found.Matched[i] && missed < 0:
+			missed = i
 		}
 	}
+	switch {
+	case len(n.inputs) == 0 || len(e.found.Keys) > 0:
+		return "run: no record"
+	case missed >= 0:
+		return fmt.Sprintf("run: input %d is new", missed)
+	}
+	return "run: the inputs are new together"
 }
 
 // save is how e's result is made findable: under the keys that its inputs
 // already lead to, or else under a new one.
 func (e *edge) save() Save {
-	l := e.lookup()
-	s := Save{Lookup: l, Keys: e.found.Keys}
-	switch {
-	case len(l.Inputs) == 0:
-		s.Keys = l.Roots
-	case len(s.Keys) == 0:
-		first := make([]InputKey, len(l.Inputs))
-		for i, keys := range l.Inputs {
-			if len(keys) > 0 {
-				first[i] = keys[len(keys)-1] // by content, if it was digested
-			}
-		}
-		s.Keys = []Key{derivedKey(l.Op, l.Output, first)}
+	s := Save{Lookup: e.identity(true), Keys: e.found.Keys}
+	if len(s.Inputs) == 0 || len(s.Keys) == 0 {
+		s.Keys = s.newKeys()
 	}
 	return s
 }
 
-// refuse answers callers of an edge whose vertex has failed.
-func (c *Core) refuse(e *edge) {
-	for _, call := range e.calls {
-		c.do(&Answer{Call: call.id, Err: e.node.err})
+// made gives e the result of an execution.
+func (c *Core) made(e *edge, r Result, keys []Key) {
+	n := e.node
+	e.keys = keys
+	e.forced = n.vertex.IgnoreCache && len(n.inputs) > 0
+	for i := range n.inputs {
+		in := &n.inputs[i]
+		e.forced = e.forced || in.edge.forced && in.digest != digested
 	}
-	e.calls = nil
-	if e.status != failed {
-		e.status = failed
-		c.wake(e)
-	}
+	c.succeed(e, r)
 }

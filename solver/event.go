@@ -3,6 +3,8 @@ package solver
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -15,52 +17,56 @@ type EdgeRef struct {
 
 func (e *edge) ref() EdgeRef { return EdgeRef{Vertex: e.node.vertex, Index: e.index} }
 
-func (c *Core) edgeOf(r EdgeRef) *edge { return c.lookup(r.Vertex).edge(r.Index) }
+func (c *Core) edge(r EdgeRef) *edge { return c.node(r.Vertex).edge(r.Index) }
 
-// Event is something that happened.
+// Event is something that happened. String gives its line in the text format
+// (text.go).
 type Event interface {
 	apply(*Core)
+	// unused gives back the results that the event brings, if no core takes it.
+	unused()
 	String() string
 }
+
+type bringsNothing struct{}
+
+func (bringsNothing) unused() {}
+
+// errUnwanted ends the wait for an execution that was cancelled.
+var errUnwanted = errors.New("nobody wants the result any more")
 
 // Requested asks for an edge's result; the answer is an Answer with the id.
 type Requested struct {
 	Call int
 	Edge Edge
-}
-
-func (ev *Requested) String() string {
-	return fmt.Sprintf("request %d %s", ev.Call, name(EdgeRef(ev.Edge)))
+	bringsNothing
 }
 
 func (ev *Requested) apply(c *Core) {
-	n := c.add(ev.Edge.Vertex)
-	e := n.edge(ev.Edge.Index)
+	e := c.add(ev.Edge.Vertex).edge(ev.Edge.Index)
 	if e.status == done {
 		c.do(&Answer{Call: ev.Call, Result: e.result.Clone()})
 		return
 	}
-	e.calls = append(e.calls, &call{id: ev.Call, edge: e})
-	c.touch(e)
+	e.calls = append(e.calls, ev.Call)
+	c.calls[ev.Call] = e
+	c.touch(e.node)
 }
 
 // Abandoned takes a request back.
-type Abandoned struct{ Call int }
-
-func (ev *Abandoned) String() string { return fmt.Sprintf("abandon %d", ev.Call) }
+type Abandoned struct {
+	Call int
+	bringsNothing
+}
 
 func (ev *Abandoned) apply(c *Core) {
-	for _, n := range c.nodes {
-		for _, e := range n.edges {
-			for i, call := range e.calls {
-				if call.id == ev.Call {
-					e.calls = append(e.calls[:i:i], e.calls[i+1:]...)
-					c.unwanted(e)
-					return
-				}
-			}
-		}
+	e := c.calls[ev.Call]
+	if e == nil {
+		return // answered already
 	}
+	delete(c.calls, ev.Call)
+	e.calls = slices.DeleteFunc(e.calls, func(call int) bool { return call == ev.Call })
+	c.touch(e.node)
 }
 
 // GotCacheMap is the outcome of GetCacheMap.
@@ -69,28 +75,35 @@ type GotCacheMap struct {
 	Map    *CacheMap
 	More   bool
 	Err    error
-}
-
-func (ev *GotCacheMap) String() string {
-	if ev.Err != nil {
-		return fmt.Sprintf("cachemap %s error=%q", ev.Vertex.Name, ev.Err)
-	}
-	return fmt.Sprintf("cachemap %s key=%s more=%v", ev.Vertex.Name, short(ev.Map.Digest), ev.More)
+	bringsNothing
 }
 
 func (ev *GotCacheMap) apply(c *Core) {
-	n := c.lookup(ev.Vertex)
+	n := c.node(ev.Vertex)
 	n.asking = false
-	switch {
-	case ev.Err != nil:
-		c.fail(n, vertexError(n.vertex, ev.Err))
-	case len(ev.Map.Deps) != len(n.inputs):
-		c.fail(n, vertexError(n.vertex, fmt.Errorf("internal error: cache map of %s describes %d inputs, there are %d", n.vertex.Name, len(ev.Map.Deps), len(n.inputs))))
-	default:
-		n.maps = append(n.maps, ev.Map)
-		n.more = ev.More
+	c.closeOne(n)
+	if ev.Err == nil {
+		ev.Err = n.check(ev.Map, ev.More)
 	}
-	c.touchAll(n)
+	if ev.Err != nil {
+		c.fail(n, vertexError(n.vertex, ev.Err))
+		return
+	}
+	n.maps = append(n.maps, ev.Map)
+	n.more = ev.More
+}
+
+// check verifies what an op says of itself.
+func (n *node) check(m *CacheMap, more bool) error {
+	switch {
+	case m == nil:
+		return fmt.Errorf("internal error: %s has no cache map", n.vertex.Name)
+	case len(m.Deps) != len(n.inputs):
+		return fmt.Errorf("internal error: cache map of %s describes %d inputs, there are %d", n.vertex.Name, len(m.Deps), len(n.inputs))
+	case more && len(n.inputs) > 0:
+		return fmt.Errorf("internal error: %s has inputs and several cache maps", n.vertex.Name)
+	}
+	return nil
 }
 
 // Queried is the outcome of Query.
@@ -98,31 +111,23 @@ type Queried struct {
 	Edge  EdgeRef
 	Found Found
 	Err   error
-}
-
-func (ev *Queried) String() string {
-	if ev.Err != nil {
-		return fmt.Sprintf("lookup %s error=%q", name(ev.Edge), ev.Err)
-	}
-	s := fmt.Sprintf("lookup %s keys=%d", name(ev.Edge), len(ev.Found.Keys))
-	for _, r := range ev.Found.Records {
-		s += " record=" + r.Result
-	}
-	return s
+	bringsNothing
 }
 
 func (ev *Queried) apply(c *Core) {
-	e := c.edgeOf(ev.Edge)
+	e := c.edge(ev.Edge)
 	if e.status != matching {
 		return
 	}
 	e.status = unresolved
-	if ev.Err != nil {
-		c.fail(e.node, vertexError(e.node.vertex, fmt.Errorf("look up the cache: %w", ev.Err)))
-		return
-	}
 	e.found = ev.Found
-	c.touch(e)
+	if ev.Err != nil {
+		e.found = Found{Matched: make([]bool, len(e.node.inputs))}
+	}
+	if len(c.avoid) > 0 {
+		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.Result] })
+	}
+	c.touch(e.node)
 }
 
 // Loaded is the outcome of Load.
@@ -133,31 +138,33 @@ type Loaded struct {
 	Err    error
 }
 
-func (ev *Loaded) String() string {
-	if ev.Err != nil {
-		return fmt.Sprintf("load %s record=%s error=%q", name(ev.Edge), ev.Record.Result, ev.Err)
-	}
-	return fmt.Sprintf("load %s record=%s", name(ev.Edge), ev.Record.Result)
-}
+func (ev *Loaded) unused() { release(ev.Result) }
 
 func (ev *Loaded) apply(c *Core) {
-	e := c.edgeOf(ev.Edge)
+	e := c.edge(ev.Edge)
 	if ev.Err != nil {
-		// A record that can't be had is a miss: the next one, or an execution.
-		c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
-		if len(e.found.Records) > 0 {
-			e.found.Records = e.found.Records[1:]
+		c.avoid[ev.Record.Result] = true
+		if errors.Is(ev.Err, ErrNoResult) {
+			c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}
+		e.found.Records = e.found.Records[1:]
 		e.status = unresolved
-		c.touch(e)
+		c.touch(e.node)
 		return
 	}
 	c.do(&Cached{Vertex: e.node.vertex})
-	if len(e.node.inputs) > 0 {
+	if l := e.lookup(); l.alternatives() {
 		// What led here by content leads here by definition from now on.
-		c.do(&Link{Save: Save{Lookup: e.lookup(), Keys: e.found.Keys}})
+		c.do(&Link{Save: Save{Lookup: l, Keys: e.found.Keys}})
 	}
+	e.forced = false
 	c.succeed(e, ev.Result)
+}
+
+// alternatives reports whether there is a candidate that may not lead to what
+// was found.
+func (l Lookup) alternatives() bool {
+	return slices.ContainsFunc(l.Inputs, func(keys []InputKey) bool { return len(keys) > 1 })
 }
 
 // Digested is the outcome of Digest.
@@ -166,101 +173,108 @@ type Digested struct {
 	Input  int
 	Digest digest.Digest
 	Err    error
-}
-
-func (ev *Digested) String() string {
-	if ev.Err != nil {
-		return fmt.Sprintf("digest %s input=%d error=%q", ev.Vertex.Name, ev.Input, ev.Err)
-	}
-	return fmt.Sprintf("digest %s input=%d content=%s", ev.Vertex.Name, ev.Input, short(ev.Digest))
+	bringsNothing
 }
 
 func (ev *Digested) apply(c *Core) {
-	n := c.lookup(ev.Vertex)
-	in := n.inputs[ev.Input]
-	if ev.Err != nil {
-		in.digest = undigested
-		if lost := (*LostError)(nil); errors.As(ev.Err, &lost) {
-			c.lose(n, []int{ev.Input}, lost)
-			return
-		}
+	n := c.node(ev.Vertex)
+	in := &n.inputs[ev.Input]
+	in.digest = undigested
+	c.closeOne(n)
+	lost := (*LostError)(nil)
+	switch {
+	case in.outdated:
+		in.outdated = false
+	case errors.As(ev.Err, &lost):
+		c.loseInputs(n, []int{ev.Input}, lost)
+	case ev.Err != nil:
 		c.fail(n, vertexError(n.vertex, ev.Err))
-		return
+	default:
+		in.digest, in.content = digested, ContentKey(ev.Digest)
 	}
-	in.digest, in.content = digested, ContentKey(ev.Digest)
-	c.touchAll(n)
+	c.settle(in)
 }
 
-// Executed is the outcome of Execute: a result for every edge in Saves.
+// Executed is the outcome of Execute: a result for every wanted edge, and maybe
+// for others; all are saved.
 type Executed struct {
 	Vertex  *Vertex
 	Outputs map[int]Result
-	Cached  bool // another build's result had landed meanwhile
+	Keys    map[int][]Key // by which the outputs are found
+	Cached  bool          // another build's result had landed meanwhile
 	Err     error
 }
 
-func (ev *Executed) String() string {
-	switch {
-	case ev.Err != nil:
-		return fmt.Sprintf("execute %s error=%q", ev.Vertex.Name, ev.Err)
-	case ev.Cached:
-		return fmt.Sprintf("execute %s cached", ev.Vertex.Name)
+func (ev *Executed) unused() {
+	for _, r := range ev.Outputs {
+		release(r)
 	}
-	return fmt.Sprintf("execute %s", ev.Vertex.Name)
 }
 
 func (ev *Executed) apply(c *Core) {
-	n := c.lookup(ev.Vertex)
-	n.running = false
+	n := c.node(ev.Vertex)
+	n.running, n.cancelled = false, false
+	c.closeOne(n)
+	ran := make([]*edge, 0, len(n.edges))
 	for _, e := range n.edges {
 		if e.status == executing {
 			e.status = unresolved
+			ran = append(ran, e)
 		}
 	}
-	if ev.Err != nil {
-		var lost *LostError
-		switch {
-		case errors.As(ev.Err, &lost):
-			c.lose(n, lost.Inputs, lost)
-		case errors.Is(ev.Err, errUnwanted):
-			c.touchAll(n)
-		default:
-			c.fail(n, vertexError(n.vertex, ev.Err))
+	lost := (*LostError)(nil)
+	switch {
+	case errors.Is(ev.Err, errUnwanted):
+	case errors.As(ev.Err, &lost):
+		c.loseInputs(n, lost.Inputs, lost)
+	case ev.Err != nil:
+		c.fail(n, vertexError(n.vertex, ev.Err))
+	default:
+		for _, i := range slices.Sorted(maps.Keys(ev.Outputs)) {
+			c.land(n.edge(i), ev, slices.Contains(ran, n.edge(i)))
 		}
-		return
 	}
-	for i, r := range ev.Outputs {
-		e := n.edge(i)
-		if e.status == done {
-			c.do(&Release{Result: r})
-			continue
-		}
-		e.keys = e.save().Keys
-		c.succeed(e, r)
+	for i := range n.inputs {
+		n.inputs[i].outdated = false
 	}
-	c.touchAll(n)
 }
 
-// lose sends inputs of n back to be made again.
-func (c *Core) lose(n *node, inputs []int, cause *LostError) {
-	if n.lost++; n.lost > maxLost {
-		c.fail(n, vertexError(n.vertex, fmt.Errorf("internal error: inputs of %s were lost %d times in a row: %w", n.vertex.Name, n.lost, cause)))
+// land gives e what an execution, which was for e if wanted is set, made of it.
+func (c *Core) land(e *edge, ev *Executed, wanted bool) {
+	r := ev.Outputs[e.index]
+	switch {
+	case wanted && ev.Cached:
+		e.keys, e.forced = ev.Keys[e.index], false
+		c.succeed(e, r)
+	case wanted:
+		c.made(e, r, ev.Keys[e.index])
+	case e.status == done || e.spare != nil:
+		c.do(&Release{Result: r})
+	default:
+		e.spare, e.saved = r, ev.Keys[e.index]
+	}
+}
+
+// loseInputs sends inputs of n back to be made again.
+func (c *Core) loseInputs(n *node, inputs []int, cause *LostError) {
+	n.losses++
+	for _, i := range inputs {
+		if i < 0 || i >= len(n.inputs) {
+			c.fail(n, vertexError(n.vertex, fmt.Errorf("internal error: %s lost input %d of %d: %w", n.vertex.Name, i, len(n.inputs), cause)))
+			return
+		}
+	}
+	if n.losses > maxLosses || len(inputs) == 0 {
+		c.fail(n, vertexError(n.vertex, fmt.Errorf("%s lost inputs %d times: %w", n.vertex.Name, n.losses, cause)))
 		return
 	}
 	for _, i := range inputs {
-		in := n.inputs[i]
-		e := in.edge
-		in.digest = undigested
-		if e.status != done {
-			continue
+		// One that is outdated has been lost, and maybe made again, meanwhile.
+		if in := &n.inputs[i]; !in.outdated && in.edge.status == done {
+			c.lose(in.edge, cause)
 		}
-		c.do(&Drop{Records: []string{e.result.ID()}, Reason: cause.Error()})
-		c.do(&Release{Result: e.result})
-		e.result, e.status, e.asked = nil, unresolved, -1
-		e.found = Found{Keys: e.found.Keys, Matched: e.found.Matched}
-		c.touch(e)
 	}
-	c.touchAll(n)
+	c.touch(n)
 }
 
 // vertexError blames v, unless err already blames another vertex.
@@ -272,14 +286,8 @@ func vertexError(v *Vertex, err error) *VertexError {
 	return &VertexError{Vertex: v, Err: err}
 }
 
-func name(e EdgeRef) string {
-	if e.Index == 0 {
-		return e.Vertex.Name
+func release(r Result) {
+	if r != nil {
+		r.Release()
 	}
-	return fmt.Sprintf("%s/%d", e.Vertex.Name, e.Index)
-}
-
-func short(d digest.Digest) string {
-	s := d.Encoded()
-	return s[:min(len(s), 12)]
 }

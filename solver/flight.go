@@ -2,192 +2,83 @@ package solver
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
-	"strings"
 	"sync"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
 )
 
 // flights are the executions that run, of all builds. The same op on the same
-// inputs runs once: whoever asks joins, sees its log from the start, and gets a
-// result of its own. It is cancelled when the last one leaves.
+// inputs runs once: whoever asks joins, sees its log from the start, and gets
+// results of its own. It is cancelled when the last one leaves.
 type flights struct {
 	mu      sync.Mutex // guards table and what each flight says; never held across I/O
 	table   map[string]*flight
 	running sync.WaitGroup
 }
 
+// flight is one execution.
+//
+//	in the table --> landed: outputs and err are set, its keys are saved, the
+//	     |           log is closed, and it is out of the table
+//	     `---------> cancelled by the last who left; nobody joins any more
 type flight struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	log    progress.Stream
-	done   chan struct{} // closed once outputs, cached and err are set
+	done   chan struct{} // closed when the fields at the end are set
+	leader *Execute      // whose keys are saved when it lands
 
-	waiters []*waiter // guarded by flights.mu
-	left    int       // how many may still take their share; guarded by flights.mu
-	landed  bool      // guarded by flights.mu
-	leader  *Build    // who started it
+	waiters  []*waiter // guarded by flights.mu
+	shares   int       // how many may still take their share; guarded by flights.mu
+	deserted bool      // somebody left before it landed; guarded by flights.mu
+	landed   bool      // guarded by flights.mu
 
-	outputs map[int]Result // released when nobody is left
-	cached  bool
+	outputs map[int]Result // released when no share is left
+	keys    map[int][]Key  // by which they are found
+	cached  bool           // outputs are the wanted ones of the leader, loaded
 	err     error
 }
 
 type waiter struct{ value any }
 
-// Values are those of the builds that wait now.
-func (f *flight) values(fs *flights) []any {
-	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	out := make([]any, len(f.waiters))
-	for i, w := range f.waiters {
-		out[i] = w.value
-	}
-	return out
-}
-
+// flightAsker is whoever waits for the flight now.
 type flightAsker struct {
 	f  *flight
 	fs *flights
 }
 
-func (a flightAsker) Values() []any { return a.f.values(a.fs) }
-
-// execute runs eff, or joins whoever runs the same.
-func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
-	v := eff.Vertex
-	defer func() {
-		for _, in := range eff.Inputs {
-			in.Release()
-		}
-	}()
-	ev := &Executed{Vertex: v}
-	key, err := b.flightKey(ctx, eff)
-	if err != nil {
-		ev.Err = err
-		b.report.complete(v, err)
-		return ev
+func (a flightAsker) Values() []any {
+	a.fs.mu.Lock()
+	defer a.fs.mu.Unlock()
+	out := make([]any, len(a.f.waiters))
+	for i, w := range a.f.waiters {
+		out[i] = w.value
 	}
-	f, w := b.join(key, eff)
-	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		b.follow(follow, f, v)
-	}()
-	select {
-	case <-f.done:
-		<-followed
-		ev.take(b, f, eff)
-	case <-ctx.Done():
-		if b.solver.flights.leave(f, w) {
-			<-f.done // nothing of it is left when the build is over
-		}
-		stop()
-		<-followed
-		ev.Err = context.Cause(ctx)
-	}
-	b.solver.flights.settle(f)
-	switch {
-	case ev.Err == nil && ev.Cached:
-		b.report.cached(v)
-	case errors.Is(ev.Err, errClosed), errors.Is(ev.Err, errUnwanted), isLost(ev.Err):
-	default:
-		b.report.complete(v, ev.Err)
-	}
-	return ev
+	return out
 }
 
-// take gets this waiter's share of the outcome.
-func (ev *Executed) take(b *Build, f *flight, eff *Execute) {
-	ev.Cached = f.cached
-	if ev.Err = f.err; ev.Err != nil {
-		return
-	}
-	ev.Outputs = map[int]Result{}
-	for _, s := range eff.Saves {
-		r := f.outputs[s.Output]
-		if r == nil {
-			for _, got := range ev.Outputs {
-				got.Release()
-			}
-			ev.Err = fmt.Errorf("internal error: %s has no output %d", eff.Vertex.Name, s.Output)
-			return
-		}
-		ev.Outputs[s.Output] = r.Clone()
-		if f.leader != b { // whose keys are saved already
-			s.Result = r
-			b.warn(b.solver.opts.Keys.Save(s))
-		}
-	}
-}
-
-// follow copies the flight's log to this build, from the start.
-func (b *Build) follow(ctx context.Context, f *flight, v *Vertex) {
-	scope := b.report.scope(v)
-	r := f.log.NewReader()
-	for {
-		events, err := r.Next(ctx) // ends with the flight
-		if err != nil {
-			return
-		}
-		for _, e := range events {
-			if e.Vertex != nil { // the mark that it really runs
-				b.report.start(v)
-				continue
-			}
-			scope.Write(e)
-		}
-	}
-}
-
-// flightKey is what must agree for an execution to be shared.
-func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
-	var s strings.Builder
-	fmt.Fprintf(&s, "%s\x00%s\x00%v", eff.Op, b.opts.Domain, eff.Vertex.IgnoreCache)
-	for _, in := range eff.Inputs {
-		s.WriteByte(0)
-		s.WriteString(in.ID())
-	}
-	for _, save := range eff.Saves {
-		fmt.Fprintf(&s, "\x00%d", save.Output)
-	}
-	sharer, ok := eff.Vertex.Op.(Sharer)
-	if !ok {
-		return s.String(), nil
-	}
-	var own string
-	err := protect(eff.Vertex, func() (err error) {
-		own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
-		return err
-	})
-	return s.String() + "\x00" + own, err
-}
-
-// join enters the flight named key, starting it if there is none.
-func (b *Build) join(key string, eff *Execute) (*flight, *waiter) {
-	fs := &b.solver.flights
-	w := &waiter{value: b.opts.Value}
+// join enters the flight named key for a build whose value is given, and starts
+// it if there is none.
+func (s *Solver) join(key string, eff *Execute, value any) (*flight, *waiter) {
+	fs := &s.flights
+	w := &waiter{value: value}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f := fs.table[key]
-	if f != nil && f.ctx.Err() == nil {
-		f.waiters = append(f.waiters, w)
-		f.left++
-		return f, w
+	if f == nil || f.ctx.Err() != nil {
+		f = &flight{done: make(chan struct{}), leader: eff, outputs: map[int]Result{}, keys: map[int][]Key{}}
+		f.ctx, f.cancel = context.WithCancelCause(context.Background())
+		fs.table[key] = f
+		inputs := make([]Result, len(eff.Inputs))
+		for i, in := range eff.Inputs {
+			inputs[i] = in.Clone()
+		}
+		fs.running.Go(func() { s.fly(key, f, inputs) })
 	}
-	f = &flight{done: make(chan struct{}), waiters: []*waiter{w}, left: 1, leader: b}
-	f.ctx, f.cancel = context.WithCancelCause(context.Background())
-	fs.table[key] = f
-	inputs := make([]Result, len(eff.Inputs))
-	for i, in := range eff.Inputs {
-		inputs[i] = in.Clone()
-	}
-	fs.running.Go(func() { b.solver.fly(key, f, eff, inputs) })
+	f.waiters = append(f.waiters, w)
+	f.shares++
 	return f, w
 }
 
@@ -195,20 +86,21 @@ func (b *Build) join(key string, eff *Execute) (*flight, *waiter) {
 func (fs *flights) leave(f *flight, w *waiter) (last bool) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
+	f.deserted = f.deserted || !f.landed
 	f.waiters = slices.DeleteFunc(f.waiters, func(other *waiter) bool { return other == w })
-	if len(f.waiters) == 0 {
-		f.cancel(errUnwanted)
-		return true
+	if len(f.waiters) > 0 {
+		return false
 	}
-	return false
+	f.cancel(errUnwanted)
+	return true
 }
 
 // settle counts a waiter that took its share or left. What nobody takes any
 // more is released.
 func (fs *flights) settle(f *flight) {
 	fs.mu.Lock()
-	f.left--
-	over := f.landed && f.left == 0
+	f.shares--
+	over := f.landed && f.shares == 0
 	fs.mu.Unlock()
 	if over {
 		f.release()
@@ -221,11 +113,13 @@ func (f *flight) release() {
 	}
 }
 
-// fly does the work of a flight.
-func (s *Solver) fly(key string, f *flight, eff *Execute, inputs []Result) {
-	f.err = protect(eff.Vertex, func() error { return s.run(f, eff, inputs) })
-	if f.err == nil {
-		s.save(f, eff)
+// fly does the work of a flight; it owns inputs.
+func (s *Solver) fly(key string, f *flight, inputs []Result) {
+	f.err = protect(f.leader.Vertex, func() error { return s.run(f, inputs) })
+	if f.err == nil && !f.cached {
+		// Before the flight leaves the table, so that who comes too late to
+		// join finds the result.
+		s.keep(f)
 	}
 	for _, in := range inputs {
 		in.Release()
@@ -235,7 +129,7 @@ func (s *Solver) fly(key string, f *flight, eff *Execute, inputs []Result) {
 		delete(s.flights.table, key)
 	}
 	f.landed = true
-	over := f.left == 0
+	over := f.shares == 0
 	s.flights.mu.Unlock()
 	f.log.Close()
 	f.cancel(nil)
@@ -245,30 +139,16 @@ func (s *Solver) fly(key string, f *flight, eff *Execute, inputs []Result) {
 	}
 }
 
-// save makes the outputs findable before the flight leaves the table, so that
-// who comes too late to join finds them.
-func (s *Solver) save(f *flight, eff *Execute) {
-	if f.cached {
-		return
-	}
-	for _, save := range eff.Saves {
-		if save.Result = f.outputs[save.Output]; save.Result != nil {
-			if err := s.opts.Keys.Save(save); err != nil {
-				f.log.Write(progress.Event{Log: &progress.Log{Stream: 2, Data: []byte("the result is not kept in the cache: " + err.Error() + "\n")}})
-			}
-		}
-	}
-}
-
-// run looks whether the result has landed since it was last asked for, and
+// run looks whether the results have landed since they were last asked for, and
 // executes otherwise.
-func (s *Solver) run(f *flight, eff *Execute, inputs []Result) error {
-	v := eff.Vertex
+func (s *Solver) run(f *flight, inputs []Result) error {
+	v := f.leader.Vertex
 	ctx := progress.With(f.ctx, progress.NewScope(&f.log, v.Digest))
 	who := flightAsker{f, &s.flights}
-	if !v.IgnoreCache && s.landed(ctx, f, eff) {
-		f.cached = true
-		return nil
+	if !v.IgnoreCache {
+		if f.cached = s.landed(ctx, f); f.cached {
+			return nil
+		}
 	}
 	if l, ok := v.Op.(Limiter); ok {
 		release, err := l.Acquire(ctx)
@@ -277,8 +157,8 @@ func (s *Solver) run(f *flight, eff *Execute, inputs []Result) error {
 		}
 		defer release()
 	}
-	f.log.Write(progress.Event{Vertex: &progress.Vertex{}})
-	for i, dep := range eff.Deps {
+	f.log.Write(progress.Event{Vertex: &progress.Vertex{}}) // the mark that it really runs
+	for i, dep := range f.leader.Deps {
 		if dep.Prepare == nil {
 			continue
 		}
@@ -288,48 +168,55 @@ func (s *Solver) run(f *flight, eff *Execute, inputs []Result) error {
 	}
 	outputs, err := v.Op.Exec(ctx, who, inputs)
 	if err != nil {
-		if f.ctx.Err() != nil {
-			return context.Cause(f.ctx)
-		}
 		return err
 	}
-	f.outputs = map[int]Result{}
 	for i, r := range outputs {
-		f.outputs[i] = r
+		if r != nil {
+			f.outputs[i] = r
+		}
 	}
 	return nil
 }
 
-func isLost(err error) bool {
-	var lost *LostError
-	return errors.As(err, &lost)
+// landed loads every output that the leader wants. It reports false, and has
+// loaded none, if not all can be had.
+func (s *Solver) landed(ctx context.Context, f *flight) bool {
+	for _, w := range f.leader.Wanted {
+		i := w.Save.Output
+		if f.outputs[i], f.keys[i] = s.find(ctx, w.Lookup); f.outputs[i] == nil {
+			delete(f.outputs, i)
+			f.release()
+			clear(f.outputs)
+			return false
+		}
+	}
+	return true
 }
 
-// lostInput says which input a loss is of: Prepare sees only one.
-func lostInput(err error, i int) error {
-	var lost *LostError
-	if errors.As(err, &lost) {
-		return &LostError{Inputs: []int{i}, Err: lost.Err}
+// find loads the newest record that can be had, or returns nil.
+func (s *Solver) find(ctx context.Context, l Lookup) (Result, []Key) {
+	found, err := s.opts.Keys.Lookup(l)
+	if err != nil {
+		return nil, nil // the build's own lookup has warned
 	}
-	return err
+	for _, record := range found.Records {
+		if r, err := s.opts.Results.Load(ctx, record.Result); err == nil {
+			return r, found.Keys
+		}
+	}
+	return nil, nil
 }
 
-// landed loads every wanted output if all of them can be had.
-func (s *Solver) landed(ctx context.Context, f *flight, eff *Execute) bool {
-	got := map[int]Result{}
-	for _, save := range eff.Saves {
-		found, err := s.opts.Keys.Lookup(save.Lookup)
-		if err == nil && len(found.Records) > 0 {
-			if r, err := s.opts.Results.Load(ctx, found.Records[0].Result); err == nil {
-				got[save.Output] = r
-				continue
-			}
+// keep makes what f made findable.
+func (s *Solver) keep(f *flight) {
+	for _, save := range f.leader.saves(f.outputs) {
+		save.Result = f.outputs[save.Output]
+		f.keys[save.Output] = save.Keys
+		if err := s.opts.Keys.Save(save); err != nil {
+			s.opts.Warn("keep a result", "vertex", f.leader.Vertex.Name, "error", err)
+			f.log.Write(progress.Event{Log: &progress.Log{
+				Stream: 2, Data: []byte("the result is not kept in the cache: " + err.Error() + "\n"), Timestamp: time.Now(),
+			}})
 		}
-		for _, r := range got {
-			r.Release()
-		}
-		return false
 	}
-	f.outputs = got
-	return len(got) > 0
 }

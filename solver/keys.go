@@ -3,6 +3,7 @@ package solver
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,6 +41,16 @@ func derivedKey(op digest.Digest, output int, inputs []InputKey) Key {
 	return k
 }
 
+// rootKeys identify the output of an op without inputs, by each of its cache
+// maps.
+func rootKeys(ops []digest.Digest, output int) []Key {
+	keys := make([]Key, len(ops))
+	for i, op := range ops {
+		keys[i] = RootKey(op, output)
+	}
+	return keys
+}
+
 func itoa(n int) string {
 	if n < 10 {
 		return string(rune('0' + n))
@@ -64,6 +75,21 @@ type Lookup struct {
 	Inputs [][]InputKey
 }
 
+// newKeys are what a result is saved under if its inputs lead to no key yet.
+// Of each input the last candidate counts: by content, if it was digested.
+func (l Lookup) newKeys() []Key {
+	if len(l.Inputs) == 0 {
+		return l.Roots
+	}
+	last := make([]InputKey, len(l.Inputs))
+	for i, keys := range l.Inputs {
+		if len(keys) > 0 {
+			last[i] = keys[len(keys)-1]
+		}
+	}
+	return []Key{derivedKey(l.Op, l.Output, last)}
+}
+
 // Found answers a Lookup.
 type Found struct {
 	// Keys are those that the candidates of every input lead to; for a step
@@ -82,7 +108,8 @@ type Record struct {
 }
 
 // Save makes a result findable: it hangs it off every key, and links every
-// candidate key of every input to those keys.
+// candidate key of every input to those keys. Without a result it only links,
+// and only to keys that lead to a result: a key that doesn't isn't kept.
 type Save struct {
 	Lookup
 	Keys   []Key
@@ -95,6 +122,110 @@ type KeyStore interface {
 	Lookup(Lookup) (Found, error)
 	// Save is one change: after a crash all of it is there or none.
 	Save(Save) error
-	// Drop forgets the results with these ids, which turned out to be lost.
+	// Drop forgets the results with these ids, which turned out to be lost, and
+	// every key and link that leads to no result without them.
 	Drop(results []string) error
+}
+
+// Resolve answers a lookup from the links and records that a store gives: the
+// keys that the candidates of every input lead to, and what hangs off them.
+func Resolve(l Lookup, targets func(input int, from InputKey) []Key, records func(Key) []Record) Found {
+	f := Found{Keys: l.Roots, Matched: make([]bool, len(l.Inputs))}
+	for i, candidates := range l.Inputs {
+		var reached []Key
+		for _, from := range candidates {
+			for _, k := range targets(i, from) {
+				if !slices.Contains(reached, k) {
+					reached = append(reached, k)
+				}
+			}
+		}
+		f.Matched[i] = len(reached) > 0
+		if i == 0 {
+			f.Keys = reached
+		} else {
+			f.Keys = slices.DeleteFunc(slices.Clone(f.Keys), func(k Key) bool { return !slices.Contains(reached, k) })
+		}
+	}
+	for _, k := range f.Keys {
+		for _, r := range records(k) {
+			if !slices.ContainsFunc(f.Records, func(o Record) bool { return o.Result == r.Result }) {
+				f.Records = append(f.Records, r)
+			}
+		}
+	}
+	slices.SortStableFunc(f.Records, func(a, b Record) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	return f
+}
+
+// DeadEnds returns the keys that lead to no result any more, of start and of
+// those that lead to start. A store that drops the results of start removes
+// the links to these keys. (Counting links isn't enough: a step that changes
+// nothing leads from a key to itself.)
+func DeadEnds(start []Key, hasResult func(Key) bool, next, previous func(Key) []Key) (dead []Key) {
+	const alive, deadEnd = 1, 2
+	known := map[Key]int{}
+	work := slices.Clone(start)
+	for len(work) > 0 {
+		k := work[len(work)-1]
+		work = work[:len(work)-1]
+		if known[k] != 0 {
+			continue
+		}
+		path, seen := wayToResult(k, func(k Key) bool { return known[k] == alive || hasResult(k) }, next)
+		for _, k := range path {
+			known[k] = alive
+		}
+		if path != nil {
+			continue
+		}
+		for _, k := range seen {
+			if known[k] == 0 {
+				known[k] = deadEnd
+				dead = append(dead, k)
+				work = append(work, previous(k)...)
+			}
+		}
+	}
+	return dead
+}
+
+// wayToResult searches forward from start. It returns the way to a key that is
+// good, or nil and every key that it has seen.
+func wayToResult(start Key, good func(Key) bool, next func(Key) []Key) (path, seen []Key) {
+	type frame struct {
+		key  Key
+		next []Key
+	}
+	visited := map[Key]bool{}
+	var stack []frame
+	enter := func(k Key) bool {
+		visited[k] = true
+		seen = append(seen, k)
+		if good(k) {
+			for _, f := range stack {
+				path = append(path, f.key)
+			}
+			path = append(path, k)
+			return true
+		}
+		stack = append(stack, frame{key: k, next: next(k)})
+		return false
+	}
+	if enter(start) {
+		return path, seen
+	}
+	for len(stack) > 0 {
+		f := &stack[len(stack)-1]
+		if len(f.next) == 0 {
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		k := f.next[0]
+		f.next = f.next[1:]
+		if !visited[k] && enter(k) {
+			return path, seen
+		}
+	}
+	return nil, seen
 }

@@ -10,20 +10,32 @@ import (
 
 // MemoryKeys is a KeyStore that forgets everything when the process ends.
 type MemoryKeys struct {
-	mu      sync.Mutex // guards the fields below
-	links   map[memoryLink][]Key
-	records map[Key][]Record
+	mu    sync.Mutex // guards the fields below
+	nodes map[Key]*memoryNode
+	byID  map[string][]Key // where a result hangs
+}
+
+// memoryNode is a key that leads somewhere or that a result hangs off.
+type memoryNode struct {
+	records []Record
+	links   map[memoryTag][]Key
+	from    []memoryLink // those that lead here
+}
+
+// memoryTag tells the links of a key apart.
+type memoryTag struct {
+	op, selector  digest.Digest
+	input, output int
 }
 
 type memoryLink struct {
-	from          InputKey
-	op            digest.Digest
-	input, output int
+	from Key
+	tag  memoryTag
 }
 
 // NewMemoryKeys returns an empty store.
 func NewMemoryKeys() *MemoryKeys {
-	return &MemoryKeys{links: map[memoryLink][]Key{}, records: map[Key][]Record{}}
+	return &MemoryKeys{nodes: map[Key]*memoryNode{}, byID: map[string][]Key{}}
 }
 
 // Lookup implements KeyStore.
@@ -31,8 +43,26 @@ func (m *MemoryKeys) Lookup(l Lookup) (Found, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return Resolve(l, func(input int, from InputKey) []Key {
-		return m.links[memoryLink{from, l.Op, input, l.Output}]
-	}, func(k Key) []Record { return m.records[k] }), nil
+		return m.get(from.Key).links[memoryTag{l.Op, from.Selector, input, l.Output}]
+	}, func(k Key) []Record { return m.get(k).records }), nil
+}
+
+// get returns what is known of k, for reading.
+func (m *MemoryKeys) get(k Key) *memoryNode {
+	if n := m.nodes[k]; n != nil {
+		return n
+	}
+	return &memoryNode{}
+}
+
+// make returns k's node, for writing.
+func (m *MemoryKeys) make(k Key) *memoryNode {
+	n := m.nodes[k]
+	if n == nil {
+		n = &memoryNode{}
+		m.nodes[k] = n
+	}
+	return n
 }
 
 // Save implements KeyStore.
@@ -40,59 +70,87 @@ func (m *MemoryKeys) Save(s Save) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, k := range s.Keys {
+		if n := m.get(k); s.Result == nil && len(n.records) == 0 && len(n.links) == 0 {
+			continue
+		}
 		for i, candidates := range s.Inputs {
 			for _, from := range candidates {
-				l := memoryLink{from, s.Op, i, s.Output}
-				if !slices.Contains(m.links[l], k) {
-					m.links[l] = append(m.links[l], k)
-				}
+				m.link(memoryLink{from.Key, memoryTag{s.Op, from.Selector, i, s.Output}}, k)
 			}
 		}
 		if s.Result != nil {
-			id := s.Result.ID()
-			m.records[k] = append(slices.DeleteFunc(m.records[k], func(r Record) bool { return r.Result == id }), Record{Result: id, CreatedAt: time.Now()})
+			m.hang(k, Record{Result: s.Result.ID(), CreatedAt: time.Now()})
 		}
 	}
 	return nil
+}
+
+func (m *MemoryKeys) link(l memoryLink, to Key) {
+	n, end := m.make(l.from), m.make(to)
+	if slices.Contains(n.links[l.tag], to) {
+		return
+	}
+	if n.links == nil {
+		n.links = map[memoryTag][]Key{}
+	}
+	n.links[l.tag] = append(n.links[l.tag], to)
+	end.from = append(end.from, l)
+}
+
+// unlink removes l, which led to the key to.
+func (m *MemoryKeys) unlink(l memoryLink, to Key) {
+	n := m.nodes[l.from]
+	if n == nil {
+		return // gone before
+	}
+	n.links[l.tag] = slices.DeleteFunc(n.links[l.tag], func(k Key) bool { return k == to })
+	if len(n.links[l.tag]) == 0 {
+		delete(n.links, l.tag)
+	}
+}
+
+func (m *MemoryKeys) hang(k Key, r Record) {
+	n := m.make(k)
+	old := len(n.records)
+	n.records = slices.DeleteFunc(n.records, func(o Record) bool { return o.Result == r.Result })
+	if len(n.records) == old {
+		m.byID[r.Result] = append(m.byID[r.Result], k)
+	}
+	n.records = append(n.records, r)
 }
 
 // Drop implements KeyStore.
 func (m *MemoryKeys) Drop(results []string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for k, records := range m.records {
-		m.records[k] = slices.DeleteFunc(records, func(r Record) bool { return slices.Contains(results, r.Result) })
+	var bare []Key
+	for _, id := range results {
+		for _, k := range m.byID[id] {
+			n := m.nodes[k]
+			n.records = slices.DeleteFunc(n.records, func(r Record) bool { return r.Result == id })
+			bare = append(bare, k)
+		}
+		delete(m.byID, id)
+	}
+	dead := DeadEnds(bare,
+		func(k Key) bool { return len(m.get(k).records) > 0 },
+		func(k Key) (out []Key) {
+			for _, to := range m.get(k).links {
+				out = append(out, to...)
+			}
+			return out
+		},
+		func(k Key) (out []Key) {
+			for _, l := range m.get(k).from {
+				out = append(out, l.from)
+			}
+			return out
+		})
+	for _, k := range dead {
+		for _, l := range m.get(k).from {
+			m.unlink(l, k)
+		}
+		delete(m.nodes, k)
 	}
 	return nil
-}
-
-// Resolve answers a lookup from the links and records that a store gives: the
-// keys that the candidates of every input lead to, and what hangs off them.
-func Resolve(l Lookup, targets func(input int, from InputKey) []Key, records func(Key) []Record) Found {
-	f := Found{Keys: l.Roots, Matched: make([]bool, len(l.Inputs))}
-	for i, candidates := range l.Inputs {
-		var reached []Key
-		for _, from := range candidates {
-			for _, k := range targets(i, from) {
-				if !slices.Contains(reached, k) {
-					reached = append(reached, k)
-				}
-			}
-		}
-		f.Matched[i] = len(reached) > 0
-		if i == 0 {
-			f.Keys = reached
-		} else {
-			f.Keys = slices.DeleteFunc(slices.Clone(f.Keys), func(k Key) bool { return !slices.Contains(reached, k) })
-		}
-	}
-	for _, k := range f.Keys {
-		for _, r := range records(k) {
-			if !slices.ContainsFunc(f.Records, func(o Record) bool { return o.Result == r.Result }) {
-				f.Records = append(f.Records, r)
-			}
-		}
-	}
-	slices.SortStableFunc(f.Records, func(a, b Record) int { return b.CreatedAt.Compare(a.CreatedAt) })
-	return f
 }

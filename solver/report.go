@@ -13,25 +13,39 @@ import (
 type reporter struct {
 	w progress.Writer
 
-	mu     sync.Mutex // guards the fields below
-	seen   map[digest.Digest]*shown
+	mu     sync.Mutex // guards the fields below; held while writing, to keep the order
+	seen   map[nodeID]*shown
+	order  []*shown
 	counts Stats
 }
 
 // shown is what watchers know of a vertex.
 type shown struct {
 	vertex    *Vertex
+	digest    digest.Digest // by which they know it
+	inputs    []*shown
 	started   *time.Time
 	completed bool
 	counted   bool // in Completed
+	cached    bool // in Cached
 }
 
-func (r *reporter) scope(v *Vertex) progress.Scope { return progress.NewScope(r.w, v.Digest) }
+// scope is what v's op writes to.
+func (r *reporter) scope(v *Vertex) progress.Scope { return progress.NewScope(r.w, r.digest(v)) }
 
-func (r *reporter) write(v *Vertex, started, completed *time.Time, cached bool, err error) {
-	out := &progress.Vertex{Digest: v.Digest, Name: v.Name, Started: started, Completed: completed, Cached: cached, Group: v.Group}
-	for _, in := range v.Inputs {
-		out.Inputs = append(out.Inputs, in.Vertex.Digest)
+func (r *reporter) digest(v *Vertex) digest.Digest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.seen[idOf(v)].digest
+}
+
+func (r *reporter) writeLocked(s *shown, started, completed *time.Time, cached bool, err error) {
+	out := &progress.Vertex{
+		Digest: s.digest, Name: s.vertex.Name, Group: s.vertex.Group,
+		Inputs: make([]digest.Digest, len(s.inputs)), Started: started, Completed: completed, Cached: cached,
+	}
+	for i, in := range s.inputs {
+		out.Inputs[i] = in.digest
 	}
 	if err != nil {
 		out.Error = err.Error()
@@ -39,34 +53,43 @@ func (r *reporter) write(v *Vertex, started, completed *time.Time, cached bool, 
 	r.w.Write(progress.Event{Vertex: out})
 }
 
-func (r *reporter) announce(v *Vertex) {
+// announce shows a new vertex, whose inputs are known. One that ignores the
+// cache beside a twin that doesn't is shown under a digest of its own.
+func (r *reporter) announce(a *Announce) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.seen[v.Digest] != nil {
-		return
+	s := &shown{vertex: a.Vertex, digest: a.Vertex.Digest, inputs: make([]*shown, len(a.Inputs))}
+	if a.Vertex.IgnoreCache && r.seen[nodeID{a.Vertex.Digest, false}] != nil {
+		s.digest = digest.FromString(string(a.Vertex.Digest) + "-ignorecache")
 	}
-	r.seen[v.Digest] = &shown{vertex: v}
+	for i, in := range a.Inputs {
+		s.inputs[i] = r.seen[idOf(in.Vertex)]
+	}
+	r.seen[idOf(a.Vertex)] = s
+	r.order = append(r.order, s)
 	r.counts.Total++
-	r.write(v, nil, nil, false, nil)
+	r.writeLocked(s, nil, nil, false, nil)
 }
 
 func (r *reporter) start(v *Vertex) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, now := r.seen[v.Digest], time.Now()
+	s, now := r.seen[idOf(v)], time.Now()
 	s.started, s.completed = &now, false
-	r.write(v, &now, nil, false, nil)
-	r.consumedLocked(v, now)
+	r.consumedLocked(s, now)
+	r.writeLocked(s, &now, nil, false, nil)
 }
 
+// complete ends what start began; a vertex that fails before it starts does
+// both at once.
 func (r *reporter) complete(v *Vertex, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.completeLocked(v, err)
+	r.completeLocked(r.seen[idOf(v)], err)
 }
 
-func (r *reporter) completeLocked(v *Vertex, err error) {
-	s, now := r.seen[v.Digest], time.Now()
+func (r *reporter) completeLocked(s *shown, err error) {
+	now := time.Now()
 	if s.started == nil {
 		s.started = &now
 	}
@@ -75,39 +98,42 @@ func (r *reporter) completeLocked(v *Vertex, err error) {
 		s.counted = true
 		r.counts.Completed++
 	}
-	r.write(v, s.started, &now, false, err)
+	r.writeLocked(s, s.started, &now, false, err)
 }
 
 // cached shows v as answered from the cache, and so what it stands on.
 func (r *reporter) cached(v *Vertex) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
-	r.cachedLocked(v, now)
-	r.consumedLocked(v, now)
+	s, now := r.seen[idOf(v)], time.Now()
+	r.consumedLocked(s, now)
+	r.cachedLocked(s, now)
 }
 
-func (r *reporter) cachedLocked(v *Vertex, now time.Time) {
-	s := r.seen[v.Digest]
+func (r *reporter) cachedLocked(s *shown, now time.Time) {
 	s.started, s.completed = &now, true
 	if !s.counted {
 		s.counted = true
 		r.counts.Completed++
 	}
-	r.counts.Cached++
-	r.write(v, &now, &now, true, nil)
+	if !s.cached {
+		s.cached = true
+		r.counts.Cached++
+	}
+	r.writeLocked(s, &now, &now, true, nil)
 }
 
-// consumedLocked shows inputs that nothing was ever done for as cached.
-func (r *reporter) consumedLocked(v *Vertex, now time.Time) {
-	stack := []*Vertex{v}
+// consumedLocked shows what s stands on and nothing was ever done for as
+// cached.
+func (r *reporter) consumedLocked(s *shown, now time.Time) {
+	stack := []*shown{s}
 	for len(stack) > 0 {
-		v := stack[len(stack)-1]
+		s := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
-		for _, in := range v.Inputs {
-			if s := r.seen[in.Vertex.Digest]; s != nil && s.started == nil {
-				r.cachedLocked(in.Vertex, now)
-				stack = append(stack, in.Vertex)
+		for _, in := range s.inputs {
+			if in.started == nil {
+				r.cachedLocked(in, now)
+				stack = append(stack, in)
 			}
 		}
 	}
@@ -117,9 +143,9 @@ func (r *reporter) consumedLocked(v *Vertex, now time.Time) {
 func (r *reporter) interrupted() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, s := range r.seen {
+	for _, s := range r.order {
 		if s.started != nil && !s.completed {
-			r.completeLocked(s.vertex, context.Canceled)
+			r.completeLocked(s, context.Canceled)
 		}
 	}
 }

@@ -8,12 +8,18 @@
 //	key.back    K' K T   the same link, seen from its end
 //	key.result  K id     a result hangs off K; the value is when it was made
 //	key.of      id 0 K   the same, by result
+//
+// Every link leads, at last, to a result: what doesn't any more is removed with
+// the last result that it led to.
 package keys
 
 import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,18 +35,30 @@ const (
 
 	keyLen = sha256.Size
 	tagLen = 16
+	// maxID is what fits into a key of the database.
+	maxID = 16 << 10
 )
 
 // Store is a solver.KeyStore. All methods are safe for concurrent use.
 type Store struct {
 	db *store.DB
-	mu sync.Mutex // orders changes; a lookup doesn't take it
+
+	// mu orders changes; a lookup doesn't take it. It guards the fields below.
+	mu sync.Mutex
+	// removing counts what batches that Forget has filled, and that aren't known
+	// to be written, remove; again is what of it was saved meanwhile.
+	removing map[entry]int
+	again    map[entry][]byte
 }
+
+type entry struct{ bucket, key string }
 
 var _ solver.KeyStore = (*Store)(nil)
 
 // Open returns the key graph in db.
-func Open(db *store.DB) *Store { return &Store{db: db} }
+func Open(db *store.DB) *Store {
+	return &Store{db: db, removing: map[entry]int{}, again: map[entry][]byte{}}
+}
 
 // tag identifies the links of one input of one output of an op.
 func tag(l solver.Lookup, input int, from solver.InputKey) string {
@@ -75,27 +93,99 @@ func (s *Store) Save(v solver.Save) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var b store.Batch
+	if v.Result == nil {
+		if s.link(&b, v) {
+			s.db.Write(&b)
+		}
+		return nil
+	}
+	id := v.Result.ID()
+	if len(id) > maxID {
+		return fmt.Errorf("keep result %.40q...: its name has %d bytes, the most is %d", id, len(id), maxID)
+	}
 	if p, ok := v.Result.(persister); ok {
 		if err := p.Persist(&b); err != nil {
-			return fmt.Errorf("keep result %s: %w", v.Result.ID(), err)
+			return fmt.Errorf("keep result %s: %w", id, err)
 		}
 	}
 	for _, key := range v.Keys {
-		for i, candidates := range v.Inputs {
-			for _, from := range candidates {
-				in := string(from.Key[:]) + tag(v.Lookup, i, from)
-				b.Put(links, in+string(key[:]), nil)
-				b.Put(backs, string(key[:])+in, nil)
-			}
-		}
-		if v.Result != nil {
-			id := v.Result.ID()
-			b.Put(results, string(key[:])+id, binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())))
-			b.Put(byID, id+"\x00"+string(key[:]), nil)
-		}
+		eachLink(v, key, func(link, back entry) {
+			s.put(&b, link, nil)
+			s.put(&b, back, nil)
+		})
+		s.put(&b, entry{results, string(key[:]) + id}, binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())))
+		s.put(&b, entry{byID, id + "\x00" + string(key[:])}, nil)
 	}
 	s.db.Write(&b)
 	return nil
+}
+
+// link adds to b the links of v that are missing, if there are any: most of the
+// time they are there.
+func (s *Store) link(b *store.Batch, v solver.Save) (missing bool) {
+	for _, key := range v.Keys {
+		if !s.any(results, string(key[:])) && !s.any(links, string(key[:])) {
+			continue
+		}
+		eachLink(v, key, func(link, back entry) {
+			if _, ok := s.db.Get(link.bucket, link.key); ok && s.removing[link] == 0 {
+				return
+			}
+			missing = true
+			s.put(b, link, nil)
+			s.put(b, back, nil)
+		})
+	}
+	return missing
+}
+
+// eachLink calls fn for both ends of every link to key.
+func eachLink(v solver.Save, key solver.Key, fn func(link, back entry)) {
+	for i, candidates := range v.Inputs {
+		for _, from := range candidates {
+			in := string(from.Key[:]) + tag(v.Lookup, i, from)
+			fn(entry{links, in + string(key[:])}, entry{backs, string(key[:]) + in})
+		}
+	}
+}
+
+// put adds e to b, and sees to it that a batch that removes e doesn't win.
+func (s *Store) put(b *store.Batch, e entry, value []byte) {
+	b.Put(e.bucket, e.key, value)
+	if s.removing[e] > 0 {
+		s.again[e] = value
+	}
+}
+
+// scan calls fn for every entry with the prefix that stays, until it returns
+// false.
+func (s *Store) scan(bucket, prefix string, fn func(key string) bool) {
+	more := true
+	s.db.Scan(bucket, prefix, func(k string, _ []byte) bool {
+		e := entry{bucket, k}
+		if s.removing[e] > 0 {
+			return true // or it is in again
+		}
+		more = fn(k)
+		return more
+	})
+	if !more {
+		return
+	}
+	for _, e := range slices.Collect(maps.Keys(s.again)) {
+		if e.bucket == bucket && strings.HasPrefix(e.key, prefix) && !fn(e.key) {
+			return
+		}
+	}
+}
+
+// any reports whether an entry with the prefix stays.
+func (s *Store) any(bucket, prefix string) (found bool) {
+	s.scan(bucket, prefix, func(string) bool {
+		found = true
+		return false
+	})
+	return found
 }
 
 // Drop implements solver.KeyStore.
@@ -107,92 +197,81 @@ func (s *Store) Drop(ids []string) error {
 }
 
 // Forget adds to b the removal of results, and of the keys and links that lead
-// nowhere without them. The caller writes b.
+// nowhere without them. The caller writes b, before or after other changes of
+// the graph.
 func (s *Store) Forget(b *store.Batch, ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f := forgetting{s: s, b: b, gone: map[string]bool{}}
+	var gone []entry
+	remove := func(e entry) {
+		s.removing[e]++
+		delete(s.again, e)
+		b.Delete(e.bucket, e.key)
+		gone = append(gone, e)
+	}
+	var bare []solver.Key
 	for _, id := range ids {
-		s.db.Scan(byID, id+"\x00", func(k string, _ []byte) bool {
-			key := k[len(id)+1:]
-			f.remove(byID, k)
-			f.remove(results, key+id)
-			f.empty(key)
-			return true
-		})
-	}
-}
-
-// forgetting is one Forget: b isn't written yet, so what it removes is
-// remembered here.
-type forgetting struct {
-	s    *Store
-	b    *store.Batch
-	gone map[string]bool
-}
-
-func (f *forgetting) remove(bucket, key string) {
-	f.gone[bucket+key] = true
-	f.b.Delete(bucket, key)
-}
-
-// any reports whether something that stays has the prefix.
-func (f *forgetting) any(bucket, prefix string) (found bool) {
-	f.s.db.Scan(bucket, prefix, func(k string, _ []byte) bool {
-		found = !f.gone[bucket+k]
-		return !found
-	})
-	return found
-}
-
-// empty removes the links to key if nothing hangs off it and nothing follows,
-// and goes on with the keys they came from.
-func (f *forgetting) empty(key string) {
-	work := []string{key}
-	for len(work) > 0 {
-		key := work[len(work)-1]
-		work = work[:len(work)-1]
-		if f.any(results, key) || f.any(links, key) {
-			continue
-		}
-		f.s.db.Scan(backs, key, func(k string, _ []byte) bool {
-			if !f.gone[backs+k] {
-				in := k[keyLen:]
-				f.remove(backs, k)
-				f.remove(links, in+key)
-				work = append(work, in[:keyLen])
+		s.scan(byID, id+"\x00", func(k string) bool {
+			if len(k) != len(id)+1+keyLen {
+				return true // of a longer id
 			}
+			key := k[len(id)+1:]
+			remove(entry{byID, k})
+			remove(entry{results, key + id})
+			bare = append(bare, solver.Key([]byte(key)))
 			return true
 		})
 	}
+	for _, key := range s.deadEnds(bare) {
+		s.scan(backs, string(key[:]), func(k string) bool {
+			remove(entry{backs, k})
+			remove(entry{links, k[keyLen:] + string(key[:])})
+			return true
+		})
+	}
+	if gone != nil {
+		b.OnDurable(func() { s.removed(gone) })
+	}
 }
 
-// Counts are how much there is.
-type Counts struct{ Links, Results int }
+func (s *Store) deadEnds(bare []solver.Key) []solver.Key {
+	return solver.DeadEnds(bare,
+		func(key solver.Key) bool { return s.any(results, string(key[:])) },
+		func(key solver.Key) (out []solver.Key) {
+			s.scan(links, string(key[:]), func(k string) bool {
+				out = append(out, solver.Key([]byte(k[keyLen+tagLen:])))
+				return true
+			})
+			return out
+		},
+		func(key solver.Key) (out []solver.Key) {
+			s.scan(backs, string(key[:]), func(k string) bool {
+				out = append(out, solver.Key([]byte(k[keyLen:2*keyLen])))
+				return true
+			})
+			return out
+		})
+}
 
-// Check verifies that every link is known from both ends, and that every
-// result exists.
-func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string) {
+// removed is called when a batch of Forget has been written. What was saved
+// before that is saved again.
+func (s *Store) removed(gone []entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.db.Scan(links, "", func(k string, _ []byte) bool {
-		c.Links++
-		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
-		if _, ok := s.db.Get(backs, key+in); !ok {
-			problems = append(problems, fmt.Sprintf("key %x: the link from %x is not known at its end", key, in[:keyLen]))
+	var b store.Batch
+	restore := false
+	for _, e := range gone {
+		if s.removing[e]--; s.removing[e] > 0 {
+			continue // by another batch
 		}
-		return true
-	})
-	s.db.Scan(results, "", func(k string, _ []byte) bool {
-		c.Results++
-		key, id := k[:keyLen], k[keyLen:]
-		if _, ok := s.db.Get(byID, id+"\x00"+key); !ok {
-			problems = append(problems, fmt.Sprintf("key %x: its result %s is not known by id", key, id))
+		delete(s.removing, e)
+		if value, ok := s.again[e]; ok {
+			restore = true
+			b.Put(e.bucket, e.key, value)
+			delete(s.again, e)
 		}
-		if !exists(id) {
-			problems = append(problems, fmt.Sprintf("key %x: its result %s does not exist", key, id))
-		}
-		return true
-	})
-	return c, problems
+	}
+	if restore {
+		s.db.Write(&b)
+	}
 }

@@ -1,0 +1,59 @@
+package keys
+
+import (
+	"fmt"
+
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// Counts are how much there is.
+type Counts struct{ Links, Results int }
+
+// Check verifies that every link is known from both ends and leads to a result
+// at last, and that every result is known from both ends and exists.
+func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	var ends []solver.Key
+	s.scan(links, "", func(k string) bool {
+		c.Links++
+		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
+		if _, ok := s.db.Get(backs, key+in); !ok {
+			report("key %x: the link from %x is not known at its end", key, in[:keyLen])
+		}
+		ends = append(ends, solver.Key([]byte(key)))
+		return true
+	})
+	s.scan(backs, "", func(k string) bool {
+		key, in := k[:keyLen], k[keyLen:]
+		if _, ok := s.db.Get(links, in+key); !ok {
+			report("key %x: the link from %x is known only at its end", key, in[:keyLen])
+		}
+		return true
+	})
+	for _, key := range s.deadEnds(ends) {
+		if s.any(backs, string(key[:])) {
+			report("key %s: links lead to it, but no result is found that way", key)
+		}
+	}
+	s.scan(results, "", func(k string) bool {
+		c.Results++
+		key, id := k[:keyLen], k[keyLen:]
+		if _, ok := s.db.Get(byID, id+"\x00"+key); !ok {
+			report("key %x: its result %s is not known by id", key, id)
+		}
+		if !exists(id) {
+			report("key %x: its result %s does not exist", key, id)
+		}
+		return true
+	})
+	s.scan(byID, "", func(k string) bool {
+		id, key := k[:len(k)-keyLen-1], k[len(k)-keyLen:]
+		if _, ok := s.db.Get(results, key+id); !ok {
+			report("key %x: its result %s is known only by id", key, id)
+		}
+		return true
+	})
+	return c, problems
+}

@@ -1,0 +1,153 @@
+package solver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+)
+
+// execute runs eff, or joins whoever runs the same.
+func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
+	defer func() {
+		for _, in := range eff.Inputs {
+			in.Release()
+		}
+	}()
+	ev := &Executed{Vertex: eff.Vertex}
+	key, err := b.flightKey(ctx, eff)
+	if err != nil {
+		ev.Err = err
+	}
+	for again := err == nil; again; {
+		again = b.board(ctx, key, eff, ev)
+	}
+	if ctx.Err() != nil && ev.Err != nil {
+		ev.Err = context.Cause(ctx) // and no failure of the vertex
+	}
+	switch {
+	case ev.Err == nil && ev.Cached:
+		b.report.cached(eff.Vertex)
+	case errors.Is(ev.Err, errClosed), errors.Is(ev.Err, errUnwanted), isLost(ev.Err):
+	default:
+		b.report.complete(eff.Vertex, ev.Err)
+	}
+	return ev
+}
+
+// board joins a flight, waits for it and sets ev to its outcome. It reports
+// whether that isn't an answer to eff.
+func (b *Build) board(ctx context.Context, key string, eff *Execute, ev *Executed) (again bool) {
+	fs := &b.solver.flights
+	f, w := b.solver.join(key, eff, b.opts.Value)
+	defer fs.settle(f)
+
+	followCtx, unfollow := context.WithCancel(context.WithoutCancel(ctx))
+	defer unfollow()
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		b.follow(followCtx, f, eff.Vertex)
+	}()
+	select {
+	case <-f.done:
+		<-followed
+		return b.share(ctx, f, eff, ev)
+	case <-ctx.Done():
+		if fs.leave(f, w) {
+			<-f.done // nothing of it is left when the build is over
+		}
+		unfollow()
+		<-followed
+		ev.Err = context.Cause(ctx)
+		return false
+	}
+}
+
+// share takes this waiter's part of what f, which is done, brought. It reports
+// whether it has to be tried again: who asked for other outputs may have found
+// only those in the cache, and a failure may be due to somebody who has left,
+// which must not become that of those who stayed.
+func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed) (again bool) {
+	if f.err != nil {
+		ev.Err = f.err
+		fs := &b.solver.flights
+		fs.mu.Lock()
+		defer fs.mu.Unlock()
+		return f.deserted && ctx.Err() == nil && !isLost(f.err)
+	}
+	for _, w := range eff.Wanted {
+		if f.outputs[w.Save.Output] == nil {
+			ev.Err = fmt.Errorf("internal error: %s has no output %d", eff.Vertex.Name, w.Save.Output)
+			return f.cached
+		}
+	}
+	ev.Err, ev.Cached, ev.Outputs, ev.Keys = nil, f.cached, map[int]Result{}, f.keys
+	for i, r := range f.outputs {
+		ev.Outputs[i] = r.Clone()
+	}
+	if f.cached || f.leader != eff {
+		// What eff knows of its inputs may be more than what the keys are known
+		// by.
+		for _, w := range eff.Wanted {
+			link := w.Save
+			link.Keys = f.keys[link.Output]
+			b.save("link cache keys", link)
+		}
+	}
+	return false
+}
+
+// follow copies the flight's log to this build, from the start.
+func (b *Build) follow(ctx context.Context, f *flight, v *Vertex) {
+	scope := b.report.scope(v)
+	r := f.log.NewReader()
+	for {
+		events, err := r.Next(ctx)
+		if err != nil {
+			return // the flight, or the wait for it, is over
+		}
+		for _, e := range events {
+			if e.Vertex != nil { // the mark that it really runs
+				b.report.start(v)
+				continue
+			}
+			scope.Write(e)
+		}
+	}
+}
+
+// flightKey is what must agree for an execution to be shared: the op, what it
+// sees of its inputs, and who may share with whom.
+func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s\x00%s\x00%v", eff.Ops[len(eff.Ops)-1], b.opts.Domain, eff.Vertex.IgnoreCache)
+	for i, in := range eff.Inputs {
+		if content := eff.Contents[i]; content != (Key{}) {
+			fmt.Fprintf(&s, "\x00content\x00%s", content)
+		} else {
+			fmt.Fprintf(&s, "\x00%s\x00%s", in.ID(), eff.Deps[i].Selector)
+		}
+	}
+	sharer, ok := eff.Vertex.Op.(Sharer)
+	if !ok {
+		return s.String(), nil
+	}
+	var own string
+	err := protect(eff.Vertex, func() (err error) {
+		own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
+		return err
+	})
+	return s.String() + "\x00" + own, err
+}
+
+// lostInput says which input a loss is of: Prepare sees only one.
+func lostInput(err error, i int) error {
+	var lost *LostError
+	if errors.As(err, &lost) {
+		return &LostError{Inputs: []int{i}, Err: lost.Err}
+	}
+	return err
+}

@@ -1,0 +1,258 @@
+package solver
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// oracle evaluates builds one after another, depth first, with the rules of
+// decide and nothing else: no events, no sharing, no concurrency.
+type oracle struct {
+	keys     *MemoryKeys
+	values   map[string]value
+	executed map[string]int
+
+	build map[plainID]*plain
+	known map[nodeID]*known
+	spare map[plainID]string // outputs that were made and not asked for
+}
+
+type plainID struct {
+	vertex nodeID
+	index  int
+}
+
+// plain is an edge of the build that is evaluated.
+type plain struct {
+	o      *oracle
+	v      *Vertex
+	step   *step
+	index  int
+	inputs []*plain
+
+	*known
+	keys   []Key
+	final  bool // keys lead to records
+	found  Found
+	result string
+	forced bool
+	err    error
+}
+
+// known is what the outputs of a vertex have in common.
+type known struct {
+	maps     int // how many cache maps were looked at
+	contents map[int]Key
+}
+
+func newOracle() *oracle {
+	return &oracle{keys: NewMemoryKeys(), values: map[string]value{}, executed: map[string]int{}}
+}
+
+// plainResult names a result of the oracle.
+type plainResult string
+
+func (r plainResult) ID() string    { return string(r) }
+func (r plainResult) Clone() Result { return r }
+func (r plainResult) Release()      {}
+
+// solve evaluates edges as one build.
+func (o *oracle) solve(edges ...Edge) (out []value, err error) {
+	o.build, o.known, o.spare = map[plainID]*plain{}, map[nodeID]*known{}, map[plainID]string{}
+	for _, e := range edges {
+		p := o.edge(e)
+		if err := p.solve(); err != nil {
+			return nil, err
+		}
+		out = append(out, o.values[p.result])
+	}
+	return out, nil
+}
+
+func (o *oracle) edge(e Edge) *plain {
+	id := plainID{idOf(e.Vertex), e.Index}
+	if p := o.build[id]; p != nil {
+		return p
+	}
+	if o.known[id.vertex] == nil {
+		o.known[id.vertex] = &known{maps: 1, contents: map[int]Key{}}
+	}
+	p := &plain{o: o, v: e.Vertex, step: e.Vertex.Op.(*step), index: e.Index, known: o.known[id.vertex]}
+	o.build[id] = p
+	for _, in := range e.Vertex.Inputs {
+		p.inputs = append(p.inputs, o.edge(in))
+	}
+	return p
+}
+
+func (p *plain) id() plainID { return plainID{idOf(p.v), p.index} }
+
+// lookup asks with what is known of the inputs now.
+func (p *plain) lookup(all bool) Lookup {
+	l := Lookup{Op: digest.Digest(p.step.ids[0]), Output: p.index}
+	if len(p.inputs) == 0 {
+		for _, id := range p.step.ids[:p.maps] {
+			l.Roots = append(l.Roots, RootKey(digest.Digest(id), p.index))
+		}
+		return l
+	}
+	for i, in := range p.inputs {
+		var keys []InputKey
+		if all || !in.forced {
+			for _, k := range in.keys {
+				keys = append(keys, InputKey{k, p.step.deps[i].selector})
+			}
+		}
+		if k, ok := p.contents[i]; ok {
+			keys = append(keys, InputKey{Key: k})
+		}
+		l.Inputs = append(l.Inputs, keys)
+	}
+	return l
+}
+
+// find looks up, and reports whether there is a record.
+func (p *plain) find() bool {
+	if p.v.IgnoreCache {
+		if len(p.inputs) == 0 {
+			p.keys = p.lookup(false).Roots
+		}
+		return false
+	}
+	p.found, _ = p.o.keys.Lookup(p.lookup(false))
+	p.keys = p.found.Keys
+	p.final = len(p.found.Records) > 0
+	return p.final
+}
+
+// know gets the keys of p: the first, or all by definition.
+func (p *plain) know(all bool) bool {
+	if p.result != "" || p.final {
+		return p.final
+	}
+	for _, in := range p.inputs {
+		in.know(all && !p.v.IgnoreCache)
+	}
+	for !p.find() && all && len(p.inputs) == 0 && p.maps < len(p.step.ids) && !p.v.IgnoreCache {
+		p.maps++
+	}
+	return p.final
+}
+
+func (p *plain) solve() error {
+	if p.result != "" || p.err != nil {
+		return p.err
+	}
+	p.err = p.evaluate()
+	return p.err
+}
+
+func (p *plain) evaluate() error {
+	if id := p.o.spare[p.id()]; id != "" {
+		p.keep(id)
+		return nil
+	}
+	if p.know(false) || p.know(true) {
+		return p.load()
+	}
+	for contents := p.mayMatch(); len(contents) > 0; contents = p.mayMatch() {
+		if err := p.digest(contents); err != nil {
+			return err
+		}
+		if p.find() {
+			return p.load()
+		}
+	}
+	for i := range p.inputs {
+		if err := p.digest([]int{i}); err != nil {
+			return err
+		}
+	}
+	if p.find() {
+		return p.load()
+	}
+	return p.execute()
+}
+
+func (p *plain) load() error {
+	p.result = p.found.Records[0].Result
+	return p.o.keys.Save(Save{Lookup: p.lookup(false), Keys: p.found.Keys})
+}
+
+// mayMatch are the inputs whose content may lead to a record.
+func (p *plain) mayMatch() (out []int) {
+	if p.v.IgnoreCache {
+		return nil
+	}
+	var matched []int
+	for i, d := range p.step.deps {
+		_, known := p.contents[i]
+		switch {
+		case d.content && !known && p.found.Matched[i]:
+			matched = append(matched, i)
+		case d.content && !known:
+			out = append(out, i)
+		case !p.found.Matched[i]:
+			return nil
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	return matched
+}
+
+// digest solves inputs and, if it matters, digests their content.
+func (p *plain) digest(inputs []int) error {
+	for _, i := range inputs {
+		if err := p.inputs[i].solve(); err != nil {
+			return err
+		}
+		if d := p.step.deps[i]; d.content {
+			p.contents[i] = ContentKey(digest.Digest(p.o.values[p.inputs[i].result].view(d.selector)))
+		}
+	}
+	return nil
+}
+
+func (p *plain) execute() error {
+	if p.step.fails {
+		return errStep
+	}
+	var views []string
+	for i, in := range p.inputs {
+		views = append(views, p.o.values[in.result].view(p.step.deps[i].selector))
+	}
+	p.o.executed[identity(p.step.name, views)]++
+	for i, v := range p.step.results(views) {
+		id := fmt.Sprintf("o%d", len(p.o.values))
+		p.o.values[id] = v
+		p.o.spare[plainID{p.id().vertex, i}] = id
+		if i != p.index {
+			beside := *p
+			beside.index, beside.found = i, Found{}
+			beside.keep(id)
+		}
+	}
+	p.keep(p.o.spare[p.id()])
+	return nil
+}
+
+// keep saves the result id.
+func (p *plain) keep(id string) {
+	p.result = id
+	s := Save{Lookup: p.lookup(true), Keys: p.found.Keys, Result: plainResult(id)}
+	if len(p.inputs) == 0 || len(s.Keys) == 0 {
+		s.Keys = s.newKeys()
+	}
+	p.keys = s.Keys
+	p.forced = p.v.IgnoreCache && len(p.inputs) > 0
+	for i, in := range p.inputs {
+		_, byContent := p.contents[i]
+		p.forced = p.forced || in.forced && !byContent
+	}
+	if err := p.o.keys.Save(s); err != nil {
+		panic(err) // memory doesn't fail
+	}
+}

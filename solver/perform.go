@@ -1,0 +1,167 @@
+package solver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+)
+
+// perform does eff without waiting; outcomes come back as events.
+func (b *Build) perform(eff Effect) {
+	switch eff := eff.(type) {
+	case *Announce:
+		b.report.announce(eff)
+	case *Cached:
+		b.report.cached(eff.Vertex)
+	case *Release:
+		eff.Result.Release()
+	case *Answer:
+		b.answer(eff)
+	case *Cancel:
+		b.stop(eff.Vertex)
+	case *Query:
+		b.storage.put(func() { b.query(eff) })
+	case *Link:
+		b.storage.put(func() { b.save("link cache keys", eff.Save) })
+	case *Drop:
+		b.storage.put(func() { b.drop(eff) })
+	case *GetCacheMap:
+		b.work.Go(func() { b.events.put(b.cacheMap(eff)) })
+	case *Load:
+		b.setReason(eff.Edge.Vertex, eff.Reason)
+		b.work.Go(func() { b.events.put(b.load(eff)) })
+	case *Digest:
+		b.work.Go(func() { b.events.put(b.digest(eff)) })
+	case *Execute:
+		b.setReason(eff.Vertex, eff.Reason)
+		ctx, end := b.begin(eff.Vertex)
+		b.work.Go(func() {
+			ev := b.execute(ctx, eff)
+			end()
+			b.events.put(ev)
+		})
+	default:
+		panic(fmt.Sprintf("internal error: effect of unknown kind %T", eff))
+	}
+}
+
+// begin makes the context of v's execution, which stop ends.
+func (b *Build) begin(v *Vertex) (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.running[v] = cancel
+	return ctx, func() {
+		cancel(nil)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.running, v)
+	}
+}
+
+// stop cancels v's execution, if it still runs.
+func (b *Build) stop(v *Vertex) {
+	b.mu.Lock()
+	cancel := b.running[v]
+	b.mu.Unlock()
+	if cancel != nil {
+		cancel(errUnwanted)
+	}
+}
+
+func (b *Build) query(eff *Query) {
+	found, err := b.solver.opts.Keys.Lookup(eff.Lookup)
+	if err != nil {
+		b.solver.opts.Warn("look up cache keys", "vertex", eff.Edge.Vertex.Name, "error", err)
+	}
+	b.events.put(&Queried{Edge: eff.Edge, Found: found, Err: err})
+}
+
+// save warns if it can't: the result is good, it is only not found again.
+func (b *Build) save(what string, s Save) {
+	if err := b.solver.opts.Keys.Save(s); err != nil {
+		b.solver.opts.Warn(what, "error", err)
+	}
+}
+
+func (b *Build) drop(eff *Drop) {
+	if err := b.solver.opts.Keys.Drop(eff.Records); err != nil {
+		b.solver.opts.Warn("forget lost records", "records", eff.Records, "error", err)
+	}
+}
+
+func (b *Build) load(eff *Load) *Loaded {
+	ev := &Loaded{Edge: eff.Edge, Record: eff.Record}
+	ev.Result, ev.Err = b.solver.opts.Results.Load(b.ctx, eff.Record.Result)
+	return ev
+}
+
+// asker is this build alone.
+type asker struct{ value any }
+
+func (a asker) Values() []any { return []any{a.value} }
+
+func (b *Build) cacheMap(eff *GetCacheMap) *GotCacheMap {
+	v := eff.Vertex
+	ev := &GotCacheMap{Vertex: v}
+	// Most cache maps cost nothing: the vertex is shown to run once its op has
+	// something to tell.
+	var start sync.Once
+	started := false
+	w := progress.WriterFunc(func(e progress.Event) {
+		start.Do(func() {
+			started = true
+			b.report.start(v)
+		})
+		b.opts.Progress.Write(e)
+	})
+	ctx := progress.With(b.ctx, progress.NewScope(w, b.report.digest(v)))
+	ev.Err = protect(v, func() (err error) {
+		ev.Map, ev.More, err = v.Op.CacheMap(ctx, asker{b.opts.Value}, eff.Index)
+		return err
+	})
+	start.Do(func() {}) // what comes later doesn't start it again
+	if started || ev.Err != nil && b.ctx.Err() == nil {
+		b.report.complete(v, ev.Err)
+	}
+	return ev
+}
+
+func (b *Build) digest(eff *Digest) *Digested {
+	v := eff.Vertex
+	defer eff.Result.Release()
+	ev := &Digested{Vertex: v, Input: eff.Input}
+	ctx := progress.With(b.ctx, b.report.scope(v))
+	ev.Err = protect(v, func() (err error) {
+		if eff.Dep.Prepare != nil {
+			if err := eff.Dep.Prepare(ctx, asker{b.opts.Value}, eff.Result); err != nil {
+				return err
+			}
+		}
+		ev.Digest, err = eff.Dep.Content(ctx, asker{b.opts.Value}, eff.Result)
+		return err
+	})
+	if ev.Err != nil && !isLost(ev.Err) && b.ctx.Err() == nil {
+		b.report.complete(v, ev.Err)
+	}
+	return ev
+}
+
+// protect makes a panic of v's op an error.
+func protect(v *Vertex, fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: %s panicked: %v\n%s", v.Name, p, debug.Stack())
+		}
+	}()
+	return fn()
+}
+
+func isLost(err error) bool {
+	var lost *LostError
+	return errors.As(err, &lost)
+}
