@@ -133,35 +133,13 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 	}
 	c.Cgroup = native.Cgroup{Join: group.JoinFDs(), Dir: group.CloneFD()}
 	for _, m := range group.Mounts() {
-		fd, err := cgroupMount(m, t.p.Security)
-		if err != nil {
-			return nil, nil, err
-		}
-		c.Cgroup.Mounts = append(c.Cgroup.Mounts, native.CgroupMount{Name: m.Name, FD: closing(fd)})
+		c.Cgroup.Mounts = append(c.Cgroup.Mounts, native.CgroupMount(m))
 	}
 	proc, prog, err := native.Start(ctx, b.launcher, c)
 	if err != nil {
 		return nil, nil, err
 	}
 	return proc, prog.Times, nil
-}
-
-// cgroupMount makes a detached mount of a group's directory.
-func cgroupMount(m cgroup.Mount, sec SecurityMode) (int, error) {
-	dir, err := unix.Open(m.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open cgroup: %w", err)
-	}
-	defer unix.Close(dir)
-	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
-	if sec == SecuritySandbox {
-		attrs |= unix.MOUNT_ATTR_RDONLY
-	}
-	fd, _, err := detach(dir, "", attrs)
-	if err != nil {
-		return -1, fmt.Errorf("mount cgroup: %w", err)
-	}
-	return fd, nil
 }
 
 // kill ends a process that is no longer wanted: TERM, and when the grace has

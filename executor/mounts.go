@@ -30,14 +30,16 @@ func openSnapshot(mounts []mount.Mount) (view, error) { return snapshot.Open(mou
 // kernels before 6.15 don't clone from a mount that is itself detached.
 func detach(fd int, selector string, attrs uint64) (tree int, rest string, err error) {
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
-	part, err := openPart(fd, selector)
+	part, closePart, err := openPart(fd, selector)
 	if err != nil {
 		return -1, "", err
 	}
-	defer unix.Close(part)
+	defer closePart()
 	tree, err = unix.OpenTree(part, "", flags)
 	if errors.Is(err, unix.EINVAL) {
-		rest = selector
+		if !isAll(selector) {
+			rest = selector
+		}
 		tree, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 	}
 	if err != nil {
@@ -52,16 +54,19 @@ func detach(fd int, selector string, attrs uint64) (tree int, rest string, err e
 	return tree, rest, nil
 }
 
+// isAll says that selector doesn't select a part.
+func isAll(selector string) bool { return path.Join("/", selector) == "/" }
+
 // openPart opens selector below fd, without following links out of it.
-func openPart(fd int, selector string) (int, error) {
-	if path.Join("/", selector) == "/" {
-		return unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+func openPart(fd int, selector string) (part int, closePart func(), err error) {
+	if isAll(selector) {
+		return fd, func() {}, nil
 	}
-	part, err := unix.Openat2(fd, selector, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	part, err = unix.Openat2(fd, selector, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
 	if err != nil {
-		return -1, fmt.Errorf("open %s: %w", selector, err)
+		return -1, nil, fmt.Errorf("open %s: %w", selector, err)
 	}
-	return part, nil
+	return part, func() { unix.Close(part) }, nil
 }
 
 func isFile(fd int) (bool, error) {
@@ -95,12 +100,13 @@ func openSources(open openView, mounts []Mount, undo *cleanup.Stack) ([]source, 
 		}
 		undo.Add(v.Close)
 		s.fd = v.FD()
-		part, err := openPart(s.fd, s.selector)
+		part, closePart, err := openPart(s.fd, s.selector)
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
 		s.file, err = isFile(part)
-		if err := errors.Join(err, unix.Close(part)); err != nil {
+		closePart()
+		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Dest, err)
 		}
 		if m.Readonly {

@@ -42,7 +42,7 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	if err := os.MkdirAll(cfg.Root, 0o711); err != nil {
 		return nil, fmt.Errorf("executor root: %w", err)
 	}
-	e := &executor{cfg: cfg}
+	e := &executor{cfg: cfg, dns: resolvConfs{dns: cfg.DNS}}
 	if e.parents, err = openParentList(filepath.Join(cfg.Root, parentsDir)); err != nil {
 		return nil, err
 	}

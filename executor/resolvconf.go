@@ -8,6 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -19,6 +22,61 @@ const (
 // publicServers are used when the machine's resolv.conf has none that a
 // container could reach.
 var publicServers = []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"}
+
+// resolvConfs generates resolv.conf files, anew when the machine's change.
+type resolvConfs struct {
+	dns *DNS
+
+	mu        sync.Mutex // guards the fields below; held while small files are read
+	stamps    [2]stamp
+	generated map[bool][]byte // by whether the network is the machine's
+}
+
+// stamp tells versions of a file apart; zero if there is none.
+type stamp struct {
+	ino   uint64
+	size  int64
+	mtime unix.Timespec
+}
+
+func stampOf(name string) (stamp, error) {
+	var st unix.Stat_t
+	switch err := unix.Stat(name, &st); err {
+	case nil:
+		return stamp{st.Ino, st.Size, st.Mtim}, nil
+	case unix.ENOENT, unix.ENOTDIR:
+		return stamp{}, nil
+	default:
+		return stamp{}, fmt.Errorf("stat DNS configuration %s: %w", name, err)
+	}
+}
+
+func (r *resolvConfs) get(host bool) ([]byte, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now [2]stamp
+	for i, name := range []string{hostResolvConf, resolvedResolvConf} {
+		var err error
+		if now[i], err = stampOf(name); err != nil {
+			return nil, err
+		}
+	}
+	if now != r.stamps {
+		r.stamps, r.generated = now, nil
+	}
+	if content, ok := r.generated[host]; ok {
+		return content, nil
+	}
+	content, err := generateResolvConf(host, r.dns)
+	if err != nil {
+		return nil, err
+	}
+	if r.generated == nil {
+		r.generated = map[bool][]byte{}
+	}
+	r.generated[host] = content
+	return content, nil
+}
 
 // resolvConf is a resolv.conf in parts.
 type resolvConf struct {

@@ -63,6 +63,7 @@ type executor struct {
 	rt      containerRuntime
 	cgroups *cgroup.Manager
 	files   *fileStore
+	dns     resolvConfs
 	parents *parentList
 	observe func(exit) // called after each run, for benchmarks; may be nil
 }
@@ -166,7 +167,7 @@ func (e *executor) prepare(p Process, undo *cleanup.Stack) (*task, error) {
 
 // openFiles generates resolv.conf and hosts.
 func (e *executor) openFiles(p Process, undo *cleanup.Stack) ([]source, error) {
-	resolv, err := generateResolvConf(p.Network == NetHost, e.cfg.DNS)
+	resolv, err := e.dns.get(p.Network == NetHost)
 	if err != nil {
 		return nil, err
 	}

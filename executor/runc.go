@@ -173,11 +173,11 @@ func (r *runcRuntime) bindSources(t *task, bundle string, undo *cleanup.Stack) e
 
 // bindPart mounts the selected part of s at target, which it makes.
 func bindPart(s source, target string) error {
-	part, err := openPart(s.fd, s.selector)
+	part, closePart, err := openPart(s.fd, s.selector)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(part)
+	defer closePart()
 	if s.file {
 		err = os.WriteFile(target, nil, 0o600)
 	} else {

@@ -42,7 +42,8 @@ type Group struct {
 type dir struct {
 	path string
 	h    *Hierarchy // nil on version 2
-	join *os.File   // v1: its tasks file. v2: the directory
+	join int        // v1: its tasks file, open. v2: the directory. -1 in an existing group
+	view int        // v1: a detached mount of it, for the container; or -1
 	// shared directories have other users and stay
 	shared bool
 }
@@ -64,7 +65,7 @@ func (g *Group) JoinFDs() []int {
 	var fds []int
 	for _, d := range g.dirs {
 		if d.h != nil {
-			fds = append(fds, int(d.join.Fd()))
+			fds = append(fds, d.join)
 		}
 	}
 	return fds
@@ -74,21 +75,24 @@ func (g *Group) JoinFDs() []int {
 // it has to join.
 func (g *Group) CloneFD() int {
 	if len(g.dirs) == 1 && g.dirs[0].h == nil {
-		return int(g.dirs[0].join.Fd())
+		return g.dirs[0].join
 	}
 	return -1
 }
 
 // Mount is a hierarchy as a container sees it below /sys/fs/cgroup.
-type Mount struct{ Name, Dir string }
+type Mount struct {
+	Name string
+	FD   int // detached; valid until Release
+}
 
 // Mounts returns the group's directories by the name of their hierarchy; none
 // on version 2, where a cgroup namespace shows it.
 func (g *Group) Mounts() []Mount {
 	var list []Mount
 	for _, d := range g.dirs {
-		if d.h != nil && !d.shared {
-			list = append(list, Mount{d.h.Name, d.path})
+		if d.view >= 0 {
+			list = append(list, Mount{d.h.Name, d.view})
 		}
 	}
 	return list
@@ -234,13 +238,14 @@ func (g *Group) Usage() (Usage, error) {
 	return u, errors.Join(errs...)
 }
 
-// readCounter reads a file that is a number or lines of keys and numbers.
+// readCounter reads a file that is a number or lines of keys and numbers. A
+// missing file is os.ErrNotExist.
 func readCounter(path, key string) (int64, error) {
-	b, err := os.ReadFile(path)
+	b, err := readSmall(path)
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(b) {
 		value := strings.TrimSpace(line)
 		if key != "" {
 			name, v, _ := strings.Cut(value, " ")
@@ -256,6 +261,22 @@ func readCounter(path, key string) (int64, error) {
 		return n, nil
 	}
 	return 0, nil
+}
+
+// readSmall reads a control file in one read, without the poller that os
+// files have: it is on the way of every step.
+func readSmall(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return "", &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return string(buf[:n]), nil
 }
 
 // Release hands the group back; it is killed and removed in the background. It
@@ -280,8 +301,10 @@ func (g *Group) destroy() error {
 		if d.shared {
 			continue
 		}
-		if d.join != nil {
-			errs = append(errs, d.join.Close())
+		for _, fd := range []int{d.join, d.view} {
+			if fd >= 0 {
+				errs = append(errs, unix.Close(fd))
+			}
 		}
 		errs = append(errs, removeDir(d.path))
 	}

@@ -21,10 +21,10 @@ const ahead = 4
 // Manager makes groups. All methods are safe for concurrent use.
 type Manager struct {
 	tree    *Tree
-	parent  string   // default parent, such as "/kiln"
-	prefix  string   // of all names this manager makes
-	devices *os.File // v1: tasks file of the group that confines devices
-	filter  int      // v2: device program
+	parent  string // default parent, such as "/kiln"
+	prefix  string // of all names this manager makes
+	devices dir    // v1: the group that confines devices, shared by all
+	filter  int    // v2: device program
 	log     *slog.Logger
 
 	mu      sync.Mutex        // guards the fields below; never held across I/O
@@ -82,8 +82,8 @@ func (m *Manager) Close() error {
 	if m.filter >= 0 {
 		errs = append(errs, unix.Close(m.filter))
 	}
-	if m.devices != nil {
-		errs = append(errs, m.devices.Close(), removeDir(filepath.Dir(m.devices.Name())))
+	if m.devices.path != "" {
+		errs = append(errs, unix.Close(m.devices.join), removeDir(m.devices.path))
 	}
 	m.removeParents()
 	return errors.Join(errs...)
@@ -188,9 +188,10 @@ func (m *Manager) confineDevices() (err error) {
 		return err
 	}
 	if err := setDevicesV1(d.path, DefaultDevices); err != nil {
-		return errors.Join(err, d.join.Close(), removeDir(d.path))
+		return errors.Join(err, unix.Close(d.join), removeDir(d.path))
 	}
-	m.devices = d.join
+	d.shared = true
+	m.devices = d
 	return nil
 }
 
@@ -207,10 +208,10 @@ func (m *Manager) Existing(spec Spec) *Group {
 	}
 	g := &Group{m: m, path: filepath.Join(parent, m.prefix+"-"+spec.ID)}
 	if m.tree.V2 != "" {
-		g.dirs = []dir{{path: filepath.Join(m.tree.V2, g.path)}}
+		g.dirs = []dir{{path: filepath.Join(m.tree.V2, g.path), join: -1, view: -1}}
 	}
 	for i, h := range m.tree.V1 {
-		g.dirs = append(g.dirs, dir{path: filepath.Join(h.Dir, g.path), h: &m.tree.V1[i]})
+		g.dirs = append(g.dirs, dir{path: filepath.Join(h.Dir, g.path), h: &m.tree.V1[i], join: -1, view: -1})
 	}
 	return g
 }
@@ -292,7 +293,7 @@ func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
 		}
 		g.dirs = append(g.dirs, d)
 		if !spec.AllDevices {
-			err = attachDevices(int(d.join.Fd()), m.filter)
+			err = attachDevices(d.join, m.filter)
 		}
 		return g, err
 	}
@@ -306,6 +307,9 @@ func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
 			return nil, err
 		}
 		g.dirs = append(g.dirs, d)
+		if err := g.dirs[len(g.dirs)-1].open(!spec.AllDevices); err != nil {
+			return nil, err
+		}
 		if parent != m.parent && !spec.AllDevices && d.has("devices") {
 			if err := setDevicesV1(d.path, DefaultDevices); err != nil {
 				return nil, err
@@ -313,8 +317,7 @@ func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
 		}
 	}
 	if parent == m.parent && !spec.AllDevices {
-		h := m.tree.hierarchy("devices")
-		g.dirs = append(g.dirs, dir{path: filepath.Dir(m.devices.Name()), h: h, join: m.devices, shared: true})
+		g.dirs = append(g.dirs, m.devices)
 	}
 	return g, nil
 }
@@ -354,19 +357,39 @@ func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
 	if err != nil {
 		return dir{}, fmt.Errorf("make cgroup: %w", err)
 	}
-	d := dir{path: path, h: h}
+	d := dir{path: path, h: h, view: -1}
 	if h == nil {
-		d.join, err = os.OpenFile(path, unix.O_DIRECTORY|unix.O_PATH, 0)
+		d.join, err = unix.Open(path, unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
 	} else {
-		d.join, err = os.OpenFile(filepath.Join(path, "tasks"), os.O_WRONLY, 0)
+		d.join, err = unix.Open(filepath.Join(path, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err == nil && slices.Contains(h.Controllers, "cpuset") {
 			err = inheritCpuset(path)
 		}
 	}
 	if err != nil {
-		return dir{}, errors.Join(fmt.Errorf("open cgroup: %w", err), removeDir(path))
+		if d.join >= 0 {
+			err = errors.Join(err, unix.Close(d.join))
+		}
+		return dir{}, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), removeDir(path))
 	}
 	return d, nil
+}
+
+// open makes the detached mount of d for the container.
+func (d *dir) open(readonly bool) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, d.path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("clone mount of cgroup %s: %w", d.path, err)
+	}
+	d.view = fd
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+	if readonly {
+		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("set attributes of cgroup mount %s: %w", d.path, err)
+	}
+	return nil
 }
 
 func (m *Manager) forgetParent(full string) {

@@ -29,7 +29,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -179,12 +178,11 @@ func (b *builder) session() error {
 	b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).Tolerate(unix.ENOSYS, unix.EPERM)
 	b.Call("umask", unix.SYS_UMASK, 0)
 	b.Call("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.Words(0), 0, 8)
-	ignored, err := ignoredSignals()
-	if err != nil {
-		return err
-	}
-	for _, sig := range ignored {
-		b.Call(sig.String(), unix.SYS_RT_SIGACTION, uintptr(sig), b.Words(0, 0, 0, 0), 0, 8)
+	// Clone resets handlers, but leaves ignored what this process ignores, for
+	// example because of nohup.
+	byDefault := b.Words(0, 0, 0, 0)
+	for sig := 1; sig <= lastSignal; sig++ {
+		b.Call("signals", unix.SYS_RT_SIGACTION, uintptr(sig), byDefault, 0, 8).Tolerate(unix.EINVAL) // KILL and STOP
 	}
 	for target, fd := range b.c.Stdio {
 		b.Call("stdio", unix.SYS_DUP3, uintptr(fd), uintptr(target), 0)
@@ -196,27 +194,9 @@ func (b *builder) session() error {
 	return nil
 }
 
-// ignoredSignals lists what this process ignores, for example because of
-// nohup: clone resets handlers, but leaves ignored signals ignored.
-func ignoredSignals() ([]unix.Signal, error) {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return nil, err
-	}
-	_, rest, _ := strings.Cut(string(status), "\nSigIgn:")
-	mask, _, _ := strings.Cut(rest, "\n")
-	var bits uint64
-	if _, err := fmt.Sscanf(strings.TrimSpace(mask), "%x", &bits); err != nil {
-		return nil, fmt.Errorf("read ignored signals: %w", err)
-	}
-	var list []unix.Signal
-	for n := range 64 {
-		if bits&(1<<n) != 0 {
-			list = append(list, unix.Signal(n+1))
-		}
-	}
-	return list, nil
-}
+// lastSignal is the highest one that can be ignored; those for real time come
+// after it and nothing ignores them for its children.
+const lastSignal = 31
 
 func (b *builder) joinCgroup() error {
 	zero := b.Bytes([]byte("0"))

@@ -3,8 +3,6 @@ package rootfs
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path"
 	"strings"
 
@@ -121,38 +119,4 @@ func (s *Stubs) remove(name string) error {
 		}
 		return nil
 	})
-}
-
-// maxUserFile is the largest passwd or group file that is read.
-const maxUserFile = 10 << 20
-
-// openUserFile opens a file like /etc/passwd; it must be a regular one and is
-// read up to a limit.
-func (r Root) openUserFile(name string) (io.ReadCloser, error) {
-	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	st, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if !st.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%s is not a regular file", name), f.Close())
-	}
-	return &limited{f, maxUserFile}, nil
-}
-
-type limited struct {
-	*os.File
-	left int
-}
-
-func (l *limited) Read(p []byte) (int, error) {
-	n, err := l.File.Read(p)
-	if l.left -= n; l.left < 0 {
-		return 0, fmt.Errorf("%q exceeds %d bytes", l.Name(), maxUserFile)
-	}
-	return n, err
 }

@@ -1,9 +1,10 @@
 package rootfs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,35 +23,33 @@ type User struct {
 // User looks up name, which is a name or number, or two separated by a colon:
 // user and group. "" is root, whatever the passwd file is like.
 func (r Root) User(name string) (User, error) {
-	u, err := r.lookup(name)
+	passwd, perr := r.readUserFile("/etc/passwd")
+	u, err := r.lookup(name, passwd, perr)
 	if err != nil && name != "" {
 		return User{}, fmt.Errorf("look up user %q: %w", name, err)
 	}
 	if !slices.Contains(u.Groups, u.GID) {
 		u.Groups = append([]uint32{u.GID}, u.Groups...)
 	}
-	u.Home = r.home(u.UID)
+	u.Home = home(u.UID, passwd)
 	return u, nil
 }
 
-func (r Root) lookup(name string) (User, error) {
+func (r Root) lookup(name string, passwd []byte, err error) (User, error) {
 	if uid, gid, ok := numeric(name); ok {
 		return User{UID: uid, GID: gid}, nil
 	}
 	if name == "" {
 		name = "0"
 	}
-	passwd, err := r.optional("/etc/passwd")
 	if err != nil {
 		return User{}, err
 	}
-	defer passwd.Close()
-	group, err := r.optional("/etc/group")
+	group, err := r.readUserFile("/etc/group")
 	if err != nil {
 		return User{}, err
 	}
-	defer group.Close()
-	found, err := user.GetExecUser(name, nil, passwd, group)
+	found, err := user.GetExecUser(name, nil, bytes.NewReader(passwd), bytes.NewReader(group))
 	if err != nil {
 		return User{}, err
 	}
@@ -79,26 +78,49 @@ func numeric(name string) (uid, gid uint32, ok bool) {
 	return uid, gid, ok1 && ok2
 }
 
-// home returns the home directory of uid; "/" if the passwd file names none or
-// can't be used.
-func (r Root) home(uid uint32) string {
-	passwd, err := r.openUserFile("/etc/passwd")
-	if err != nil {
-		return "/"
-	}
-	defer passwd.Close()
-	list, err := user.ParsePasswdFilter(passwd, func(u user.User) bool { return u.Uid == int(uid) })
+// home returns the home directory of uid, "/" if passwd names none.
+func home(uid uint32, passwd []byte) string {
+	list, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool { return u.Uid == int(uid) })
 	if err != nil || len(list) == 0 || list[0].Home == "" {
 		return "/"
 	}
 	return list[0].Home
 }
 
-// optional opens a user file; a missing one counts as empty.
-func (r Root) optional(name string) (io.ReadCloser, error) {
-	f, err := r.openUserFile(name)
+// maxUserFile is the largest passwd or group file that is read.
+const maxUserFile = 10 << 20
+
+// readUserFile reads a file like /etc/passwd, which must be a regular one; a
+// missing one is empty.
+func (r Root) readUserFile(name string) ([]byte, error) {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return io.NopCloser(strings.NewReader("")), nil
+		return nil, nil
 	}
-	return f, err
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("%s is not a regular file", name)
+	}
+	if st.Size > maxUserFile {
+		return nil, fmt.Errorf("%q exceeds %d bytes", name, maxUserFile)
+	}
+	buf := make([]byte, st.Size)
+	for n := 0; n < len(buf); {
+		m, err := unix.Read(fd, buf[n:])
+		if err != nil && err != unix.EINTR {
+			return nil, &os.PathError{Op: "read", Path: name, Err: err}
+		}
+		if m == 0 {
+			return buf[:n], nil
+		}
+		n += max(m, 0)
+	}
+	return buf, nil
 }

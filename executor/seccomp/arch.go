@@ -19,14 +19,13 @@ const x32Bit = 0x40000000
 // use.
 type abi struct {
 	audit   uint32 // AUDIT_ARCH_*, as seccomp_data has it
-	base    uint32 // added to all numbers
 	numbers string
+	x32     bool // numbers with x32Bit are calls of the x32 ABI
 }
 
 var abis = map[specs.Arch]abi{
 	specs.ArchX86_64:  {audit: 0xc000003e, numbers: numbersAMD64},
 	specs.ArchX86:     {audit: 0x40000003, numbers: numbers386},
-	specs.ArchX32:     {audit: 0xc000003e, base: x32Bit, numbers: numbersX32},
 	specs.ArchAARCH64: {audit: 0xc00000b7, numbers: numbersARM64},
 	specs.ArchARM:     {audit: 0x40000028, numbers: numbersARM},
 }
@@ -34,15 +33,21 @@ var abis = map[specs.Arch]abi{
 var nativeArch = map[string]specs.Arch{"amd64": specs.ArchX86_64, "arm64": specs.ArchAARCH64}[runtime.GOARCH]
 
 // table returns the numbers of a's calls by name.
-func (a abi) table() map[string]uint32 {
-	t := map[string]uint32{}
-	for line := range strings.SplitSeq(a.numbers, "\n") {
-		name, nr, _ := strings.Cut(line, " ")
-		n, err := strconv.ParseUint(nr, 10, 32)
-		if err != nil {
-			panic(fmt.Sprintf("internal error: system call table: %v", err))
+func (a abi) table() map[string][]uint32 {
+	t := map[string][]uint32{}
+	add := func(numbers string) {
+		for line := range strings.SplitSeq(numbers, "\n") {
+			name, nr, _ := strings.Cut(line, " ")
+			n, err := strconv.ParseUint(nr, 10, 32)
+			if err != nil {
+				panic(fmt.Sprintf("internal error: system call table: %v", err))
+			}
+			t[name] = append(t[name], uint32(n))
 		}
-		t[name] = uint32(n) + a.base
+	}
+	add(a.numbers)
+	if a.x32 {
+		add(numbersX32Only)
 	}
 	return t
 }
@@ -58,8 +63,10 @@ func architectures(profile *specs.LinuxSeccomp) []abi {
 		}
 	}
 	var found []abi
-	for _, a := range list {
-		found = append(found, abis[a])
+	for _, name := range list {
+		a := abis[name]
+		a.x32 = name == specs.ArchX86_64 && slices.Contains(profile.Architectures, specs.ArchX32)
+		found = append(found, a)
 	}
 	return found
 }

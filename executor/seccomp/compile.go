@@ -54,22 +54,19 @@ func Compile(profile *specs.LinuxSeccomp) ([]unix.SockFilter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("default action: %w", err)
 	}
-	sections := map[uint32][]span{} // by audit architecture
-	var order []uint32
+	prog := block{load(offArch)}
 	for _, a := range architectures(profile) {
 		spans, err := a.spans(profile, unknown)
 		if err != nil {
 			return nil, err
 		}
-		if sections[a.audit] == nil {
-			order = append(order, a.audit)
+		body := block{load(offNr)}
+		if a.x32 {
+			// Calls of the x32 ABI have the numbers of amd64 and a bit.
+			body = append(body, and(^uint32(x32Bit)))
 		}
-		sections[a.audit] = append(sections[a.audit], spans...)
-	}
-	prog := block{load(offArch)}
-	for _, audit := range order {
-		body := append(block{load(offNr)}, search(normalize(sections[audit]))...)
-		prog = append(prog, unless(unix.BPF_JEQ, audit, len(body))...)
+		body = append(body, search(normalize(spans))...)
+		prog = append(prog, unless(unix.BPF_JEQ, a.audit, len(body))...)
 		prog = append(prog, body...)
 	}
 	prog = append(prog, ret(retKillProcess))
@@ -96,14 +93,16 @@ func (a abi) spans(profile *specs.LinuxSeccomp, unknown uint32) ([]span, error) 
 		return span{first: first, answer: fmt.Sprint(value), code: block{ret(value)}}
 	}
 	byNr := map[uint32]*answer{}
-	last := a.base
-	for name, nr := range a.table() {
-		if r := answers[name]; r != nil {
-			byNr[nr] = r
-			last = max(last, nr)
+	last := uint32(0)
+	for name, numbers := range a.table() {
+		for _, nr := range numbers {
+			if r := answers[name]; r != nil {
+				byNr[nr] = r
+				last = max(last, nr)
+			}
 		}
 	}
-	spans := []span{constant(a.base, unknown)}
+	spans := []span{constant(0, unknown)}
 	for _, nr := range slices.Sorted(maps.Keys(byNr)) {
 		code := byNr[nr].code(unknown)
 		spans = append(spans, span{first: nr, answer: fmt.Sprint(code), code: code})
@@ -114,7 +113,7 @@ func (a abi) spans(profile *specs.LinuxSeccomp, unknown uint32) ([]span, error) 
 	if isRefusal(unknown) {
 		spans = append(spans, constant(last+1, retErrno|uint32(unix.ENOSYS)))
 	}
-	if a.base == 0 {
+	if !a.x32 {
 		// Numbers of an ABI on top of this one that isn't listed.
 		spans = append(spans, constant(x32Bit, retKillProcess))
 	}
