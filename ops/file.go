@@ -67,7 +67,7 @@ type FileActionError struct {
 func (e *FileActionError) Error() string { return e.Err.Error() }
 func (e *FileActionError) Unwrap() error { return e.Err }
 
-// fileOwner returns who the action makes the owner, nil if it says nothing.
+// fileActionOwner returns who the action makes the owner, nil if it says nothing.
 func fileActionOwner(a *pb.FileAction) *pb.ChownOpt {
 	switch x := a.Action.(type) {
 	case *pb.FileAction_Mkdir:

@@ -23,7 +23,7 @@ func fileTestCopy(in, from, out int64, src, dest string) *pb.FileAction {
 		Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{Src: src, Dest: dest, Mode: -1, Timestamp: -1, CreateDestPath: true}}}
 }
 
-// compat: LLB-003, LLB-060
+// compat: LLB-060
 func TestFileCheckRefuses(t *testing.T) {
 	owned := func(in int64) *pb.FileAction {
 		a := fileTestMkdir(-1, 0, "/owned")

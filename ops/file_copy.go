@@ -99,8 +99,9 @@ func (c *fileCopy) found(p string) {
 	}
 }
 
-// fileMissingError is a required path (LLB-075) that include patterns miss. It
-// reads like that of the content digest, which finds the same before if asked.
+// fileMissingError is a source that isn't there, or a required path (LLB-075)
+// that include patterns miss. It reads like that of the content digest, which
+// finds the same before if the solver asks it: clients look for "not found".
 type fileMissingError struct{ path string }
 
 func (e *fileMissingError) Error() string        { return fmt.Sprintf("%q: not found", e.path) }
@@ -172,6 +173,9 @@ func (c *fileCopy) source(src string) (string, unix.Stat_t, error) {
 		return "", unix.Stat_t{}, err
 	}
 	st, err := c.src.lstat(at)
+	if errors.Is(err, unix.ENOENT) {
+		err = &fileMissingError{clean}
+	}
 	return at, st, err
 }
 

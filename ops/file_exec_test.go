@@ -152,7 +152,7 @@ func TestFileExecFailure(t *testing.T) {
 		index   int
 		want    string
 	}{
-		{"copy", []*pb.FileAction{fileTestMkfile(0, 1, "/a", "1"), fileTestMkfile(1, -1, "/b", ""), fileTestCopy(2, 0, 0, "/missing", "/x")}, 2, "lstat /missing: no such file or directory"},
+		{"copy", []*pb.FileAction{fileTestMkfile(0, 1, "/a", "1"), fileTestMkfile(1, -1, "/b", ""), fileTestCopy(2, 0, 0, "/missing", "/x")}, 2, `"/missing": not found`},
 		{"rm", []*pb.FileAction{fileTestRm(0, -1, "/x"), fileTestMkfile(1, 0, "/b", "")}, 0, "lstat /x: no such file or directory"},
 		{"mkfile", []*pb.FileAction{fileTestMkfile(0, 0, "/no/b", "")}, 0, "mkfile /no/b: no such file or directory"},
 	} {

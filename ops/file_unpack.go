@@ -250,11 +250,29 @@ func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, con
 			err = cerr
 		}
 	}()
+	return fileWriteSparse(ctx, fd, content)
+}
+
+var fileZeros [fileSmall]byte
+
+// fileWriteSparse writes what content holds to the new file fd, and leaves
+// holes where it is zero for long: an archive of a few bytes may stand for a
+// file of any size.
+func fileWriteSparse(ctx context.Context, fd int, content io.Reader) error {
 	buf := fileBuffers.Get().(*[]byte)
 	defer fileBuffers.Put(buf)
-	for {
-		n, rerr := content.Read(*buf)
-		if err := fileWriteAll(fd, (*buf)[:n]); err != nil {
+	for end := int64(0); ; {
+		n, rerr := fileFill(content, *buf)
+		b := (*buf)[:n]
+		end += int64(n)
+		if n == len(fileZeros) && bytes.Equal(b, fileZeros[:]) {
+			if err := unix.Ftruncate(fd, end); err != nil {
+				return err
+			}
+			if _, err := unix.Seek(fd, end, io.SeekStart); err != nil {
+				return err
+			}
+		} else if err := fileWriteAll(fd, b); err != nil {
 			return err
 		}
 		if rerr == io.EOF {
@@ -267,6 +285,16 @@ func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, con
 			return err
 		}
 	}
+}
+
+// fileFill reads until b is full or there is an error.
+func fileFill(r io.Reader, b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var m int
+		m, err = r.Read(b[n:])
+		n += m
+	}
+	return n, err
 }
 
 // describe gives the entry its metadata.
