@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
@@ -60,7 +60,7 @@ type Response map[string]string
 type Status func(*control.StatusResponse)
 
 // Solve runs a build to its end. status, which may be nil, is called from one
-// goroutine.
+// goroutine. When ctx ends, the build is cancelled and the error is the cause.
 func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (Response, error) {
 	if opts.Ref == "" {
 		opts.Ref = rand.Text()
@@ -88,24 +88,62 @@ func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (R
 		return nil
 	})
 	if status != nil {
-		// A build that failed still has messages to show.
-		statusCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-		defer cancel()
-		stop := context.AfterFunc(ctx, cancel)
-		defer stop()
-		eg.Go(func() error {
-			err := c.Status(statusCtx, opts.Ref, status)
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			return err
-		})
+		eg.Go(func() error { return c.follow(ctx, opts.Ref, solved, status) })
 	}
 	if err := eg.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("build %s: %w", opts.Ref, context.Cause(ctx))
+		}
 		return nil, err
 	}
 	return resp.ExporterResponse, nil
 }
+
+// statusQuiet is how long the status of a build that has ended may say nothing
+// before it is taken to be over (BCL-044).
+const statusQuiet = 3 * time.Second
+
+// follow passes on the status of a build, also of one that fails: it ends when
+// the daemon ends the status, when nothing comes any more after the build, or
+// with ctx.
+func (c *Client) follow(ctx context.Context, ref string, solved <-chan struct{}, status Status) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	over := make(chan struct{})
+	news := make(chan struct{}, 1)
+	var err error
+	go func() {
+		defer close(over)
+		err = c.Status(ctx, ref, func(msg *control.StatusResponse) {
+			status(msg)
+			select {
+			case news <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	select {
+	case <-over:
+		return err
+	case <-solved:
+	}
+	quiet := time.NewTimer(statusQuiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-over:
+			return err
+		case <-news:
+			quiet.Reset(statusQuiet)
+		case <-quiet.C:
+			cancel(errQuiet)
+			<-over
+			return nil
+		}
+	}
+}
+
+var errQuiet = errors.New("the build has ended and its status says no more")
 
 func (opts SolveOptions) request(sessionID string) *control.SolveRequest {
 	req := &control.SolveRequest{
@@ -178,8 +216,7 @@ func newSession(ctx context.Context, opts SolveOptions) (*session.Session, error
 	return s, nil
 }
 
-// allowContent serves OCI layouts: those to read images from, and those that
-// exports with tar=false write to.
+// allowContent serves the OCI layouts that the build may read images from.
 func allowContent(s *session.Session, opts SolveOptions) error {
 	stores := map[string]content.Store{}
 	for name, dir := range opts.OCILayouts {
@@ -191,12 +228,6 @@ func allowContent(s *session.Session, opts SolveOptions) error {
 			return fmt.Errorf("OCI layout %s in %s: %w", name, dir, err)
 		}
 		stores["oci:"+name] = store
-	}
-	for i, ex := range opts.Exports {
-		if tarred, err := strconv.ParseBool(ex.Attrs["tar"]); err != nil || tarred || ex.OutputDir == "" || ex.Type == "local" {
-			continue
-		}
-		return fmt.Errorf("export %d (%s): tar=false is not supported", i, ex.Type)
 	}
 	if len(stores) > 0 {
 		s.Allow(sessioncontent.NewAttachable(stores))
@@ -225,10 +256,11 @@ func openLocal(dir string) (fsutil.FS, error) {
 
 // ParseExport reads the form that users write: type=local,dest=DIR and so on.
 // stdout is where archives without a dest, or with the dest "-", go.
-func ParseExport(fields []string, stdout io.WriteCloser) (Export, error) {
+func ParseExport(fields []string, stdout io.Writer) (Export, error) {
 	ex := Export{Attrs: map[string]string{}}
 	for _, f := range fields {
 		k, v, ok := strings.Cut(f, "=")
+		k = strings.ToLower(k)
 		switch {
 		case !ok:
 			return ex, fmt.Errorf("output %q: not of the form key=value", f)
@@ -237,7 +269,7 @@ func ParseExport(fields []string, stdout io.WriteCloser) (Export, error) {
 		case k == "output":
 			return ex, fmt.Errorf("output=%s is not supported; you meant dest=%s", v, v)
 		default:
-			ex.Attrs[strings.ToLower(k)] = v
+			ex.Attrs[k] = v
 		}
 	}
 	dest := ex.Attrs["dest"]
@@ -260,14 +292,19 @@ func ParseExport(fields []string, stdout io.WriteCloser) (Export, error) {
 	return ex, nil
 }
 
-func fileOutput(dest string, stdout io.WriteCloser) func(map[string]string) (io.WriteCloser, error) {
+func fileOutput(dest string, stdout io.Writer) func(map[string]string) (io.WriteCloser, error) {
 	return func(map[string]string) (io.WriteCloser, error) {
 		if dest == "" || dest == "-" {
 			if stdout == nil {
 				return nil, errors.New("an archive needs dest=FILE: it is not written to a terminal")
 			}
-			return stdout, nil
+			return keptOpen{stdout}, nil
 		}
 		return os.Create(dest)
 	}
 }
+
+// keptOpen is a file that others go on writing to.
+type keptOpen struct{ io.Writer }
+
+func (keptOpen) Close() error { return nil }

@@ -7,6 +7,7 @@ import (
 	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/frontend/gateway"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -38,7 +39,10 @@ func (r *bridgeRouter) route(ctx context.Context) (*gateway.Server, context.Cont
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if b.Gateway() == nil {
+	switch {
+	case b.Ended():
+		return nil, nil, nil, errdefs.NewUnknownJobError(ids[0])
+	case b.Gateway() == nil:
 		return nil, nil, nil, status.Errorf(codes.FailedPrecondition, "build %s is not driven by its client", ids[0])
 	}
 	bound, cancel := context.WithCancelCause(ctx)

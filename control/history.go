@@ -8,7 +8,6 @@ import (
 	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/control/history"
 	control "github.com/moby/buildkit/api/services/control"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -53,8 +52,7 @@ func Record(h *history.Log, log *slog.Logger) (started, ended func(*build.Build)
 		rec.NumCompletedSteps = int32(out.Stats.Completed)
 		rec.NumWarnings = int32(out.Warnings)
 		if out.Err != nil {
-			st, _ := grpcerrors.AsGRPCStatus(grpcerrors.ToGRPC(context.Background(), out.Err))
-			rec.Error = st.Proto()
+			rec.Error = status.Convert(toGRPC(context.Background(), out.Err)).Proto()
 			rec.Error.Details = nil
 		}
 		rec.Result = &control.BuildResultInfo{Results: map[int64]*control.Descriptor{}}

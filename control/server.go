@@ -88,5 +88,17 @@ func (s *Server) report(ctx context.Context, method string, err *error) {
 	if !errors.Is(*err, context.Canceled) {
 		s.cfg.Log.Debug("request failed", "method", method, "err", (*err).Error())
 	}
-	*err = grpcerrors.ToGRPC(ctx, *err)
+	*err = toGRPC(ctx, *err)
+}
+
+// toGRPC is err with its code and details as clients read them. Its text is
+// made valid UTF-8, without which the details would be lost on the wire.
+func toGRPC(ctx context.Context, err error) error {
+	st, ok := status.FromError(grpcerrors.ToGRPC(ctx, err))
+	if !ok {
+		return status.Error(codes.Unknown, text(err.Error()))
+	}
+	p := st.Proto()
+	p.Message = text(p.Message)
+	return status.ErrorProto(p)
 }

@@ -11,6 +11,7 @@ import (
 func (s *Server) Solve(ctx context.Context, in *control.SolveRequest) (*control.SolveResponse, error) {
 	req, err := build.ParseRequest(in)
 	if err != nil {
+		s.cfg.Builds.Refuse(in.Ref)
 		return nil, err
 	}
 	for _, w := range req.Warnings {

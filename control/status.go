@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -22,8 +23,9 @@ const (
 	// statusInterval is the least time between two messages, so that a chatty
 	// step costs few of them.
 	statusInterval = 50 * time.Millisecond
-	// maxLogs bounds the log bytes of one message (CTL-075).
-	maxLogs = 1 << 20
+	// maxPart bounds the bytes of one message, roughly (CTL-075): a client that
+	// joins late gets all that happened so far at once.
+	maxPart = 1 << 20
 )
 
 // Status streams what a build tells, from its beginning to its end.
@@ -62,42 +64,85 @@ func sendTimestamp(stream grpc.ServerStream) error {
 	return stream.SendHeader(metadata.Pairs("buildkit-current-timestamp", time.Now().Format(time.RFC3339Nano)))
 }
 
-// statusMessages translates events, sorted inside a message (CTL-077) and split
-// where the logs are too much for one (CTL-075).
+// statusMessages translates events into messages of a bounded size, sorted
+// inside each (CTL-077).
 func statusMessages(events []progress.Event) []*control.StatusResponse {
-	msg := &control.StatusResponse{}
-	var logs []*control.VertexLog
+	out := []*control.StatusResponse{{}}
+	size := 0
 	for _, e := range events {
-		switch {
-		case e.Vertex != nil:
-			msg.Vertexes = append(msg.Vertexes, vertexToProto(e.Vertex))
-		case e.Status != nil:
-			msg.Statuses = append(msg.Statuses, statusToProto(e.Status))
-		case e.Log != nil:
-			logs = append(logs, &control.VertexLog{
-				Vertex: e.Log.Vertex.String(), Stream: int64(e.Log.Stream), Msg: e.Log.Data,
-				Timestamp: timestamppb.New(e.Log.Timestamp),
-			})
-		case e.Warning != nil:
-			msg.Warnings = append(msg.Warnings, warningToProto(e.Warning))
+		for _, part := range splitLog(e) {
+			if n := eventSize(part); size > 0 && size+n > maxPart {
+				out, size = append(out, &control.StatusResponse{}), n
+			} else {
+				size += n
+			}
+			addEvent(out[len(out)-1], part)
 		}
 	}
-	slices.SortStableFunc(msg.Vertexes, func(a, b *control.Vertex) int { return compareTimes(a.Started, b.Started) })
-	slices.SortStableFunc(msg.Statuses, func(a, b *control.VertexStatus) int { return compareTimes(a.Timestamp, b.Timestamp) })
-	slices.SortStableFunc(logs, func(a, b *control.VertexLog) int { return compareTimes(a.Timestamp, b.Timestamp) })
-
-	out := []*control.StatusResponse{msg}
-	size := 0
-	for _, l := range logs {
-		if size+len(l.Msg) > maxLogs && len(msg.Logs) > 0 {
-			msg, size = &control.StatusResponse{}, 0
-			out = append(out, msg)
-		}
-		msg.Logs = append(msg.Logs, l)
-		size += len(l.Msg)
+	for _, msg := range out {
+		slices.SortStableFunc(msg.Vertexes, func(a, b *control.Vertex) int { return compareTimes(a.Started, b.Started) })
+		slices.SortStableFunc(msg.Statuses, func(a, b *control.VertexStatus) int { return compareTimes(a.Timestamp, b.Timestamp) })
+		slices.SortStableFunc(msg.Logs, func(a, b *control.VertexLog) int { return compareTimes(a.Timestamp, b.Timestamp) })
 	}
 	return out
 }
+
+// splitLog cuts a log event that is too long for one message.
+func splitLog(e progress.Event) []progress.Event {
+	if e.Log == nil || len(e.Log.Data) <= maxPart {
+		return []progress.Event{e}
+	}
+	var out []progress.Event
+	for data := range slices.Chunk(e.Log.Data, maxPart) {
+		piece := *e.Log
+		piece.Data = data
+		out = append(out, progress.Event{Log: &piece})
+	}
+	return out
+}
+
+// eventSize is about what e takes in a message.
+func eventSize(e progress.Event) int {
+	const digestAndTimes = 128
+	switch {
+	case e.Vertex != nil:
+		return digestAndTimes + len(e.Vertex.Name) + len(e.Vertex.Error) + digestAndTimes*len(e.Vertex.Inputs)
+	case e.Status != nil:
+		return digestAndTimes + len(e.Status.ID) + len(e.Status.Name)
+	case e.Log != nil:
+		return digestAndTimes + len(e.Log.Data)
+	case e.Warning != nil:
+		n := digestAndTimes + len(e.Warning.Short) + len(e.Warning.URL)
+		for _, d := range e.Warning.Detail {
+			n += len(d)
+		}
+		if info, ok := e.Warning.SourceInfo.(*pb.SourceInfo); ok {
+			n += len(info.GetData())
+		}
+		return n
+	}
+	return 0
+}
+
+func addEvent(msg *control.StatusResponse, e progress.Event) {
+	switch {
+	case e.Vertex != nil:
+		msg.Vertexes = append(msg.Vertexes, vertexToProto(e.Vertex))
+	case e.Status != nil:
+		msg.Statuses = append(msg.Statuses, statusToProto(e.Status))
+	case e.Log != nil:
+		msg.Logs = append(msg.Logs, &control.VertexLog{
+			Vertex: e.Log.Vertex.String(), Stream: int64(e.Log.Stream), Msg: e.Log.Data,
+			Timestamp: timestamppb.New(e.Log.Timestamp),
+		})
+	case e.Warning != nil:
+		msg.Warnings = append(msg.Warnings, warningToProto(e.Warning))
+	}
+}
+
+// text makes s fit for a message, which can't hold anything but UTF-8: one file
+// name that isn't must not end the stream.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // compareTimes orders missing times first.
 func compareTimes(a, b *timestamppb.Timestamp) int {
@@ -116,28 +161,28 @@ func boolInt(b bool) int {
 
 func vertexToProto(v *progress.Vertex) *control.Vertex {
 	out := &control.Vertex{
-		Digest: v.Digest.String(), Name: v.Name, Cached: v.Cached, Error: v.Error,
+		Digest: v.Digest.String(), Name: text(v.Name), Cached: v.Cached, Error: text(v.Error),
 		Started: timestamp(v.Started), Completed: timestamp(v.Completed),
 	}
 	for _, in := range v.Inputs {
 		out.Inputs = append(out.Inputs, in.String())
 	}
 	if g := v.Group; g != nil {
-		out.ProgressGroup = &pb.ProgressGroup{Id: g.ID, Name: g.Name, Weak: g.Weak}
+		out.ProgressGroup = &pb.ProgressGroup{Id: text(g.ID), Name: text(g.Name), Weak: g.Weak}
 	}
 	return out
 }
 
 func statusToProto(s *progress.Status) *control.VertexStatus {
 	return &control.VertexStatus{
-		ID: s.ID, Vertex: s.Vertex.String(), Name: s.Name, Current: s.Current, Total: s.Total,
+		ID: text(s.ID), Vertex: s.Vertex.String(), Name: text(s.Name), Current: s.Current, Total: s.Total,
 		Timestamp: timestamppb.New(s.Timestamp), Started: timestamp(s.Started), Completed: timestamp(s.Completed),
 	}
 }
 
 func warningToProto(w *progress.Warning) *control.VertexWarning {
 	out := &control.VertexWarning{
-		Vertex: w.Vertex.String(), Level: int64(w.Level), Short: w.Short, Detail: w.Detail, Url: w.URL,
+		Vertex: w.Vertex.String(), Level: int64(w.Level), Short: w.Short, Detail: w.Detail, Url: text(w.URL),
 	}
 	out.Info, _ = w.SourceInfo.(*pb.SourceInfo)
 	out.Ranges, _ = w.Ranges.([]*pb.Range)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/kilnbuild/kiln/cache"
 	control "github.com/moby/buildkit/api/services/control"
 	"google.golang.org/grpc/codes"
@@ -13,6 +14,12 @@ import (
 
 // DiskUsage lists cache records (CTL-100 to -106).
 func (s *Server) DiskUsage(ctx context.Context, req *control.DiskUsageRequest) (*control.DiskUsageResponse, error) {
+	if req.AgeLimit < 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "ageLimit is negative: %d", req.AgeLimit)
+	}
+	if err := checkFilter(req.Filter); err != nil {
+		return nil, err
+	}
 	records, err := s.cfg.Cache.DiskUsage(ctx, req.Filter, time.Duration(req.AgeLimit))
 	if err != nil {
 		return nil, err
@@ -34,6 +41,9 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 			return status.Errorf(codes.InvalidArgument, "%s is negative: %d", name, v)
 		}
 	}
+	if err := checkFilter(req.Filter); err != nil {
+		return err
+	}
 	return s.cfg.Cache.Prune(stream.Context(), cache.PruneOptions{
 		Filters:       req.Filter,
 		All:           req.All,
@@ -45,11 +55,18 @@ func (s *Server) Prune(req *control.PruneRequest, stream control.Control_PruneSe
 	}, func(u cache.Usage) error { return stream.Send(usageToProto(u)) })
 }
 
+func checkFilter(filter []string) error {
+	if _, err := filters.ParseAll(filter...); err != nil {
+		return status.Errorf(codes.InvalidArgument, "filter: %v", err)
+	}
+	return nil
+}
+
 func usageToProto(u cache.Usage) *control.UsageRecord {
 	out := &control.UsageRecord{
 		ID: u.ID, Mutable: u.Mutable, InUse: u.InUse, Size: u.Size, Parents: u.Parents,
 		CreatedAt: timestamppb.New(u.CreatedAt), UsageCount: int64(u.UsageCount),
-		Description: u.Description, RecordType: string(u.Type), Shared: u.Shared,
+		Description: text(u.Description), RecordType: string(u.Type), Shared: u.Shared,
 	}
 	if !u.LastUsedAt.IsZero() {
 		out.LastUsedAt = timestamppb.New(u.LastUsedAt)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/keys"
@@ -39,21 +40,30 @@ func Check(ctx context.Context, root string, deep bool) (_ Report, err error) {
 	w := &Worker{cfg: Config{Root: root, Log: slog.New(slog.DiscardHandler)}}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
-	if err := w.openState(ctx, &undo); err != nil {
+	r := Report{}
+	warn := func(msg string, args ...any) {
+		r.Problems = append(r.Problems, strings.TrimSpace(fmt.Sprintln(append([]any{msg}, args...)...)))
+	}
+	if err := w.openFiles(&undo, warn); err != nil {
 		return Report{}, err
 	}
-	r := Report{}
 	if err := w.store.Check(); err != nil {
 		r.Problems = append(r.Problems, err.Error())
 	}
-	for _, p := range append(w.snapshots.Check(ctx, deep), w.blobs.Check(ctx, deep)...) {
-		r.Problems = append(r.Problems, p.Error())
+	// Before the cache opens: it drops records of files that are gone.
+	problems, err := w.checkFiles(ctx, deep)
+	if err != nil {
+		return Report{}, err
+	}
+	r.Problems = append(r.Problems, problems...)
+	if err := w.openCache(ctx, &undo); err != nil {
+		return Report{}, err
 	}
 	if r.Cache, err = w.cache.Check(ctx, deep); err != nil {
 		return r, err
 	}
 	r.Problems = append(r.Problems, r.Cache.Problems...)
-	counts, problems := keys.Open(w.store).Check(func(id string) bool {
+	counts, dangling := keys.Open(w.store).Check(func(id string) bool {
 		ref, err := ops.Results{Cache: w.cache}.Load(ctx, id)
 		if err != nil {
 			return false
@@ -61,6 +71,20 @@ func Check(ctx context.Context, root string, deep bool) (_ Report, err error) {
 		ref.Release()
 		return true
 	})
-	r.Keys, r.Problems = counts, append(r.Problems, problems...)
+	r.Keys, r.Problems = counts, append(r.Problems, dangling...)
 	return r, nil
+}
+
+// checkFiles sweeps what a crash left and compares the rest with its records.
+func (w *Worker) checkFiles(ctx context.Context, deep bool) (problems []string, err error) {
+	if _, err := w.snapshots.Sweep(ctx); err != nil {
+		return nil, fmt.Errorf("sweep snapshots: %w", err)
+	}
+	if _, err := w.blobs.Sweep(ctx); err != nil {
+		return nil, fmt.Errorf("sweep blobs: %w", err)
+	}
+	for _, p := range append(w.snapshots.Check(ctx, deep), w.blobs.Check(ctx, deep)...) {
+		problems = append(problems, p.Error())
+	}
+	return problems, nil
 }

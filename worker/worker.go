@@ -41,7 +41,7 @@ type Config struct {
 	Parallelism  int
 	DNS          *executor.DNS
 	Registry     registry.Config
-	Log          *slog.Logger
+	Log          *slog.Logger // nil discards
 }
 
 // Worker is the place. Close it after the last build.
@@ -67,6 +67,9 @@ type Worker struct {
 
 // New opens the state under cfg.Root and cleans up what a crash left behind.
 func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	w := &Worker{cfg: cfg}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
@@ -74,7 +77,10 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.platforms, err = announced(cfg.Platforms); err != nil {
 		return nil, err
 	}
-	if err := w.openState(ctx, &undo); err != nil {
+	if err := w.openFiles(&undo, cfg.Log.Warn); err != nil {
+		return nil, err
+	}
+	if err := w.openCache(ctx, &undo); err != nil {
 		return nil, err
 	}
 	exec, err := executor.New(executor.Config{
@@ -96,8 +102,9 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	return w, nil
 }
 
-// openState opens what is on disk: store, snapshots, blobs, cache.
-func (w *Worker) openState(ctx context.Context, undo *cleanup.Stack) error {
+// openFiles opens what the cache stands on: store, snapshots, blobs. warn is
+// told what the store found wrong and set aside.
+func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
 	if err := prepareRoot(w.cfg.Root); err != nil {
 		return err
 	}
@@ -105,8 +112,7 @@ func (w *Worker) openState(ctx context.Context, undo *cleanup.Stack) error {
 	if w.id, err = workerID(w.cfg.Root); err != nil {
 		return err
 	}
-	w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: w.cfg.Log.Warn})
-	if err != nil {
+	if w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: warn}); err != nil {
 		return err
 	}
 	undo.Add(w.store.Close)
@@ -119,9 +125,13 @@ func (w *Worker) openState(ctx context.Context, undo *cleanup.Stack) error {
 	if w.blobs, err = snapshot.NewBlobs(w.cfg.Root, w.store); err != nil {
 		return fmt.Errorf("open blobs: %w", err)
 	}
+	return nil
+}
+
+func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack) (err error) {
 	w.cache, err = cache.Open(ctx, cache.Config{Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root})
 	if err != nil {
-		return fmt.Errorf("open cache: %w", err)
+		return err
 	}
 	undo.Add(w.cache.Close)
 	return nil
@@ -154,9 +164,13 @@ func prepareRoot(root string) error {
 	if root == "" {
 		return errors.New("no state directory is given")
 	}
-	for _, foreign := range []string{"buildkitd.lock", "runc-overlayfs", "containerdmeta.db"} {
-		if _, err := os.Lstat(filepath.Join(root, foreign)); err == nil {
-			return fmt.Errorf("state directory %s holds the state of buildkitd (%s); choose another with --root", root, foreign)
+	for _, foreign := range []string{"buildkitd.lock", "cache.db", "history.db", "containerdmeta.db", "runc-*", "containerd-*"} {
+		found, err := filepath.Glob(filepath.Join(escapeGlob(root), foreign))
+		if err != nil {
+			return fmt.Errorf("look at state directory %s: %w", root, err)
+		}
+		if len(found) > 0 {
+			return fmt.Errorf("state directory %s holds the state of buildkitd (%s); choose another with --root", root, filepath.Base(found[0]))
 		}
 	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
@@ -165,14 +179,27 @@ func prepareRoot(root string) error {
 	return nil
 }
 
+// escapeGlob makes path stand for itself in a pattern.
+func escapeGlob(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
 // workerID is the same across restarts.
 func workerID(root string) (string, error) {
 	path := filepath.Join(root, "workerid")
-	if data, err := os.ReadFile(path); err == nil && len(data) > 0 {
-		return string(data), nil
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("read the worker's id: %w", err)
+	}
+	if id := strings.TrimSpace(string(data)); id != "" {
+		return id, nil
 	}
 	id := strings.ToLower(rand.Text())
-	if err := os.WriteFile(path, []byte(id), 0o400); err != nil {
+	// In two steps: a crash leaves no half of it.
+	if err := os.WriteFile(path+".new", []byte(id), 0o600); err != nil {
+		return "", fmt.Errorf("keep the worker's id: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
 		return "", fmt.Errorf("keep the worker's id: %w", err)
 	}
 	return id, nil

@@ -13,7 +13,8 @@ import (
 // Display draws what it is shown until Wait.
 type Display struct {
 	ch   chan *upstream.SolveStatus
-	done chan error
+	done chan struct{} // closed when nothing is drawn any more
+	err  error         // valid then
 }
 
 // Start begins to draw on w. mode is auto, plain, tty, quiet or rawjson; other
@@ -23,10 +24,10 @@ func Start(ctx context.Context, w io.Writer, mode string) (*Display, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Display{ch: make(chan *upstream.SolveStatus), done: make(chan error, 1)}
+	d := &Display{ch: make(chan *upstream.SolveStatus), done: make(chan struct{})}
 	go func() {
-		_, err := ui.UpdateFrom(context.WithoutCancel(ctx), d.ch)
-		d.done <- err
+		defer close(d.done)
+		_, d.err = ui.UpdateFrom(context.WithoutCancel(ctx), d.ch)
 	}()
 	return d, nil
 }
@@ -34,11 +35,18 @@ func Start(ctx context.Context, w io.Writer, mode string) (*Display, error) {
 // Message is the form of msg that clients print as JSON (BCL-022).
 func Message(msg *control.StatusResponse) any { return upstream.NewSolveStatus(msg) }
 
-// Show draws one message.
-func (d *Display) Show(msg *control.StatusResponse) { d.ch <- upstream.NewSolveStatus(msg) }
+// Show draws one message, unless drawing has failed: that must not hold up the
+// build.
+func (d *Display) Show(msg *control.StatusResponse) {
+	select {
+	case d.ch <- upstream.NewSolveStatus(msg):
+	case <-d.done:
+	}
+}
 
 // Wait draws the rest. Nothing may be shown afterwards.
 func (d *Display) Wait() error {
 	close(d.ch)
-	return <-d.done
+	<-d.done
+	return d.err
 }

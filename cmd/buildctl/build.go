@@ -31,7 +31,7 @@ func buildCommand() *cli.Command {
 		ArgsUsage: "[PATH]",
 		Description: "buildctl build [-t NAME] [-f FILE] [-o OUT] [--build-arg K=V] PATH builds the Dockerfile in PATH.\n" +
 			"Without PATH, the flags say what is built, as with upstream's buildctl; without --frontend, a definition is read from stdin.",
-		Flags:  slices.Concat(shortFlags, buildFlags),
+		Flags:  slices.Concat(shortFlags(), buildFlags()),
 		Action: runBuild,
 		// Values such as outputs contain commas.
 		DisableSliceFlagSeparator: true,
@@ -39,34 +39,38 @@ func buildCommand() *cli.Command {
 }
 
 // shortFlags belong to the form with PATH.
-var shortFlags = []cli.Flag{
-	&cli.StringSliceFlag{Name: "tag", Aliases: []string{"t"}, Usage: "name of the image"},
-	&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile)"},
-	&cli.StringSliceFlag{Name: "build-arg", Usage: "K=V, or K to take the value from the environment"},
-	&cli.StringSliceFlag{Name: "build-context", Usage: "NAME=VALUE: a directory, docker-image://REF or oci-layout://NAME@DIGEST"},
-	&cli.StringSliceFlag{Name: "label", Usage: "K=V"},
-	&cli.StringFlag{Name: "target", Usage: "stage to build"},
-	&cli.StringFlag{Name: "platform", Usage: "platforms, with commas"},
-	&cli.BoolFlag{Name: "push", Usage: "push the image"},
+func shortFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "tag", Aliases: []string{"t"}, Usage: "name of the image"},
+		&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile)"},
+		&cli.StringSliceFlag{Name: "build-arg", Usage: "K=V, or K to take the value from the environment"},
+		&cli.StringSliceFlag{Name: "build-context", Usage: "NAME=VALUE: a directory, docker-image://REF or oci-layout://NAME@DIGEST"},
+		&cli.StringSliceFlag{Name: "label", Usage: "K=V"},
+		&cli.StringFlag{Name: "target", Usage: "stage to build"},
+		&cli.StringFlag{Name: "platform", Usage: "platforms, with commas"},
+		&cli.BoolFlag{Name: "push", Usage: "push the image"},
+	}
 }
 
 // buildFlags are upstream's.
-var buildFlags = []cli.Flag{
-	&cli.StringSliceFlag{Name: "output", Aliases: []string{"o"}, Usage: "type=image|oci|docker|local|tar,...; with PATH also a directory, or - for a tar on stdout"},
-	&cli.StringFlag{Name: "progress", Usage: "auto, plain, tty, quiet or rawjson", Value: "auto", Sources: cli.EnvVars("BUILDKIT_PROGRESS")},
-	&cli.StringFlag{Name: "trace", Usage: "file for status messages as JSON lines"},
-	&cli.StringSliceFlag{Name: "local", Usage: "NAME=DIR that the build may read"},
-	&cli.StringSliceFlag{Name: "oci-layout", Usage: "NAME=DIR of an OCI layout that the build may read"},
-	&cli.StringFlag{Name: "frontend", Usage: "frontend that makes the definition, such as dockerfile.v0"},
-	&cli.StringSliceFlag{Name: "opt", Usage: "K=V for the frontend"},
-	&cli.BoolFlag{Name: "no-cache", Usage: "run every step"},
-	&cli.StringSliceFlag{Name: "secret", Usage: "id=ID[,src=FILE|,env=VAR]"},
-	&cli.StringSliceFlag{Name: "ssh", Usage: "default|ID[=SOCKET|KEY[,KEY]][,raw=true]"},
-	&cli.StringSliceFlag{Name: "allow", Usage: "entitlement that the build may use, such as network.host"},
-	&cli.StringFlag{Name: "metadata-file", Usage: "file for what the exporters say of the result"},
-	&cli.StringFlag{Name: "ref-file", Usage: "file for the build's id"},
-	&cli.StringSliceFlag{Name: "registry-auth-tlscontext", Usage: "host=H[,ca=F][,cert=F][,key=F][,insecure=BOOL]"},
-	&cli.StringSliceFlag{Name: "import-cache", Usage: "type=...: this daemon warns and goes on without it"},
+func buildFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "output", Aliases: []string{"o"}, Usage: "type=image|oci|docker|local|tar,...; with PATH also a directory, or - for a tar on stdout"},
+		&cli.StringFlag{Name: "progress", Usage: "auto, plain, tty, quiet or rawjson", Value: "auto", Sources: cli.EnvVars("BUILDKIT_PROGRESS")},
+		&cli.StringFlag{Name: "trace", Usage: "file for status messages as JSON lines"},
+		&cli.StringSliceFlag{Name: "local", Usage: "NAME=DIR that the build may read"},
+		&cli.StringSliceFlag{Name: "oci-layout", Usage: "NAME=DIR of an OCI layout that the build may read"},
+		&cli.StringFlag{Name: "frontend", Usage: "frontend that makes the definition, such as dockerfile.v0"},
+		&cli.StringSliceFlag{Name: "opt", Usage: "K=V for the frontend"},
+		&cli.BoolFlag{Name: "no-cache", Usage: "run every step"},
+		&cli.StringSliceFlag{Name: "secret", Usage: "id=ID[,src=FILE|,env=VAR]"},
+		&cli.StringSliceFlag{Name: "ssh", Usage: "default|ID[=SOCKET|KEY[,KEY]][,raw=true]"},
+		&cli.StringSliceFlag{Name: "allow", Usage: "entitlement that the build may use, such as network.host"},
+		&cli.StringFlag{Name: "metadata-file", Usage: "file for what the exporters say of the result"},
+		&cli.StringFlag{Name: "ref-file", Usage: "file for the build's id"},
+		&cli.StringSliceFlag{Name: "registry-auth-tlscontext", Usage: "host=H[,ca=F][,cert=F][,key=F][,insecure=BOOL]"},
+		&cli.StringSliceFlag{Name: "import-cache", Usage: "type=...: this daemon warns and goes on without it"},
+	}
 }
 
 func runBuild(ctx context.Context, c *cli.Command) error {
@@ -168,7 +172,7 @@ func solveOptions(c *cli.Command) (client.SolveOptions, error) {
 
 // longForm is upstream's: the flags say it all.
 func longForm(c *cli.Command, opts *client.SolveOptions) error {
-	for _, f := range shortFlags {
+	for _, f := range shortFlags() {
 		if name := f.Names()[0]; c.IsSet(name) {
 			return fmt.Errorf("--%s goes with a PATH to build, such as: buildctl build --%s ... .", name, name)
 		}

@@ -18,15 +18,18 @@ import (
 
 const defaultAddress = "unix:///run/buildkit/buildkitd.sock"
 
-var connectionFlags = []cli.Flag{
-	&cli.StringFlag{Name: "addr", Usage: "address of the daemon (default: " + defaultAddress + ", else a private daemon)", Sources: cli.EnvVars("BUILDKIT_HOST")},
-	&cli.StringFlag{Name: "tlsservername", Usage: "server name of the daemon's certificate"},
-	&cli.StringFlag{Name: "tlscacert", Usage: "CA certificate"},
-	&cli.StringFlag{Name: "tlscert", Usage: "client certificate"},
-	&cli.StringFlag{Name: "tlskey", Usage: "client key"},
-	&cli.StringFlag{Name: "tlsdir", Usage: "directory with ca.pem, cert.pem and key.pem"},
-	&cli.IntFlag{Name: "timeout", Usage: "seconds to wait for the daemon", Value: 5},
-	&cli.BoolFlag{Name: "wait", Usage: "wait until the daemon is reachable"},
+// connectionFlags say which daemon is meant, and how to reach it.
+func connectionFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "addr", Usage: "address of the daemon (default: " + defaultAddress + ", else a private daemon)", Sources: cli.EnvVars("BUILDKIT_HOST")},
+		&cli.StringFlag{Name: "tlsservername", Usage: "server name of the daemon's certificate"},
+		&cli.StringFlag{Name: "tlscacert", Usage: "CA certificate"},
+		&cli.StringFlag{Name: "tlscert", Usage: "client certificate"},
+		&cli.StringFlag{Name: "tlskey", Usage: "client key"},
+		&cli.StringFlag{Name: "tlsdir", Usage: "directory with ca.pem, cert.pem and key.pem"},
+		&cli.IntFlag{Name: "timeout", Usage: "seconds to wait for the daemon", Value: 5},
+		&cli.BoolFlag{Name: "wait", Usage: "wait until the daemon is reachable"},
+	}
 }
 
 // connect returns a client of the daemon that the flags name, starting a

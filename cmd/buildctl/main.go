@@ -41,7 +41,7 @@ func command() *cli.Command {
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "debug", Usage: "say which daemon is used, and print stack traces of errors"},
 			&cli.BoolFlag{Name: "no-autostart", Usage: "don't start a private daemon when none listens"},
-		}, connectionFlags...),
+		}, connectionFlags()...),
 		Before: func(ctx context.Context, c *cli.Command) (context.Context, error) {
 			// Libraries log what a user can do nothing about.
 			if !c.Bool("debug") {

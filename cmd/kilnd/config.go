@@ -93,12 +93,15 @@ type keyPair struct {
 // (DMN-048).
 func parseDuration(key string, value any) (time.Duration, error) {
 	text := fmt.Sprint(value)
-	if secs, err := strconv.ParseInt(text, 10, 64); err == nil {
-		return time.Duration(secs) * time.Second, nil
+	if _, err := strconv.ParseInt(text, 10, 64); err == nil {
+		text += "s"
 	}
 	d, err := time.ParseDuration(text)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %q is neither a duration such as 48h nor a number of seconds", key, text)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("%s: %q is neither a duration such as 48h nor a number of seconds", key, fmt.Sprint(value))
+	case d < 0:
+		return 0, fmt.Errorf("%s: %q is negative", key, text)
 	}
 	return d, nil
 }
@@ -110,6 +113,9 @@ func loadConfig(c *cli.Command) (*config, []string, error) {
 	warnings, err := cfg.readFile(c.String("config"), c.IsSet("config"))
 	if err != nil {
 		return nil, nil, err
+	}
+	if v := c.String("oci-worker"); v != "auto" && !isTrue(v) {
+		return nil, nil, fmt.Errorf("--oci-worker %s: the OCI worker is the only one there is; auto or true", c.String("oci-worker"))
 	}
 	cfg.applyFlags(c)
 	warnings = append(warnings, unbuiltWarnings(c)...)
@@ -188,6 +194,11 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	}
 }
 
+func isTrue(text string) bool {
+	b, err := strconv.ParseBool(text)
+	return err == nil && b
+}
+
 // check refuses values that can't be meant.
 func (cfg *config) check() error {
 	for _, e := range cfg.InsecureEntitlements {
@@ -203,6 +214,12 @@ func (cfg *config) check() error {
 		return fmt.Errorf("network mode %q: this daemon has host only", oci.NetworkMode)
 	case oci.MaxParallelism < 0:
 		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
+	case cfg.History.MaxEntries < 0:
+		return fmt.Errorf("history.maxEntries is negative: %d", cfg.History.MaxEntries)
+	case cfg.idleExit < 0 || cfg.grace < 0:
+		return fmt.Errorf("--idle-exit %s, --grace %s: a duration is negative", cfg.idleExit, cfg.grace)
+	case cfg.GRPC.TLS.CA != "" && cfg.GRPC.TLS.Cert == "":
+		return errors.New("--tlscacert needs --tlscert and --tlskey: without TLS it would check nobody")
 	case (cfg.GRPC.TLS.Cert == "") != (cfg.GRPC.TLS.Key == ""):
 		return errors.New("TLS needs both a certificate and a key (--tlscert, --tlskey)")
 	}

@@ -13,41 +13,43 @@ import (
 // unbuilt flags are those of buildkitd whose feature kiln doesn't have yet.
 // They are accepted, so that existing command lines start the daemon, and each
 // one that is set is warned of once.
-var unbuilt = []cli.Flag{
-	&cli.StringFlag{Name: "debugaddr", Usage: "debugging address", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
-	&cli.BoolFlag{Name: "proxy-network", Usage: "enforce the proxy network"},
-	&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket path"},
-	&cli.BoolFlag{Name: "cdi-disabled", Usage: "disable CDI devices"},
-	&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "directory of CDI specs"},
-	&cli.BoolFlag{Name: "save-cache-debug", Usage: "record what cache keys are made of"},
-	&cli.BoolFlag{Name: "rootless", Usage: "rootless defaults"},
-	&cli.BoolFlag{Name: "oci-worker-rootless", Usage: "rootless mode"},
-	&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "host PID namespace"},
-	&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "proxy snapshotter socket"},
-	&cli.StringFlag{Name: "oci-cni-config-path", Usage: "path of CNI config file"},
-	&cli.StringFlag{Name: "oci-cni-binary-dir", Usage: "path of CNI binary files"},
-	&cli.IntFlag{Name: "oci-cni-pool-size", Usage: "size of the CNI network namespace pool"},
-	&cli.BoolFlag{Name: "oci-worker-gc", Usage: "automatic garbage collection"},
-	&cli.StringFlag{Name: "oci-worker-gc-keepstorage", Usage: "storage that automatic garbage collection keeps"},
-	&cli.StringFlag{Name: "oci-worker-apparmor-profile", Usage: "AppArmor profile of steps"},
-	&cli.BoolFlag{Name: "oci-worker-selinux", Usage: "SELinux labels for steps"},
-	&cli.StringFlag{Name: "containerd-worker", Usage: "containerd worker"},
-	&cli.StringFlag{Name: "containerd-worker-addr", Usage: "containerd socket"},
-	&cli.StringSliceFlag{Name: "containerd-worker-labels", Usage: "worker labels"},
-	&cli.StringSliceFlag{Name: "containerd-worker-platform", Hidden: true},
-	&cli.StringFlag{Name: "containerd-worker-namespace", Hidden: true},
-	&cli.StringFlag{Name: "containerd-worker-runtime", Hidden: true},
-	&cli.StringFlag{Name: "containerd-worker-snapshotter", Usage: "snapshotter name"},
-	&cli.BoolFlag{Name: "containerd-worker-rootless", Usage: "rootless mode"},
-	&cli.StringFlag{Name: "containerd-worker-net", Usage: "worker network type"},
-	&cli.StringFlag{Name: "containerd-cni-config-path", Usage: "path of CNI config file"},
-	&cli.StringFlag{Name: "containerd-cni-binary-dir", Usage: "path of CNI binary files"},
-	&cli.IntFlag{Name: "containerd-cni-pool-size", Usage: "size of the CNI network namespace pool"},
-	&cli.BoolFlag{Name: "containerd-worker-gc", Usage: "automatic garbage collection"},
-	&cli.StringFlag{Name: "containerd-worker-gc-keepstorage", Usage: "storage that automatic garbage collection keeps"},
-	&cli.StringFlag{Name: "containerd-worker-apparmor-profile", Usage: "AppArmor profile of steps"},
-	&cli.BoolFlag{Name: "containerd-worker-selinux", Usage: "SELinux labels for steps"},
-	&cli.IntFlag{Name: "containerd-max-parallelism", Usage: "steps that run at once"},
+func unbuilt() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "debugaddr", Usage: "debugging address", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
+		&cli.BoolFlag{Name: "proxy-network", Usage: "enforce the proxy network"},
+		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket path"},
+		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disable CDI devices"},
+		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "directory of CDI specs"},
+		&cli.BoolFlag{Name: "save-cache-debug", Usage: "record what cache keys are made of"},
+		&cli.BoolFlag{Name: "rootless", Usage: "rootless defaults"},
+		&cli.BoolFlag{Name: "oci-worker-rootless", Usage: "rootless mode"},
+		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "host PID namespace"},
+		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "proxy snapshotter socket"},
+		&cli.StringFlag{Name: "oci-cni-config-path", Usage: "path of CNI config file"},
+		&cli.StringFlag{Name: "oci-cni-binary-dir", Usage: "path of CNI binary files"},
+		&cli.IntFlag{Name: "oci-cni-pool-size", Usage: "size of the CNI network namespace pool"},
+		&cli.BoolFlag{Name: "oci-worker-gc", Usage: "automatic garbage collection"},
+		&cli.StringFlag{Name: "oci-worker-gc-keepstorage", Usage: "storage that automatic garbage collection keeps"},
+		&cli.StringFlag{Name: "oci-worker-apparmor-profile", Usage: "AppArmor profile of steps"},
+		&cli.BoolFlag{Name: "oci-worker-selinux", Usage: "SELinux labels for steps"},
+		&cli.StringFlag{Name: "containerd-worker", Usage: "containerd worker"},
+		&cli.StringFlag{Name: "containerd-worker-addr", Usage: "containerd socket"},
+		&cli.StringSliceFlag{Name: "containerd-worker-labels", Usage: "worker labels"},
+		&cli.StringSliceFlag{Name: "containerd-worker-platform", Hidden: true},
+		&cli.StringFlag{Name: "containerd-worker-namespace", Hidden: true},
+		&cli.StringFlag{Name: "containerd-worker-runtime", Hidden: true},
+		&cli.StringFlag{Name: "containerd-worker-snapshotter", Usage: "snapshotter name"},
+		&cli.BoolFlag{Name: "containerd-worker-rootless", Usage: "rootless mode"},
+		&cli.StringFlag{Name: "containerd-worker-net", Usage: "worker network type"},
+		&cli.StringFlag{Name: "containerd-cni-config-path", Usage: "path of CNI config file"},
+		&cli.StringFlag{Name: "containerd-cni-binary-dir", Usage: "path of CNI binary files"},
+		&cli.IntFlag{Name: "containerd-cni-pool-size", Usage: "size of the CNI network namespace pool"},
+		&cli.BoolFlag{Name: "containerd-worker-gc", Usage: "automatic garbage collection"},
+		&cli.StringFlag{Name: "containerd-worker-gc-keepstorage", Usage: "storage that automatic garbage collection keeps"},
+		&cli.StringFlag{Name: "containerd-worker-apparmor-profile", Usage: "AppArmor profile of steps"},
+		&cli.BoolFlag{Name: "containerd-worker-selinux", Usage: "SELinux labels for steps"},
+		&cli.IntFlag{Name: "containerd-max-parallelism", Usage: "steps that run at once"},
+	}
 }
 
 // built flags take effect.
@@ -80,12 +82,13 @@ func built() []cli.Flag {
 func command() *cli.Command {
 	// A comma is part of many values, such as platforms and GC sizes.
 	return &cli.Command{
-		Name:            "kilnd",
-		Usage:           "build daemon",
-		Version:         strings.Join([]string{version.Package, version.Protocol(), version.Revision}, " "),
-		Flags:           append(built(), unbuilt...),
-		Suggest:         true,
-		HideHelpCommand: true,
+		Name:                      "kilnd",
+		Usage:                     "build daemon",
+		Version:                   strings.Join([]string{version.Package, version.Protocol(), version.Revision}, " "),
+		Flags:                     append(built(), unbuilt()...),
+		Suggest:                   true,
+		DisableSliceFlagSeparator: true,
+		HideHelpCommand:           true,
 		Action: func(ctx context.Context, c *cli.Command) error {
 			if c.Args().Present() {
 				return fmt.Errorf("unknown argument %q; kilnd takes flags only, and the command fsck", c.Args().First())
@@ -104,7 +107,7 @@ func command() *cli.Command {
 // unbuiltWarnings names every flag that was set though its feature isn't there.
 func unbuiltWarnings(c *cli.Command) []string {
 	var out []string
-	for _, f := range unbuilt {
+	for _, f := range unbuilt() {
 		if name := f.Names()[0]; c.IsSet(name) {
 			out = append(out, fmt.Sprintf("flag --%s has no effect: this version of kiln doesn't have the feature", name))
 		}

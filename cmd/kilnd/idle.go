@@ -6,18 +6,20 @@ import (
 	"time"
 )
 
-// idleWatch counts connections and calls idle when there were none for d.
+// idleWatch counts connections. idle gets a word when there were none for d.
 type idleWatch struct {
 	d    time.Duration
-	idle func()
+	idle chan struct{} // of capacity 1
 
 	mu    sync.Mutex // guards the fields below
 	conns int
 	timer *time.Timer
 }
 
-func newIdleWatch(d time.Duration, idle func()) *idleWatch {
-	w := &idleWatch{d: d, idle: idle}
+func newIdleWatch(d time.Duration) *idleWatch {
+	w := &idleWatch{d: d, idle: make(chan struct{}, 1)}
+	w.mu.Lock() // the timer may fire before it is assigned
+	defer w.mu.Unlock()
 	w.timer = time.AfterFunc(d, w.expire)
 	return w
 }
@@ -25,8 +27,12 @@ func newIdleWatch(d time.Duration, idle func()) *idleWatch {
 func (w *idleWatch) expire() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.conns == 0 {
-		go w.idle()
+	if w.conns > 0 {
+		return
+	}
+	select {
+	case w.idle <- struct{}{}:
+	default:
 	}
 }
 

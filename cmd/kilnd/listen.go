@@ -72,8 +72,16 @@ func listenUnix(path string, cfg *config) (net.Listener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		return nil, errors.Join(errors.New("another daemon listens there"), conn.Close())
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
 		return nil, err
+	case st.Mode().Type() != os.ModeSocket:
+		return nil, fmt.Errorf("%s exists and is no socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("replace a socket that nobody listens on: %w", err)
+		}
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {

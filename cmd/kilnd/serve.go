@@ -61,11 +61,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		return err
 	}
 	undo.Add(w.Close)
-	d, err := newDaemon(cfg, w, log)
-	if err != nil {
-		return err
-	}
-	return d.run(listeners, signals)
+	return newDaemon(cfg, w, log).run(listeners, signals)
 }
 
 func ignoreClosed(err error) error {
@@ -84,13 +80,10 @@ type daemon struct {
 	grpc    *grpc.Server
 }
 
-func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) (*daemon, error) {
-	hist, err := history.Open(history.Config{
-		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries,
+func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
+	hist := history.Open(history.Config{
+		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log,
 	})
-	if err != nil {
-		return nil, err
-	}
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)
 	builds := build.NewEngine(build.Config{
@@ -112,14 +105,15 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) (*daemon, error)
 	})
 	g := grpc.NewServer(srv.Options()...)
 	srv.Register(g)
-	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, grpc: g}, nil
+	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, grpc: g}
 }
 
 // run serves until a signal, or until nobody was connected for the idle time.
-func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) error {
-	idle := make(chan struct{}, 1)
+func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) (err error) {
+	var idle <-chan struct{}
 	if d.cfg.idleExit > 0 {
-		watch := newIdleWatch(d.cfg.idleExit, func() { idle <- struct{}{} })
+		watch := newIdleWatch(d.cfg.idleExit)
+		idle = watch.idle
 		for i, l := range listeners {
 			listeners[i] = watched{Listener: l, watch: watch}
 		}
@@ -139,12 +133,13 @@ func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) error {
 		d.drain(signals)
 	case <-idle:
 		d.log.Info("ending: no client was connected", "for", d.cfg.idleExit.String())
-	case err := <-failed:
-		d.grpc.Stop()
-		return err
+		d.drain(signals)
+	case err = <-failed:
+		d.log.Error("ending: a listener failed", "err", err)
+		d.drain(signals)
 	}
 	d.hangUp()
-	return nil
+	return err
 }
 
 // drain waits for running builds until the grace period is over or a second

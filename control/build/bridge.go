@@ -20,6 +20,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 // bridge is the frontend.Bridge of one build. It owns the results of the refs
@@ -43,13 +44,14 @@ func (br *bridge) Solve(ctx context.Context, req frontend.SolveRequest) (*fronte
 	if err != nil || !req.Evaluate {
 		return res, err
 	}
+	eg, ctx := errgroup.WithContext(ctx)
 	for _, ref := range append(slices.Collect(maps.Values(res.Refs)), res.Ref) {
-		if ref == nil {
-			continue
+		if ref != nil {
+			eg.Go(func() error { return ref.Evaluate(ctx) })
 		}
-		if err := ref.Evaluate(ctx); err != nil {
-			return nil, err
-		}
+	}
+	if err := eg.Wait(); err != nil {
+		return nil, err
 	}
 	return res, nil
 }
@@ -93,7 +95,7 @@ func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest) (*
 	}
 	res, err := f.Solve(ctx, br, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
 	if err != nil {
-		return nil, err
+		return nil, (&errdefs.Frontend{Name: req.Frontend, Source: req.Opts["source"]}).WrapError(err)
 	}
 	return res, nil
 }
@@ -187,22 +189,4 @@ func (br *bridge) solved(ctx context.Context, r frontend.Ref) (*cache.Ref, error
 		return nil, err
 	}
 	return res.Ref.Clone(), nil
-}
-
-// located adds to a solve's error which vertex failed and which lines of the
-// client's source it came from (CTL-081, -082).
-func located(err error, def *pb.Definition) error {
-	var ve *solver.VertexError
-	if !errors.As(err, &ve) {
-		return err
-	}
-	dgst := ve.Vertex.Digest
-	err = errdefs.WrapVertex(err, dgst)
-	src := def.GetSource()
-	for _, loc := range src.GetLocations()[dgst.String()].GetLocations() {
-		if i := int(loc.SourceIndex); i >= 0 && i < len(src.Infos) {
-			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Infos[i], Ranges: loc.Ranges})
-		}
-	}
-	return err
 }

@@ -2,9 +2,9 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +18,8 @@ import (
 	"github.com/kilnbuild/kiln/worker/export"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Build is one request and all that belongs to it.
@@ -94,7 +96,8 @@ func (b *Build) Outcome() Outcome {
 	return b.outcome
 }
 
-func (b *Build) ended() bool {
+// Ended reports whether the build is over.
+func (b *Build) Ended() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.done
@@ -107,6 +110,18 @@ func (b *Build) write(e progress.Event) {
 		b.mu.Unlock()
 	}
 	b.stream.Write(e)
+}
+
+// guarded is run for requests that bring a defect to light: a panic ends the
+// build, not the daemon, and what the build holds is still given back.
+func (b *Build) guarded() (resp map[string]string, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			b.engine.cfg.Log.Error("build panicked", "build", b.req.Ref, "panic", r, "stack", string(debug.Stack()))
+			resp, err = nil, status.Errorf(codes.Internal, "internal error: build %s panicked: %v", b.req.Ref, r)
+		}
+	}()
+	return b.run()
 }
 
 // run does the whole build (CTL-040): frontend, force, export, finalize.
@@ -136,11 +151,7 @@ func (b *Build) result() (*frontend.Result, error) {
 		b.bridge.Warn(b.ctx, progress.Warning{Level: 1, Short: []byte(w)})
 	}
 	if b.gateway != nil {
-		res, err := b.gateway.Wait(b.ctx)
-		if err != nil {
-			return nil, err
-		}
-		return res, nil
+		return b.gateway.Wait(b.ctx)
 	}
 	return b.bridge.Solve(b.ctx, frontend.SolveRequest{
 		Definition: b.req.Definition,
@@ -152,8 +163,10 @@ func (b *Build) result() (*frontend.Result, error) {
 
 func (b *Build) checkEntitlements() error {
 	for _, name := range b.req.Entitlements {
-		kind, _, _ := strings.Cut(name, "=")
+		kind, detail, qualified := strings.Cut(name, "=")
 		switch {
+		case qualified && (kind != "device" || detail == ""):
+			return invalid("Entitlements: unknown entitlement %q", name)
 		case !slices.Contains([]string{"network.host", "security.insecure", "device"}, kind):
 			return invalid("Entitlements: unknown entitlement %q", name)
 		case !slices.Contains(b.engine.cfg.Entitlements, kind):
@@ -174,10 +187,13 @@ func (b *Build) exporters() ([]export.Exporter, error) {
 	return out, nil
 }
 
+// errEnded is what calls that a client makes for a build get when it is over.
+var errEnded = status.Error(codes.Canceled, "the build has ended")
+
 // finish records how the build ended and closes its stream.
 func (b *Build) finish(resp map[string]string, err error) {
 	stats := b.solver.Stats()
-	b.cancel(errors.New("the build has ended"))
+	b.cancel(errEnded)
 	b.bridge.release()
 	b.solver.Close()
 

@@ -5,7 +5,6 @@ package build
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -44,14 +43,15 @@ type Engine struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a build's work
 	builds   map[string]*Build
-	arrived  chan struct{} // closed and replaced when a build registers
+	refused  map[string]bool // refs of requests that never became builds
+	arrived  chan struct{}   // closed and replaced when a build registers or a ref is refused
 	draining bool
 	running  sync.WaitGroup
 }
 
 // NewEngine returns an engine without builds.
 func NewEngine(cfg Config) *Engine {
-	return &Engine{cfg: cfg, builds: map[string]*Build{}, arrived: make(chan struct{})}
+	return &Engine{cfg: cfg, builds: map[string]*Build{}, refused: map[string]bool{}, arrived: make(chan struct{})}
 }
 
 // Run registers req as a build, runs it to its end and returns the response.
@@ -65,7 +65,7 @@ func (e *Engine) Run(ctx context.Context, req Request) (map[string]string, error
 	if e.cfg.Started != nil {
 		e.cfg.Started(b)
 	}
-	resp, err := b.run()
+	resp, err := b.guarded()
 	b.finish(resp, err)
 	if e.cfg.Ended != nil {
 		e.cfg.Ended(b)
@@ -78,6 +78,7 @@ func (e *Engine) register(ctx context.Context, req Request) (*Build, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining {
+		e.refuseLocked(req.Ref)
 		return nil, status.Error(codes.Unavailable, "the daemon is shutting down and takes no new builds")
 	}
 	if _, ok := e.builds[req.Ref]; ok {
@@ -85,10 +86,36 @@ func (e *Engine) register(ctx context.Context, req Request) (*Build, error) {
 	}
 	b := newBuild(ctx, e, req)
 	e.builds[req.Ref] = b
+	delete(e.refused, req.Ref)
 	e.running.Add(1)
+	e.wakeLocked()
+	return b, nil
+}
+
+func (e *Engine) wakeLocked() {
 	close(e.arrived)
 	e.arrived = make(chan struct{})
-	return b, nil
+}
+
+// Refuse notes that the request named ref will not become a build, so that
+// nobody goes on waiting for it.
+func (e *Engine) Refuse(ref string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.refuseLocked(ref)
+}
+
+func (e *Engine) refuseLocked(ref string) {
+	if e.refused[ref] || e.builds[ref] != nil {
+		return
+	}
+	e.refused[ref] = true
+	e.wakeLocked()
+	time.AfterFunc(e.cfg.Linger, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.refused, ref)
+	})
 }
 
 func (e *Engine) forget(b *Build) {
@@ -101,15 +128,19 @@ func (e *Engine) forget(b *Build) {
 
 // Get returns the build named ref, waiting up to wait for it to be registered:
 // clients ask for a build's status before their request to build has arrived.
+// The wait ends early when the request is refused.
 func (e *Engine) Get(ctx context.Context, ref string, wait time.Duration) (*Build, error) {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	for {
 		e.mu.Lock()
-		b, arrived := e.builds[ref], e.arrived
+		b, refused, arrived := e.builds[ref], e.refused[ref], e.arrived
 		e.mu.Unlock()
-		if b != nil {
+		switch {
+		case b != nil:
 			return b, nil
+		case refused:
+			return nil, errdefs.NewUnknownJobError(ref)
 		}
 		select {
 		case <-arrived:
@@ -127,7 +158,7 @@ func (e *Engine) Running() []*Build {
 	defer e.mu.Unlock()
 	var out []*Build
 	for _, b := range e.builds {
-		if !b.ended() {
+		if !b.Ended() {
 			out = append(out, b)
 		}
 	}
@@ -135,7 +166,8 @@ func (e *Engine) Running() []*Build {
 }
 
 // Drain refuses new builds and waits for those that run. When ctx ends it
-// cancels them with ctx's cause and waits for them to be gone.
+// cancels them, with an error that tells ctx's cause, and waits for them to be
+// gone. It may be called again.
 func (e *Engine) Drain(ctx context.Context) {
 	e.mu.Lock()
 	e.draining = true
@@ -149,7 +181,7 @@ func (e *Engine) Drain(ctx context.Context) {
 	case <-ctx.Done():
 	}
 	for _, b := range e.Running() {
-		b.cancel(fmt.Errorf("the daemon is shutting down: %w", context.Cause(ctx)))
+		b.cancel(status.Errorf(codes.Unavailable, "the daemon is shutting down: %v", context.Cause(ctx)))
 	}
 	<-idle
 }

@@ -96,7 +96,9 @@ func (r *Request) checkFeatures(in *control.SolveRequest) error {
 		r.Warnings = append(r.Warnings, "the imported cache "+ref+" is not used: this daemon does not import caches")
 	}
 	for _, k := range slices.Sorted(maps.Keys(r.Opts)) {
-		if kind, ok := strings.CutPrefix(k, "attest:"); ok && r.Opts[k] != "disabled=true" {
+		// buildx asks for an inline-only one by itself: nobody misses that.
+		v := r.Opts[k]
+		if kind, ok := strings.CutPrefix(k, "attest:"); ok && v != "disabled=true" && !strings.Contains(v, "inline-only=true") {
 			r.Warnings = append(r.Warnings, kind+" attestations are left out: this daemon does not make them")
 		}
 	}

@@ -3,9 +3,12 @@
 package history
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -27,17 +30,20 @@ type Config struct {
 	Store      *store.DB
 	MaxAge     time.Duration
 	MaxEntries int
+	Log        *slog.Logger // nil discards
 }
 
 // Log is the history. All methods are safe for concurrent use.
 type Log struct {
 	cfg Config
 
-	mu        sync.Mutex // guards the fields below; never held across a send
+	// mu guards the fields below and is never held across a send. A listener's
+	// lock comes after it.
+	mu        sync.Mutex
 	active    map[string]*control.BuildHistoryRecord
 	ended     map[string]*control.BuildHistoryRecord
 	listeners map[*listener]struct{}
-	closed    chan struct{}
+	closed    chan struct{} // needs no lock
 }
 
 type listener struct {
@@ -46,8 +52,12 @@ type listener struct {
 	wake   chan struct{} // of capacity 1
 }
 
-// Open loads the records.
-func Open(cfg Config) (*Log, error) {
+// Open loads the records and forgets those that are too old. One that can't be
+// read is dropped with a word in the log: it must not keep the daemon down.
+func Open(cfg Config) *Log {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	l := &Log{
 		cfg:       cfg,
 		active:    map[string]*control.BuildHistoryRecord{},
@@ -55,17 +65,22 @@ func Open(cfg Config) (*Log, error) {
 		listeners: map[*listener]struct{}{},
 		closed:    make(chan struct{}),
 	}
-	var bad error
+	var bad store.Batch
 	cfg.Store.Scan(bucket, "", func(ref string, value []byte) bool {
 		rec := &control.BuildHistoryRecord{}
-		if err := proto.Unmarshal(value, rec); err != nil {
-			bad = fmt.Errorf("history record of build %s: %w", ref, err)
-			return false
+		if err := proto.Unmarshal(value, rec); err != nil || rec.Ref != ref {
+			cfg.Log.Warn("a history record can't be read and is dropped", "build", ref, "err", err)
+			bad.Delete(bucket, ref)
+			return true
 		}
 		l.ended[ref] = rec
 		return true
 	})
-	return l, bad
+	cfg.Store.Write(&bad)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.trimLocked(time.Now())
+	return l
 }
 
 // Close ends what listeners wait for: no more news will come. It is called
@@ -107,9 +122,14 @@ func (l *Log) putLocked(rec *control.BuildHistoryRecord) error {
 }
 
 func (l *Log) trimLocked(now time.Time) {
-	for i, rec := range l.newestLocked() {
-		if i >= l.cfg.MaxEntries && !rec.Pinned && now.Sub(rec.CompletedAt.AsTime()) > l.cfg.MaxAge {
+	kept := 0 // pinned ones don't count
+	for _, rec := range l.newestLocked() {
+		switch {
+		case rec.Pinned:
+		case kept >= l.cfg.MaxEntries && now.Sub(rec.CompletedAt.AsTime()) > l.cfg.MaxAge:
 			l.deleteLocked(rec.Ref)
+		default:
+			kept++
 		}
 	}
 }
@@ -122,15 +142,13 @@ func (l *Log) deleteLocked(ref string) {
 	l.tellLocked(control.BuildHistoryEventType_DELETED, &control.BuildHistoryRecord{Ref: ref})
 }
 
-func (l *Log) newestLocked() []*control.BuildHistoryRecord {
-	out := make([]*control.BuildHistoryRecord, 0, len(l.ended))
-	for _, rec := range l.ended {
-		out = append(out, rec)
-	}
-	slices.SortFunc(out, func(a, b *control.BuildHistoryRecord) int {
-		return b.CreatedAt.AsTime().Compare(a.CreatedAt.AsTime())
+func (l *Log) newestLocked() []*control.BuildHistoryRecord { return newest(l.ended) }
+
+// newest sorts records, those of the same time by their refs.
+func newest(records map[string]*control.BuildHistoryRecord) []*control.BuildHistoryRecord {
+	return slices.SortedFunc(maps.Values(records), func(a, b *control.BuildHistoryRecord) int {
+		return cmp.Or(b.CreatedAt.AsTime().Compare(a.CreatedAt.AsTime()), cmp.Compare(a.Ref, b.Ref))
 	})
-	return out
 }
 
 // Update pins, unpins or deletes a record (CTL-140).
@@ -186,19 +204,15 @@ func (l *Log) Listen(ctx context.Context, req *control.BuildHistoryRequest, send
 	if req.EarlyExit {
 		return nil
 	}
-	for {
+	for open := true; open; {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-l.closed:
-			return nil
+			open = false // after the news that came before
 		case <-li.wake:
 		}
-		li.mu.Lock()
-		events := li.events
-		li.events = nil
-		li.mu.Unlock()
-		for _, ev := range events {
+		for _, ev := range li.take() {
 			if !wanted(req, ev) {
 				continue
 			}
@@ -207,6 +221,16 @@ func (l *Log) Listen(ctx context.Context, req *control.BuildHistoryRequest, send
 			}
 		}
 	}
+	return nil
+}
+
+// take returns the events since the last call.
+func (li *listener) take() []*control.BuildHistoryEvent {
+	li.mu.Lock()
+	defer li.mu.Unlock()
+	events := li.events
+	li.events = nil
+	return events
 }
 
 func wanted(req *control.BuildHistoryRequest, ev *control.BuildHistoryEvent) bool {
@@ -223,7 +247,7 @@ func (l *Log) subscribe(li *listener, req *control.BuildHistoryRequest) []*contr
 			past = append(past, ev)
 		}
 	}
-	for _, rec := range l.active {
+	for _, rec := range newest(l.active) {
 		add(control.BuildHistoryEventType_STARTED, rec)
 	}
 	if req.ActiveOnly {

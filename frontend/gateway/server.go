@@ -6,8 +6,6 @@ package gateway
 import (
 	"context"
 	"crypto/rand"
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -176,8 +174,10 @@ func (s *Server) Warn(ctx context.Context, req *gwpb.WarnRequest) (*gwpb.WarnRes
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "Warn: digest %q: %v", req.Digest, err)
 	}
-	if slices.Contains(req.Ranges, nil) {
-		return nil, status.Error(codes.InvalidArgument, "Warn: ranges: an entry is nil")
+	for i, r := range req.Ranges {
+		if r.GetStart() == nil || r.GetEnd() == nil { // clients that print it rely on both
+			return nil, status.Errorf(codes.InvalidArgument, "Warn: ranges[%d] has no start or no end", i)
+		}
 	}
 	s.cfg.Bridge.Warn(ctx, progress.Warning{
 		Vertex: dgst, Level: int(req.Level), Short: req.Short, Detail: req.Detail, URL: req.Url,
@@ -203,16 +203,22 @@ func (s *Server) Return(ctx context.Context, req *gwpb.ReturnRequest) (*gwpb.Ret
 			return nil, err
 		}
 		o.result = res
-		if len(req.Result.Attestations) > 0 {
-			s.cfg.Bridge.Warn(ctx, progress.Warning{Level: 1, Short: []byte("attestations of the frontend's result are left out: this daemon does not export attestations")})
-		}
 	default:
 		return nil, status.Error(codes.InvalidArgument, "Return: neither Result nor Error is set")
+	}
+	if len(req.Result.GetAttestations()) > 0 && !s.ended() { // before the build goes on, and ends
+		s.cfg.Bridge.Warn(ctx, progress.Warning{Level: 1, Short: []byte("attestations of the frontend's result are left out: this daemon does not export attestations")})
 	}
 	if !s.finish(o) {
 		return nil, status.Error(codes.FailedPrecondition, "Return: the build has its result already")
 	}
 	return &gwpb.ReturnResponse{}, nil
+}
+
+func (s *Server) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.returned
 }
 
 func (s *Server) finish(o outcome) bool {
@@ -281,9 +287,7 @@ func platformOf(p *pb.Platform) *ocispec.Platform {
 	return &spec
 }
 
-// errContainer answers the container API, which this daemon doesn't have.
-var errContainer = errors.New("containers in gateway builds are not supported by this daemon")
-
+// containerError answers the container API, which this daemon doesn't have.
 func containerError(call string) error {
-	return status.Error(codes.Unimplemented, fmt.Sprintf("%s: %v", call, errContainer))
+	return status.Errorf(codes.Unimplemented, "%s: containers in gateway builds are not supported by this daemon", call)
 }

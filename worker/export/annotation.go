@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -37,9 +38,6 @@ func (a *annotations) add(key, value string) error {
 		if err != nil {
 			return fmt.Errorf("annotation %q: %w", key, err)
 		}
-		if strings.HasPrefix(where, onIndex) {
-			return fmt.Errorf("annotation %q: an index is of no one platform", key)
-		}
 		platform = platforms.FormatAll(platforms.Normalize(p))
 	}
 	if *a == nil {
@@ -56,6 +54,7 @@ func (a *annotations) add(key, value string) error {
 }
 
 // with returns a with the annotations that the result's metadata carries on top.
+// Keys of another form are some frontend's own.
 func (a annotations) with(metadata map[string][]byte) (annotations, error) {
 	out := annotations{}
 	for where, byPlatform := range a {
@@ -65,7 +64,7 @@ func (a annotations) with(metadata map[string][]byte) (annotations, error) {
 		}
 	}
 	for k, v := range metadata {
-		if strings.HasPrefix(k, "annotation") {
+		if annotationKey.MatchString(k) {
 			if err := out.add(k, string(v)); err != nil {
 				return nil, err
 			}
@@ -74,32 +73,36 @@ func (a annotations) with(metadata map[string][]byte) (annotations, error) {
 	return out, nil
 }
 
-func (a annotations) some() bool { return len(a) > 0 }
-
-// at returns the annotations for one place of one platform; nil if none.
+// at returns the annotations for one place of one platform; nil if none. An
+// index is of no one platform: it takes those of all.
 func (a annotations) at(where, platform string) map[string]string {
-	byPlatform := a[where]
-	if len(byPlatform[""]) == 0 && (platform == "" || len(byPlatform[platform]) == 0) {
-		return nil
+	from := []string{"", platform}
+	if strings.HasPrefix(where, onIndex) {
+		from = slices.Sorted(maps.Keys(a[where]))
 	}
-	out := maps.Clone(byPlatform[""])
-	if out == nil {
-		out = map[string]string{}
-	}
-	if platform != "" {
-		maps.Copy(out, byPlatform[platform])
+	var out map[string]string
+	for _, p := range from {
+		for k, v := range a[where][p] {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[k] = v
+		}
 	}
 	return out
 }
 
-// check refuses annotations of platforms that the result doesn't have, and of
-// an index where there is none.
-func (a annotations) check(ids map[string]bool, index bool) error {
-	for where, byPlatform := range a {
-		if !index && strings.HasPrefix(where, onIndex) {
+// check refuses annotations of platforms that the result doesn't have, of an
+// index where there is none, and of what has none in Docker's media types.
+func (a annotations) check(ids map[string]bool, index, oci bool) error {
+	for _, where := range slices.Sorted(maps.Keys(a)) {
+		switch {
+		case !oci && where != onManifest:
+			return fmt.Errorf("%s annotations need oci-mediatypes=true", where)
+		case !index && strings.HasPrefix(where, onIndex):
 			return fmt.Errorf("%s annotations need a result of several platforms", where)
 		}
-		for p := range byPlatform {
+		for _, p := range slices.Sorted(maps.Keys(a[where])) {
 			if p != "" && !ids[p] {
 				return fmt.Errorf("annotation for platform %s: the result has no such platform", p)
 			}

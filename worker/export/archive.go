@@ -2,11 +2,13 @@ package export
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
@@ -47,8 +50,7 @@ func (e *archiveExporter) Export(ctx context.Context, src Source, req Request) (
 	if err != nil {
 		return Done{}, err
 	}
-	created := e.opts.created(time.Now())
-	resp, desc, err := img.response(names, created)
+	resp, desc, err := img.response(names, time.Now())
 	if err != nil {
 		return Done{}, err
 	}
@@ -61,7 +63,7 @@ func (e *archiveExporter) Export(ctx context.Context, src Source, req Request) (
 		return Done{}, fmt.Errorf("open the client's output: %w", err)
 	}
 	done := progress.From(ctx).Begin("sending tarball")
-	err = sendArchive(ctx, w, archive{image: img, desc: desc, names: names, docker: e.docker, epoch: e.opts.epoch.time})
+	err = sendArchive(ctx, w, archive{image: img, desc: desc, names: names, docker: e.docker})
 	// A receiver that has the image already says so; that is success (EXP-061).
 	if err != nil && grpcerrors.Code(err) != codes.AlreadyExists {
 		return Done{}, fmt.Errorf("send the image to the client: %w", err)
@@ -83,7 +85,6 @@ type archive struct {
 	desc   ocispec.Descriptor
 	names  []string
 	docker bool
-	epoch  *time.Time
 }
 
 func (a archive) write(ctx context.Context, w io.Writer) error {
@@ -114,10 +115,7 @@ func (a archive) writeBlobs(ctx context.Context, tw *tar.Writer) error {
 		return err
 	}
 	blobs := slices.Clone(a.image.blobs)
-	slices.SortFunc(blobs, func(x, y blob) int {
-		return slices.Compare([]byte(x.desc.Digest), []byte(y.desc.Digest))
-	})
-	blobs = slices.CompactFunc(blobs, func(x, y blob) bool { return x.desc.Digest == y.desc.Digest })
+	slices.SortFunc(blobs, func(x, y blob) int { return cmp.Compare(x.desc.Digest, y.desc.Digest) })
 	for _, b := range blobs {
 		if err := a.writeBlob(ctx, tw, b); err != nil {
 			return fmt.Errorf("%s: %w", b.desc.Digest, err)
@@ -132,7 +130,7 @@ func (a archive) writeBlob(ctx context.Context, tw *tar.Writer, b blob) error {
 		return err
 	}
 	defer r.Close()
-	if err := a.header(tw, blobPath(b.desc), tar.TypeReg, b.desc.Size); err != nil {
+	if err := a.header(tw, blobPath(b.desc.Digest), tar.TypeReg, b.desc.Size); err != nil {
 		return err
 	}
 	n, err := io.Copy(tw, r)
@@ -142,8 +140,8 @@ func (a archive) writeBlob(ctx context.Context, tw *tar.Writer, b blob) error {
 	return err
 }
 
-func blobPath(desc ocispec.Descriptor) string {
-	return path.Join(ocispec.ImageBlobsDir, desc.Digest.Algorithm().String(), desc.Digest.Encoded())
+func blobPath(dgst digest.Digest) string {
+	return path.Join(ocispec.ImageBlobsDir, dgst.Algorithm().String(), dgst.Encoded())
 }
 
 func (a archive) header(tw *tar.Writer, name string, typ byte, size int64) error {
@@ -151,8 +149,8 @@ func (a archive) header(tw *tar.Writer, name string, typ byte, size int64) error
 	if typ == tar.TypeDir {
 		h.Mode = 0o755
 	}
-	if a.epoch != nil {
-		h.ModTime = *a.epoch
+	if t := a.image.epoch.time; t != nil {
+		h.ModTime = *t
 	}
 	return tw.WriteHeader(h)
 }
@@ -177,10 +175,7 @@ func (a archive) tagged() []ocispec.Descriptor {
 	var out []ocispec.Descriptor
 	for _, n := range a.names {
 		d := a.desc
-		d.Annotations = map[string]string{}
-		for k, v := range a.desc.Annotations {
-			d.Annotations[k] = v
-		}
+		d.Annotations = maps.Clone(a.desc.Annotations) // which has a creation time at least
 		d.Annotations["io.containerd.image.name"] = n
 		if parsed, err := reference.ParseNormalizedNamed(n); err == nil {
 			if t, ok := parsed.(reference.Tagged); ok {
@@ -207,18 +202,9 @@ func (a archive) dockerManifest() any {
 		}
 		e.RepoTags = append(e.RepoTags, reference.FamiliarString(parsed))
 	}
-	var m ocispec.Manifest
-	for _, b := range a.image.blobs {
-		if b.desc.Digest == a.image.config {
-			e.Config = blobPath(b.desc)
-		}
-		if b.desc.Digest == a.desc.Digest {
-			// The bytes are the manifest that assemble encoded.
-			_ = json.Unmarshal(b.data, &m)
-		}
-	}
-	for _, l := range m.Layers {
-		e.Layers = append(e.Layers, blobPath(l))
+	e.Config = blobPath(a.image.config)
+	for _, l := range a.image.layers {
+		e.Layers = append(e.Layers, blobPath(l.Digest))
 	}
 	return []entry{e}
 }

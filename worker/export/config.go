@@ -13,8 +13,8 @@ import (
 )
 
 // defaultConfig is the config of results whose frontend gave none (EXP-052).
-func defaultConfig(p ocispec.Platform) ([]byte, error) {
-	img := ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers"}}
+func defaultConfig(p *ocispec.Platform) ([]byte, error) {
+	img := ocispec.Image{Platform: *p, RootFS: ocispec.RootFS{Type: "layers"}}
 	img.Config.WorkingDir = "/"
 	img.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	return json.Marshal(img)
@@ -53,24 +53,19 @@ func patchConfig(config, base []byte, layers []cache.Layer, from []cache.Origin,
 		rootfs.DiffIDs[i] = l.DiffID
 	}
 	history := alignHistory(img.History, len(layers), from)
-	var created *time.Time
 	if clamp != nil {
 		if err := clampHistory(history, base, *clamp); err != nil {
 			return nil, err
 		}
 	}
-	for _, h := range history {
-		if h.Created != nil {
-			created = h.Created
-		}
+	patch := map[string]any{"rootfs": rootfs, "history": history}
+	switch _, given := fields["created"]; {
+	case !given:
+		patch["created"] = lastCreated(history)
+	case clamp != nil && img.Created != nil && img.Created.After(*clamp):
+		patch["created"] = clamp
 	}
-	if img.Created != nil {
-		created = img.Created
-		if clamp != nil && created.After(*clamp) {
-			created = clamp
-		}
-	}
-	for name, v := range map[string]any{"rootfs": rootfs, "history": history, "created": created} {
+	for name, v := range patch {
 		raw, err := json.Marshal(v)
 		if err != nil {
 			return nil, fmt.Errorf("image config of the result: %s: %w", name, err)
@@ -78,6 +73,16 @@ func patchConfig(config, base []byte, layers []cache.Layer, from []cache.Origin,
 		fields[name] = raw
 	}
 	return json.Marshal(fields)
+}
+
+// lastCreated is the time of the last entry that has one.
+func lastCreated(history []ocispec.History) (out *time.Time) {
+	for _, h := range history {
+		if h.Created != nil {
+			out = h.Created
+		}
+	}
+	return out
 }
 
 // alignHistory returns history with exactly n entries that stand for layers,

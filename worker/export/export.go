@@ -4,6 +4,7 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -83,6 +84,9 @@ const sessionWait = 5 * time.Second
 
 // caller returns the session that takes the output.
 func (c Config) caller(ctx context.Context, req Request) (session.Caller, error) {
+	if req.SessionID == "" {
+		return nil, errors.New("send the result to the client: the request names no session")
+	}
 	ctx, cancel := context.WithTimeout(ctx, sessionWait)
 	defer cancel()
 	caller, err := c.Sessions.Get(ctx, req.SessionID, false)

@@ -106,13 +106,13 @@ func (e *fileExporter) tree(ctx context.Context, src Source, undo *cleanup.Stack
 		if err != nil {
 			return nil, err
 		}
-		tree, err := openTree(ctx, p.ref, clamp, undo)
+		tree, err := openTree(ctx, p.ref, clamp.time, undo)
 		if err != nil {
 			return nil, err
 		}
 		st := &fstypes.Stat{Mode: uint32(os.ModeDir | 0o755), Path: strings.ReplaceAll(p.id, "/", "_")}
-		if clamp != nil {
-			st.ModTime = clamp.UnixNano()
+		if clamp.time != nil {
+			st.ModTime = clamp.time.UnixNano()
 		}
 		dirs = append(dirs, fsutil.Dir{FS: tree, Stat: st})
 	}

@@ -2,8 +2,10 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,18 +32,19 @@ func (e *imageExporter) Export(ctx context.Context, src Source, req Request) (Do
 	if err != nil {
 		return Done{}, err
 	}
-	if (e.opts.push || e.opts.pushByDigest) && len(names) == 0 {
-		return Done{}, fmt.Errorf("push needs a name for the image: name=HOST/NAME")
+	if e.opts.push && len(names) == 0 {
+		return Done{}, errors.New("push needs a name for the image: name=HOST/NAME")
 	}
 	img, err := assemble(ctx, e.cfg, e.opts, src)
 	if err != nil {
 		return Done{}, err
 	}
-	resp, desc, err := img.response(names, e.opts.created(time.Now()))
+	named := e.withDangling(names, img.root.Digest)
+	resp, desc, err := img.response(named, time.Now())
 	if err != nil {
 		return Done{}, err
 	}
-	if err := e.store(ctx, img, e.localNames(names, desc.Digest)); err != nil {
+	if err := e.store(ctx, img, e.withCanonical(named, names, desc.Digest)); err != nil {
 		return Done{}, err
 	}
 	done := Done{Response: resp, Descriptor: &desc}
@@ -51,15 +54,21 @@ func (e *imageExporter) Export(ctx context.Context, src Source, req Request) (Do
 	return done, nil
 }
 
-// localNames are what the image is called in the store (EXP-016 to -018).
-func (e *imageExporter) localNames(names []string, dgst digest.Digest) []string {
-	out := names
+// withDangling adds the name that images get for being kept (EXP-016, -017).
+func (e *imageExporter) withDangling(names []string, dgst digest.Digest) []string {
+	out := slices.Clone(names)
 	if p := e.opts.danglingPrefix; p != "" && (len(names) == 0 || !e.opts.danglingIfEmpty) {
-		out = append(out[:len(out):len(out)], p+"@"+dgst.String())
+		out = append(out, p+"@"+dgst.String())
 	}
+	return out
+}
+
+// withCanonical adds a name with the digest for each given one (EXP-018).
+func (e *imageExporter) withCanonical(all, given []string, dgst digest.Digest) []string {
+	out := slices.Clone(all)
 	if e.opts.canonical {
-		for _, n := range names {
-			out = append(out[:len(out):len(out)], untagged(n)+"@"+dgst.String())
+		for _, n := range given {
+			out = append(out, untagged(n)+"@"+dgst.String())
 		}
 	}
 	return out
@@ -80,14 +89,20 @@ func (e *imageExporter) store(ctx context.Context, img *image, names []string) e
 	}
 	keep := cache.Image{Descriptor: img.root}
 	for _, b := range img.blobs {
+		if b.owner == nil {
+			keep.Blobs = append(keep.Blobs, b.desc.Digest)
+		} else if id := b.owner.ID(); !slices.Contains(keep.Refs, id) {
+			keep.Refs = append(keep.Refs, id)
+		}
+	}
+	defer e.cfg.Cache.Hold(keep.Blobs...)() // until a name keeps them
+	for _, b := range img.blobs {
 		if b.owner != nil {
-			keep.Refs = append(keep.Refs, b.owner.ID())
 			continue
 		}
 		if err := e.write(b); err != nil {
 			return err
 		}
-		keep.Blobs = append(keep.Blobs, b.desc.Digest)
 	}
 	for _, n := range names {
 		done := progress.From(ctx).Begin("naming to " + n)

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -25,7 +26,9 @@ import (
 // from.
 type image struct {
 	root   ocispec.Descriptor
-	config digest.Digest // of the one platform; "" in an index
+	config digest.Digest        // of the one platform; "" in an index
+	layers []ocispec.Descriptor // of the one platform; nil in an index
+	epoch  epoch                // of the result as a whole
 	// blobs are everything below root and root itself, in an order in which
 	// each comes after what it refers to.
 	blobs []blob
@@ -111,7 +114,7 @@ func assemble(ctx context.Context, cfg Config, opts imageOptions, src Source) (*
 			ids[platforms.FormatAll(platforms.Normalize(*p.platform))] = true
 		}
 	}
-	if err := notes.check(ids, isMap); err != nil {
+	if err := notes.check(ids, isMap, opts.compression.OCI); err != nil {
 		return nil, err
 	}
 	layers, err := layersOf(ctx, opts, all)
@@ -119,6 +122,9 @@ func assemble(ctx context.Context, cfg Config, opts imageOptions, src Source) (*
 		return nil, err
 	}
 	img := &image{}
+	if img.epoch, err = opts.epoch.or(src.Metadata, ""); err != nil {
+		return nil, err
+	}
 	index := ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Annotations: notes.at(onIndex, ""),
 	}
@@ -136,7 +142,7 @@ func assemble(ctx context.Context, cfg Config, opts imageOptions, src Source) (*
 		img.root = index.Manifests[0]
 		return img, nil
 	}
-	img.config = ""
+	img.config, img.layers = "", nil
 	img.root, err = img.addJSON(ctx, "exporting manifest list ", index.MediaType, index)
 	img.root.Annotations = notes.at(onIndexDescriptor, "")
 	return img, err
@@ -164,7 +170,7 @@ func (img *image) addManifest(ctx context.Context, cfg Config, opts imageOptions
 	config, ok := platformValue(metadata, "containerimage.config", p.id)
 	if !ok || len(config) == 0 {
 		var err error
-		if config, err = defaultConfig(cfg.Platform); err != nil {
+		if config, err = defaultConfig(cmp.Or(p.platform, &cfg.Platform)); err != nil {
 			return ocispec.Descriptor{}, err
 		}
 	}
@@ -173,7 +179,7 @@ func (img *image) addManifest(ctx context.Context, cfg Config, opts imageOptions
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	config, err = patchConfig(config, base, layers, origins(p.ref, len(layers)), clamp)
+	config, err = patchConfig(config, base, layers, origins(p.ref, len(layers)), clamp.time)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -190,13 +196,11 @@ func (img *image) addManifest(ctx context.Context, cfg Config, opts imageOptions
 		m.MediaType, configType = images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2Config
 	}
 	for _, l := range layers {
-		if !slices.ContainsFunc(img.blobs, func(b blob) bool { return b.desc.Digest == l.Blob.Digest }) {
-			img.blobs = append(img.blobs, blob{desc: l.Blob, owner: p.ref})
-		}
+		img.addBlob(blob{desc: l.Blob, owner: p.ref})
 		m.Layers = append(m.Layers, publicLayer(l.Blob, opts.compression.OCI))
 	}
 	m.Config = img.add(ctx, "exporting config ", configType, config)
-	img.config = m.Config.Digest
+	img.config, img.layers = m.Config.Digest, m.Layers
 	desc, err := img.addJSON(ctx, "exporting manifest ", m.MediaType, m)
 	desc.Platform = p.platform
 	desc.Annotations = notes.at(onManifestDescriptor, platform)
@@ -225,8 +229,15 @@ func publicLayer(desc ocispec.Descriptor, oci bool) ocispec.Descriptor {
 func (img *image) add(ctx context.Context, what, mediaType string, data []byte) ocispec.Descriptor {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	progress.From(ctx).Begin(what + desc.Digest.String())()
-	img.blobs = append(img.blobs, blob{desc: desc, data: data})
+	img.addBlob(blob{desc: desc, data: data})
 	return desc
+}
+
+// addBlob adds b unless another platform has it too.
+func (img *image) addBlob(b blob) {
+	if !slices.ContainsFunc(img.blobs, func(o blob) bool { return o.desc.Digest == b.desc.Digest }) {
+		img.blobs = append(img.blobs, b)
+	}
 }
 
 func (img *image) addJSON(ctx context.Context, what, mediaType string, v any) (ocispec.Descriptor, error) {
@@ -238,14 +249,14 @@ func (img *image) addJSON(ctx context.Context, what, mediaType string, v any) (o
 }
 
 // response is what clients are told of the image (EXP-059).
-func (img *image) response(names []string, created time.Time) (map[string]string, ocispec.Descriptor, error) {
+func (img *image) response(names []string, now time.Time) (map[string]string, ocispec.Descriptor, error) {
 	desc := img.root
 	desc.Annotations = maps.Clone(desc.Annotations)
 	if desc.Annotations == nil {
 		desc.Annotations = map[string]string{}
 	}
 	if _, ok := desc.Annotations[ocispec.AnnotationCreated]; !ok {
-		desc.Annotations[ocispec.AnnotationCreated] = created.UTC().Format(time.RFC3339)
+		desc.Annotations[ocispec.AnnotationCreated] = img.epoch.created(now).UTC().Format(time.RFC3339)
 	}
 	resp := map[string]string{"containerimage.digest": desc.Digest.String()}
 	if img.config != "" {
@@ -260,12 +271,4 @@ func (img *image) response(names []string, created time.Time) (map[string]string
 	}
 	resp["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(raw)
 	return resp, desc, nil
-}
-
-// created is when the image is said to be made.
-func (o imageOptions) created(now time.Time) time.Time {
-	if o.epoch.time != nil {
-		return *o.epoch.time
-	}
-	return now
 }

@@ -108,8 +108,6 @@ func (o *imageOptions) check() error {
 		return fmt.Errorf("compression-level %d: for %s it must be %d to %d", *c.Level, c.Type, bounds[0], bounds[1])
 	case c.Type == "zstd" && !c.OCI:
 		return errors.New("compression zstd needs oci-mediatypes=true: Docker's media types don't know it")
-	case !c.OCI && o.annotations.some():
-		return errors.New("annotations need oci-mediatypes=true: Docker's manifests have none")
 	}
 	for _, n := range o.names {
 		if n == "*" {
@@ -188,16 +186,23 @@ func parseEpoch(v string) (epoch, error) {
 }
 
 // or returns e if it is set, else what the frontend says for the platform.
-func (e epoch) or(metadata map[string][]byte, platform string) (*time.Time, error) {
+func (e epoch) or(metadata map[string][]byte, platform string) (epoch, error) {
 	if e.set {
-		return e.time, nil
+		return e, nil
 	}
 	v, ok := platformValue(metadata, "source.date.epoch", platform)
 	if !ok {
-		return nil, nil
+		return e, nil
 	}
-	from, err := parseEpoch(string(v))
-	return from.time, err
+	return parseEpoch(string(v))
+}
+
+// created is when the result is said to be made.
+func (e epoch) created(now time.Time) time.Time {
+	if e.time != nil {
+		return *e.time
+	}
+	return now
 }
 
 // platformValue returns the value of key for a platform: its own, or the one

@@ -15,30 +15,40 @@ import (
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // sendFiles mirrors tree to the directory that the client gave for the exporter
-// numbered id (SES-050, -051).
+// numbered id (SES-050, -051). When it returns nil, the client has said that
+// everything arrived.
 func sendFiles(ctx context.Context, caller session.Caller, id int, tree fsutil.FS) error {
 	method := session.MethodURL(filesync.FileSend_ServiceDesc.ServiceName, "diffcopy")
 	if !caller.Supports(method) {
 		return errors.New("the client takes no files: it named no directory for the output")
 	}
+	count := &byteCount{scope: progress.From(ctx), started: time.Now()}
 	ctx, cancel := context.WithCancel(caller.Context(ctx))
-	defer cancel()
-	ctx = metadata.AppendToOutgoingContext(ctx, "buildkit-attachable-exporter-id", strconv.Itoa(id))
+	ctx = metadata.AppendToOutgoingContext(ctx,
+		"buildkit-attachable-exporter-id", strconv.Itoa(id),
+		// All platforms come in one transfer: the client may delete what isn't in it.
+		"buildkit-exporter-multi-platform", "1")
 	stream, err := filesync.NewFileSendClient(caller.Conn()).DiffCopy(ctx)
 	if err != nil {
+		cancel()
 		return fmt.Errorf("open the client's output directory: %w", err)
 	}
-	count := &byteCount{scope: progress.From(ctx), started: time.Now()}
 	in := newInbox(stream)
-	err = fsutil.Send(ctx, in, tree, count.report)
-	if err == nil {
-		err = stream.CloseSend()
+	defer func() { cancel(); <-in.ended }()
+	if err := fsutil.Send(ctx, in, tree, count.report); err != nil {
+		return fmt.Errorf("send files to the client: %w", in.why(err))
 	}
-	if err != nil {
+	if err := stream.CloseSend(); err != nil {
+		return fmt.Errorf("send files to the client: %w", err)
+	}
+	<-in.ended // the stream's context ends it, if nothing else does
+	if err := in.why(nil); err != nil {
 		return fmt.Errorf("send files to the client: %w", err)
 	}
 	return nil
@@ -55,15 +65,17 @@ type inbox struct {
 	packets []*fstypes.Packet
 	err     error
 	arrived chan struct{} // of capacity 1
+	ended   chan struct{} // closed when nothing more will arrive
 }
 
 func newInbox(s grpc.ClientStream) *inbox {
-	in := &inbox{ClientStream: s, arrived: make(chan struct{}, 1)}
-	go in.read() // ends with the stream's context
+	in := &inbox{ClientStream: s, arrived: make(chan struct{}, 1), ended: make(chan struct{})}
+	go in.read() // ends with the stream's context at the latest
 	return in
 }
 
 func (in *inbox) read() {
+	defer close(in.ended)
 	for {
 		p := &fstypes.Packet{}
 		err := in.ClientStream.RecvMsg(p)
@@ -82,6 +94,17 @@ func (in *inbox) read() {
 			return
 		}
 	}
+}
+
+// why is the client's error if it gave one, else err: a sender whose stream was
+// ended by the client knows only that it ended.
+func (in *inbox) why(err error) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.err != nil && in.err != io.EOF && status.Code(in.err) != codes.Canceled {
+		return in.err
+	}
+	return err
 }
 
 // RecvMsg gives the next packet that was read.

@@ -1,0 +1,411 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/urfave/cli/v3"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// loaded reads the config that a file of the given content and args make.
+func loaded(t *testing.T, file string, args ...string) (cfg *config, warnings []string, err error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.toml")
+	must(t, os.WriteFile(path, []byte(file), 0o600))
+	cmd := command()
+	cmd.Commands = nil
+	cmd.Writer, cmd.ErrWriter = io.Discard, io.Discard
+	cmd.Action = func(_ context.Context, c *cli.Command) (err error) {
+		cfg, warnings, err = loadConfig(c)
+		return err
+	}
+	err = cmd.Run(t.Context(), append([]string{"kilnd", "--config", path}, args...))
+	return cfg, warnings, err
+}
+
+// compat: DMN-023
+func TestPrecedence(t *testing.T) {
+	cfg, _, err := loaded(t, "")
+	must(t, err)
+	if cfg.Root != defaultRoot || !slices.Equal(cfg.GRPC.Address, []string{defaultAddress}) || cfg.historyAge != 48*time.Hour || cfg.History.MaxEntries != 50 ||
+		cfg.Log.Format != "text" || cfg.Worker.OCI.Snapshotter != "auto" || cfg.grace != defaultGrace {
+		t.Errorf("defaults %+v", cfg)
+	}
+	const file = `
+root = "/file"
+insecure-entitlements = ["device"]
+[grpc]
+address = ["tcp://file"]
+[log]
+format = "json"
+[worker.oci]
+max-parallelism = 3
+platforms = ["linux/arm64"]
+[worker.oci.labels]
+from = "file"
+both = "file"
+`
+	cfg, _, err = loaded(t, file)
+	must(t, err)
+	if cfg.Root != "/file" || cfg.GRPC.Address[0] != "tcp://file" || cfg.Log.Format != "json" || cfg.Worker.OCI.MaxParallelism != 3 || cfg.InsecureEntitlements[0] != "device" {
+		t.Errorf("file %+v", cfg)
+	}
+	cfg, _, err = loaded(t, file, "--root", "/flag", "--addr", "unix:///a,b", "--addr", "unix:///c", "--oci-max-parallelism", "0", "--log-format", "text",
+		"--allow-insecure-entitlement", "network.host", "--oci-worker-labels", "both=flag,x")
+	must(t, err)
+	oci := cfg.Worker.OCI
+	if cfg.Root != "/flag" || !slices.Equal(cfg.GRPC.Address, []string{"unix:///a,b", "unix:///c"}) || oci.MaxParallelism != 0 || cfg.Log.Format != "text" ||
+		!slices.Equal(cfg.InsecureEntitlements, []string{"network.host"}) || oci.Labels["both"] != "flag,x" || oci.Labels["from"] != "file" || oci.Platforms[0] != "linux/arm64" {
+		t.Errorf("flags %+v", cfg)
+	}
+}
+
+func TestBadConfig(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+		want []string
+	}{
+		{"rot = 1", nil, []string{"unknown key rot", "root"}},
+		{"[worker.oci]\nmax-paralelism = 1", nil, []string{"worker.oci.max-paralelism", "worker.oci.max-parallelism"}},
+		{"root = [", nil, []string{"line 1"}},
+		{"root = 1", nil, []string{"line 1", "integer"}},
+		{"[history]\nmaxAge = \"soon\"", nil, []string{"history.maxAge", "soon"}},
+		{"[history]\nmaxAge = -5", nil, []string{"negative"}},
+		{"[history]\nmaxEntries = -5", nil, []string{"maxEntries"}},
+		{"insecure-entitlements = [\"root\"]", nil, []string{"root", "network.host"}},
+		{"", []string{"--tlscert", "x"}, []string{"--tlskey"}},
+		{"", []string{"--tlscacert", "x"}, []string{"--tlscert"}},
+		{"", []string{"--oci-worker", "false"}, []string{"--oci-worker"}},
+		{"", []string{"--oci-worker-snapshotter", "native"}, []string{"native", "overlayfs"}},
+		{"", []string{"--oci-worker-net", "cni"}, []string{"cni"}},
+		{"", []string{"--oci-max-parallelism", "-1"}, []string{"negative"}},
+		{"", []string{"--grace", "-1s"}, []string{"negative"}},
+	} {
+		_, _, err := loaded(t, c.file, c.args...)
+		for _, want := range c.want {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%q %q: error %v, want %q", c.file, c.args, err, want)
+			}
+		}
+	}
+	cmd := command()
+	cmd.Commands = nil
+	cmd.Writer, cmd.ErrWriter = io.Discard, io.Discard
+	if err := cmd.Run(t.Context(), []string{"kilnd", "--config", "/does/not/exist"}); err == nil || !strings.Contains(err.Error(), "/does/not/exist") {
+		t.Errorf("a config that is named and missing: %v", err)
+	}
+}
+
+// compat: DMN-048
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{"3600": time.Hour, `"3600"`: time.Hour, `"1h30m"`: 90 * time.Minute, "0": 0} {
+		cfg, _, err := loaded(t, "[history]\nmaxAge = "+text)
+		if err != nil || cfg.historyAge != want {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+	if _, err := parseDuration("k", int64(1)<<62); err == nil {
+		t.Error("seconds that don't fit in a duration were accepted")
+	}
+}
+
+func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
+	_, warnings, err := loaded(t, "[worker.oci]\ngc = true\n[frontend.\"gateway.v0\"]\nenabled = true\n", "--cdi-disabled")
+	must(t, err)
+	all := strings.Join(warnings, "\n")
+	for _, want := range []string{"worker.oci.gc", "frontend.gateway.v0.enabled", "--cdi-disabled"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("no warning of %s in %q", want, all)
+		}
+	}
+}
+
+// compat: DMN-047
+func TestRegistrySections(t *testing.T) {
+	cfg, warnings, err := loaded(t, `
+[registry."docker.io"]
+mirrors = ["m1", "m2/path"]
+[registry."r.io:5000"]
+http = true
+insecure = false
+ca = ["ca.pem"]
+tlsconfigdir = ["/certs"]
+[[registry."r.io:5000".keypair]]
+key = "k"
+cert = "c"
+`)
+	must(t, err)
+	hosts := workerConfig(cfg, slog.Default()).Registry.Hosts
+	r := hosts["r.io:5000"]
+	if len(warnings) > 0 || len(hosts) != 2 || !slices.Equal(hosts["docker.io"].Mirrors, []string{"m1", "m2/path"}) || hosts["docker.io"].PlainHTTP != nil ||
+		!*r.PlainHTTP || *r.Insecure || r.RootCAs[0] != "ca.pem" || r.KeyPairs[0].Cert != "c" || r.TLSConfigDirs[0] != "/certs" {
+		t.Errorf("hosts %+v, warnings %q", hosts, warnings)
+	}
+}
+
+func TestIdleWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newIdleWatch(time.Minute)
+		idle := func() bool {
+			synctest.Wait()
+			select {
+			case <-w.idle:
+				return true
+			default:
+				return false
+			}
+		}
+		after := func(d time.Duration) { <-time.After(d) }
+		w.opened()
+		after(2 * time.Minute)
+		if idle() {
+			t.Error("idle with a connection")
+		}
+		w.opened()
+		w.closed()
+		after(2 * time.Minute)
+		if idle() {
+			t.Error("idle with one of two connections")
+		}
+		w.closed()
+		after(59 * time.Second)
+		if idle() {
+			t.Error("idle too early")
+		}
+		after(2 * time.Second)
+		if !idle() {
+			t.Error("not idle")
+		}
+		w.opened()
+		w.closed()
+		w.opened() // within the time
+		after(2 * time.Minute)
+		if idle() {
+			t.Error("idle with a connection that came back")
+		}
+	})
+}
+
+func TestWatchedConnectionsAreCountedOnce(t *testing.T) {
+	inner, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	must(t, err)
+	w := newIdleWatch(time.Hour)
+	l := watched{Listener: inner, watch: w}
+	defer l.Close()
+	out, err := net.Dial("unix", inner.Addr().String())
+	must(t, err)
+	defer out.Close()
+	in, err := l.Accept()
+	must(t, err)
+	must(t, in.Close())
+	in.Close() // a second time
+	if w.conns != 0 {
+		t.Errorf("%d connections", w.conns)
+	}
+}
+
+// compat: DMN-004
+func TestUnixSocket(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a", "s")
+	cfg := &config{group: fmt.Sprint(os.Getgid())}
+	l, err := listenUnix(path, cfg)
+	must(t, err)
+	st, err := os.Stat(path)
+	must(t, err)
+	if st.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v", st.Mode())
+	}
+	if _, err := listenUnix(path, cfg); err == nil || !strings.Contains(err.Error(), "another daemon") {
+		t.Errorf("a second daemon: %v", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	must(t, l.Close())
+	if l, err = listenUnix(path, cfg); err != nil {
+		t.Fatalf("a socket that nobody listens on: %v", err)
+	}
+	must(t, l.Close())
+
+	file := filepath.Join(dir, "precious")
+	must(t, os.WriteFile(file, []byte("x"), 0o600))
+	if _, err := listenUnix(file, cfg); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file in the way: %v", err)
+	}
+	if data, err := os.ReadFile(file); err != nil || string(data) != "x" {
+		t.Errorf("the file is now %q, %v", data, err)
+	}
+	if _, err := listenUnix(filepath.Join(dir, "t"), &config{group: "no such group"}); err == nil || !strings.Contains(err.Error(), "no such group") {
+		t.Errorf("a bad group: %v", err)
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("giving a socket to a group needs root")
+	}
+	grouped := filepath.Join(dir, "grouped")
+	l, err = listenUnix(grouped, &config{group: "12345"})
+	must(t, err)
+	defer l.Close()
+	st, err = os.Stat(grouped)
+	must(t, err)
+	if gid := st.Sys().(*syscall.Stat_t).Gid; gid != 12345 {
+		t.Errorf("group %d", gid)
+	}
+	for _, addr := range []string{"", "unix://", "npipe://x", "/run/s"} {
+		if _, err := listenOn(addr, cfg, slog.New(slog.DiscardHandler)); err == nil {
+			t.Errorf("%q was accepted", addr)
+		}
+	}
+}
+
+// authority signs certificates.
+type authority struct {
+	t    *testing.T
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	a := &authority{t: t, dir: t.TempDir(), pool: x509.NewCertPool()}
+	a.cert, a.key = a.sign("ca", true)
+	a.pool.AddCert(a.cert)
+	return a
+}
+
+// sign writes NAME.crt and NAME.key.
+func (a *authority) sign(name string, ca bool) (*x509.Certificate, *ecdsa.PrivateKey) {
+	a.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(a.t, err)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour), IsCA: ca, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = tmpl, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, signer)
+	must(a.t, err)
+	raw, err := x509.MarshalECPrivateKey(key)
+	must(a.t, err)
+	must(a.t, os.WriteFile(a.path(name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
+	must(a.t, os.WriteFile(a.path(name+".key"), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: raw}), 0o600))
+	cert, err := x509.ParseCertificate(der)
+	must(a.t, err)
+	return cert, key
+}
+
+func (a *authority) path(name string) string { return filepath.Join(a.dir, name) }
+
+// compat: DMN-007
+func TestTLSListener(t *testing.T) {
+	a := newAuthority(t)
+	a.sign("server", false)
+	a.sign("client", false)
+	cfg := &config{}
+	cfg.GRPC.TLS.Cert, cfg.GRPC.TLS.Key, cfg.GRPC.TLS.CA = a.path("server.crt"), a.path("server.key"), a.path("ca.crt")
+	l, err := listenOn("tcp://127.0.0.1:0", cfg, slog.New(slog.DiscardHandler))
+	must(t, err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("hello")) // fails where the handshake does
+			c.Close()
+		}
+	}()
+	defer l.Close()
+	read := func(certs ...tls.Certificate) (string, error) {
+		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: a.pool, Certificates: certs})
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		data, err := io.ReadAll(c)
+		return string(data), err
+	}
+	pair, err := tls.LoadX509KeyPair(a.path("client.crt"), a.path("client.key"))
+	must(t, err)
+	if got, err := read(pair); err != nil || got != "hello" {
+		t.Errorf("with a certificate: %q, %v", got, err)
+	}
+	if got, err := read(); err == nil {
+		t.Errorf("without a certificate: %q", got)
+	}
+	cfg.GRPC.TLS.CA = a.path("server.key")
+	if _, err := tlsConfig(cfg); err == nil || !strings.Contains(err.Error(), "no certificate") {
+		t.Errorf("a CA that is none: %v", err)
+	}
+	cfg.GRPC.TLS.Key = a.path("client.key")
+	if _, err := tlsConfig(cfg); err == nil || !strings.Contains(err.Error(), "client.key") {
+		t.Errorf("a key of another certificate: %v", err)
+	}
+}
+
+func TestTLSThatIsMissingOrUnusedIsWarnedOf(t *testing.T) {
+	var log bytes.Buffer
+	l, err := listenOn("tcp://127.0.0.1:0", &config{}, slog.New(slog.NewTextHandler(&log, nil)))
+	must(t, err)
+	must(t, l.Close())
+	if !strings.Contains(log.String(), "TLS is not enabled") {
+		t.Errorf("log %q", &log)
+	}
+	log.Reset()
+	cfg := &config{}
+	cfg.GRPC.TLS.Cert = "cert"
+	l, err = listenOn("unix://"+filepath.Join(t.TempDir(), "s"), cfg, slog.New(slog.NewTextHandler(&log, nil)))
+	must(t, err)
+	must(t, l.Close())
+	if !strings.Contains(log.String(), "not used on unix sockets") {
+		t.Errorf("log %q", &log)
+	}
+}
+
+func TestLogger(t *testing.T) {
+	cfg := &config{}
+	for _, level := range []string{"", "info", "debug", "trace", "warn", "warning", "error", "fatal", "panic"} {
+		cfg.Log.Level, cfg.Log.Format = level, "json"
+		if _, err := newLogger(cfg); err != nil {
+			t.Error(err)
+		}
+	}
+	cfg.Log.Level = "loud"
+	if _, err := newLogger(cfg); err == nil || !strings.Contains(err.Error(), "loud") {
+		t.Errorf("error %v", err)
+	}
+	cfg.Log.Level, cfg.Log.Format = "", "xml"
+	if _, err := newLogger(cfg); err == nil || !strings.Contains(err.Error(), "xml") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,55 @@
+package build
+
+import (
+	"errors"
+
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/protobuf/proto"
+)
+
+// located adds to a solve's error what clients are told of it beside its text:
+// the vertex that failed (CTL-081), the lines of the client's source that it
+// came from (CTL-082), and the op (CTL-086).
+func located(err error, def *pb.Definition) error {
+	var ve *solver.VertexError
+	if !errors.As(err, &ve) {
+		return err
+	}
+	dgst := ve.Vertex.Digest
+	err = &errdefs.SolveError{Solve: failedOp(err, def, dgst), Err: err}
+	err = errdefs.WrapVertex(err, dgst)
+	src := def.GetSource()
+	for _, loc := range src.GetLocations()[dgst.String()].GetLocations() {
+		if i := int(loc.SourceIndex); i >= 0 && i < len(src.Infos) {
+			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Infos[i], Ranges: loc.Ranges})
+		}
+	}
+	return err
+}
+
+// maxOp bounds the op that goes with an error: details travel in trailers,
+// which are no place for the content of a file.
+const maxOp = 64 << 10
+
+// failedOp describes the op whose bytes have the given digest.
+func failedOp(err error, def *pb.Definition, dgst digest.Digest) *errdefs.Solve {
+	out := &errdefs.Solve{Description: def.GetMetadata()[dgst.String()].GetDescription()}
+	for _, raw := range def.GetDef() {
+		if len(raw) > maxOp || digest.FromBytes(raw) != dgst {
+			continue
+		}
+		op := &pb.Op{}
+		if proto.Unmarshal(raw, op) == nil { // the loader has read it before
+			out.Op = op
+		}
+	}
+	var action *ops.FileActionError
+	if errors.As(err, &action) {
+		out.Subject = &errdefs.Solve_File{File: &errdefs.FileAction{Index: int64(action.Index)}}
+	}
+	return out
+}
