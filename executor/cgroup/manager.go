@@ -121,10 +121,13 @@ func clean(parent string) string { return filepath.Join("/", parent) }
 
 // roots are all directories that stand for the path parent.
 func (m *Manager) roots(parent string) []string {
-	if m.tree.V2 != "" {
-		return []string{filepath.Join(m.tree.V2, parent)}
-	}
 	var roots []string
+	for _, dir := range m.tree.Bare {
+		roots = append(roots, filepath.Join(dir, parent))
+	}
+	if m.tree.V2 != "" {
+		return append(roots, filepath.Join(m.tree.V2, parent))
+	}
 	for _, h := range m.tree.V1 {
 		roots = append(roots, filepath.Join(h.Dir, parent))
 	}

@@ -30,6 +30,9 @@ import (
 type Tree struct {
 	V1 []Hierarchy // those with controllers, in order of mounting
 	V2 string      // mount point, "" if V1 has the controllers
+	// Bare are the mount points of hierarchies without controllers. Groups are
+	// never made there, but runtimes such as runc make them.
+	Bare []string
 }
 
 // Hierarchy is one version 1 mount.
@@ -80,6 +83,8 @@ func parseMounts(r io.Reader) (*Tree, error) {
 			}
 			if len(has) > 0 {
 				t.V1 = append(t.V1, Hierarchy{Dir: dir, Name: filepath.Base(dir), Controllers: has})
+			} else {
+				t.Bare = append(t.Bare, dir)
 			}
 		}
 	}
@@ -88,6 +93,9 @@ func parseMounts(r io.Reader) (*Tree, error) {
 	}
 	switch {
 	case t.hierarchy("memory") != nil || t.hierarchy("devices") != nil:
+		if t.V2 != "" {
+			t.Bare = append(t.Bare, t.V2)
+		}
 		t.V2 = ""
 	case t.V2 != "":
 		t.V1 = nil
