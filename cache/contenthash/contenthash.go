@@ -32,7 +32,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
-	"strings"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/opencontainers/go-digest"
@@ -153,9 +152,4 @@ func keyPath(p string) string {
 		return ""
 	}
 	return p
-}
-
-// under reports whether p is dir or below it.
-func under(p, dir string) bool {
-	return strings.HasPrefix(p, dir) && (len(p) == len(dir) || p[len(dir)] == '/')
 }

@@ -174,7 +174,7 @@ func solveOptions(c *cli.Command) (client.SolveOptions, error) {
 func longForm(c *cli.Command, opts *client.SolveOptions) error {
 	for _, f := range shortFlags() {
 		if name := f.Names()[0]; c.IsSet(name) {
-			return fmt.Errorf("--%s goes with a PATH to build, such as: buildctl build --%s ... .", name, name)
+			return fmt.Errorf("--%s goes with a PATH to build, such as: buildctl build --%s VALUE PATH", name, name)
 		}
 	}
 	if c.Bool("no-cache") {

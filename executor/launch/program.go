@@ -38,7 +38,12 @@ type outcome struct {
 
 // cloneArgs is struct clone_args of clone3, version 2.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags, pidfd uint64
+	_, _         uint64 // child_tid, parent_tid
+	exitSignal   uint64
+	_, _         uint64 // stack, stack_size: the assembly brings its own
+	_, _, _      uint64 // tls, set_tid, set_tid_size
+	cgroup       uint64
 }
 
 // Program is a list of system calls for a child to do, the last being an

@@ -83,7 +83,8 @@ func (st *step) cmd(cmd *instructions.CmdCommand) error {
 	st.lintOnce(cmd, &s.cmd)
 	args := st.shellArgs(cmd, cmd.ShellDependantCmdLine)
 	s.image.Config.Cmd = args
-	s.image.Config.ArgsEscaped = true //nolint:staticcheck // deprecated, but still read
+	//lint:ignore SA1019 Docker for Windows still reads it
+	s.image.Config.ArgsEscaped = true
 	s.history(fmt.Sprintf("CMD %q", args), false)
 	return nil
 }

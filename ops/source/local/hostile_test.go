@@ -15,7 +15,6 @@ import (
 
 // script is a client that says what it has to say, whatever it is asked.
 type script struct {
-	ctx     context.Context
 	packets []*types.Packet
 }
 
