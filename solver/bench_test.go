@@ -113,9 +113,11 @@ func drive(c *Core, keys KeyStore, ev Event) (answer Result) {
 // noKeys is a KeyStore that holds nothing.
 type noKeys struct{}
 
-func (noKeys) Lookup(l Lookup) (Found, error) { return Found{Matched: make([]bool, len(l.Inputs))}, nil }
-func (noKeys) Save(Save) error                { return nil }
-func (noKeys) Drop([]string) error            { return nil }
+func (noKeys) Lookup(l Lookup) (Found, error) {
+	return Found{Matched: make([]bool, len(l.Inputs))}, nil
+}
+func (noKeys) Save(Save) error     { return nil }
+func (noKeys) Drop([]string) error { return nil }
 
 func benchSizes(b *testing.B, run func(b *testing.B, root *Vertex)) {
 	for _, shape := range []string{"chain", "wide", "diamond", "random"} {

@@ -283,7 +283,7 @@ func (c *Core) closeOne(n *node) {
 func (c *Core) digest(in *input) {
 	n := in.node
 	dep := n.maps[0].Deps[in.index]
-	if dep.Content == nil || in.digest != undigested {
+	if dep.Content == nil || in.digest != undigested || n.running || n.err != nil {
 		return
 	}
 	in.digest = digesting

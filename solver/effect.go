@@ -55,7 +55,7 @@ type Execute struct {
 	// zero Key if it was not digested.
 	Contents []Key
 	Wanted   []Wanted
-	Reason string
+	Reason   string
 }
 
 // Wanted is an output that an execution is for.

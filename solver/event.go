@@ -235,7 +235,11 @@ func (ev *Executed) apply(c *Core) {
 		}
 	}
 	for i := range n.inputs {
-		n.inputs[i].outdated = false
+		in := &n.inputs[i]
+		in.outdated = false
+		if ev.Err != nil {
+			c.settle(in) // it may have been made again meanwhile
+		}
 	}
 }
 

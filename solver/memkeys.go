@@ -69,10 +69,14 @@ func (m *MemoryKeys) make(k Key) *memoryNode {
 func (m *MemoryKeys) Save(s Save) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, k := range s.Keys {
-		if n := m.get(k); s.Result == nil && len(n.records) == 0 && len(n.links) == 0 {
-			continue
-		}
+	keys := s.Keys
+	if s.Result == nil {
+		keys = slices.DeleteFunc(slices.Clone(keys), func(k Key) bool {
+			n := m.get(k)
+			return len(n.records) == 0 && len(n.links) == 0
+		})
+	}
+	for _, k := range keys {
 		for i, candidates := range s.Inputs {
 			for _, from := range candidates {
 				m.link(memoryLink{from.Key, memoryTag{s.Op, from.Selector, i, s.Output}}, k)

@@ -266,9 +266,11 @@ func (s *Store) removed(gone []entry) {
 		}
 		delete(s.removing, e)
 		if value, ok := s.again[e]; ok {
-			restore = true
-			b.Put(e.bucket, e.key, value)
 			delete(s.again, e)
+			if _, ok := s.db.Get(e.bucket, e.key); !ok {
+				restore = true
+				b.Put(e.bucket, e.key, value)
+			}
 		}
 	}
 	if restore {

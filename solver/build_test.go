@@ -1,0 +1,556 @@
+package solver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/opencontainers/go-digest"
+)
+
+// recorder is a progress.Writer that keeps what it gets.
+type recorder struct {
+	mu     sync.Mutex // guards events
+	events []progress.Event
+}
+
+func (r *recorder) Write(e progress.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+// story tells what watchers were told of v.
+func (r *recorder) story(v digest.Digest) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for _, e := range r.events {
+		switch {
+		case e.Vertex != nil && e.Vertex.Digest == v:
+			out = append(out, stage(e.Vertex))
+		case e.Log != nil && e.Log.Vertex == v:
+			out = append(out, string(e.Log.Data))
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+func stage(v *progress.Vertex) string {
+	switch {
+	case v.Started == nil && v.Completed == nil && !v.Cached && v.Error == "":
+		return "announced"
+	case v.Cached && v.Started != nil && v.Completed != nil && v.Started.Equal(*v.Completed):
+		return "cached"
+	case v.Started != nil && v.Completed == nil && v.Error == "":
+		return "started"
+	case v.Started != nil && v.Completed != nil && v.Error != "":
+		return "failed: " + v.Error
+	case v.Started != nil && v.Completed != nil:
+		return "completed"
+	}
+	return fmt.Sprintf("nonsense %+v", v)
+}
+
+func (r *recorder) expect(t *testing.T, v *Vertex, want string) {
+	t.Helper()
+	if got := r.story(v.Digest); got != want {
+		t.Errorf("%s: %s\nwant %s", v.Name, got, want)
+	}
+}
+
+// site is a solver with a world, for one test in a bubble.
+type site struct {
+	t *testing.T
+	w *world
+	s *Solver
+}
+
+func inSite(t *testing.T, fn func(t *testing.T, s *site)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		s := &site{t: t, w: w, s: New(Options{Keys: NewMemoryKeys(), Results: w})}
+		fn(t, s)
+		s.s.Close()
+		w.check(t)
+	})
+}
+
+// build solves v in a build of its own.
+func (s *site) build(v *Vertex) (*recorder, Stats, error) {
+	rec := &recorder{}
+	b := s.s.NewBuild(BuildOptions{Progress: rec})
+	defer b.Close()
+	r, err := b.Solve(context.Background(), Edge{Vertex: v})
+	if err == nil {
+		r.Release()
+	}
+	return rec, b.Stats(), err
+}
+
+// A vertex is announced once, with its inputs and without times; then it starts
+// and completes. compat: CTL-065, CTL-066
+func TestProgressOfExecution(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		a.Group = &progress.Group{ID: "g"}
+		b := s.w.vertex("b", 1, in{v: a}, in{v: a, selector: "a"})
+		rec, stats, err := s.build(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec.expect(t, a, "announced; started; ran a; completed")
+		rec.expect(t, b, "announced; started; ran b; completed")
+		if stats != (Stats{Total: 2, Completed: 2}) {
+			t.Errorf("stats %+v", stats)
+		}
+		if v := rec.events[1].Vertex; v.Name != "b" || !slices.Equal(v.Inputs, []digest.Digest{a.Digest, a.Digest}) {
+			t.Errorf("announced %+v", v)
+		}
+		if v := rec.events[0].Vertex; v.Group != a.Group {
+			t.Errorf("announced %+v without its group", v)
+		}
+	})
+}
+
+// A vertex that was loaded, what it stands on, and an input that nothing was
+// done for but that is consumed, are cached. compat: CTL-067
+func TestProgressOfCached(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		b := s.w.vertex("b", 1, in{v: a})
+		s.build(b)
+		rec, stats, _ := s.build(b)
+		rec.expect(t, a, "announced; cached")
+		rec.expect(t, b, "announced; cached")
+		if stats != (Stats{Total: 2, Completed: 2, Cached: 2}) {
+			t.Errorf("stats %+v", stats)
+		}
+		c := s.w.vertex("c", 1, in{v: b})
+		rec, stats, _ = s.build(c)
+		rec.expect(t, a, "announced; cached")
+		rec.expect(t, b, "announced; cached")
+		rec.expect(t, c, "announced; started; ran c; completed")
+		if stats != (Stats{Total: 3, Completed: 3, Cached: 2}) {
+			t.Errorf("stats %+v", stats)
+		}
+	})
+}
+
+// The error is that of the vertex, in plain text; those who need it are not
+// blamed. What succeeded before is reused. compat: CTL-069, LLB-178
+func TestProgressOfFailure(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		bad := s.w.vertex("fail", 1, in{v: a})
+		top := s.w.vertex("top", 1, in{v: bad})
+		for range 2 {
+			rec, _, err := s.build(top)
+			var ve *VertexError
+			if !errors.As(err, &ve) || ve.Vertex != bad || !errors.Is(err, errStep) {
+				t.Errorf("error %v", err)
+			}
+			rec.expect(t, bad, "announced; started; failed: exit code 1")
+			rec.expect(t, top, "announced")
+		}
+		if n := s.w.executions()[identity("a", nil)]; n != 1 {
+			t.Errorf("a step of a failed build was executed %d times", n)
+		}
+	})
+}
+
+// gate is a step that runs until it is let go.
+type gate struct {
+	entered chan Asker // gets who asks, once it runs
+	leave   chan error
+}
+
+func (s *site) gated(v *Vertex) *gate {
+	g := &gate{entered: make(chan Asker, 8), leave: make(chan error)}
+	v.Op.(*step).before = func(ctx context.Context, asker Asker) error {
+		progress.From(ctx).Stream(1).Write([]byte("begins"))
+		g.entered <- asker
+		select {
+		case err := <-g.leave:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return g
+}
+
+// client is a build with one request under way.
+type client struct {
+	b      *Build
+	rec    *recorder
+	cancel context.CancelFunc
+	err    chan error
+}
+
+func (s *site) client(v *Vertex, opts BuildOptions) *client {
+	c := &client{rec: &recorder{}, err: make(chan error, 1)}
+	opts.Progress = c.rec
+	c.b = s.s.NewBuild(opts)
+	ctx, cancel := context.WithCancel(context.Background())
+	c.cancel = cancel
+	go func() {
+		r, err := c.b.Solve(ctx, Edge{Vertex: v})
+		release(r)
+		c.err <- err
+	}()
+	return c
+}
+
+// Started and never completed is completed with the end of the build.
+// compat: CTL-068
+func TestProgressOfInterrupted(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		g := s.gated(a)
+		c := s.client(a, BuildOptions{})
+		<-g.entered
+		synctest.Wait()
+		c.b.Close()
+		if err := <-c.err; !errors.Is(err, errClosed) {
+			t.Errorf("error %v", err)
+		}
+		c.rec.expect(t, a, "announced; started; begins; failed: context canceled")
+		if _, err := c.b.Solve(context.Background(), Edge{Vertex: a}); !errors.Is(err, errClosed) {
+			t.Errorf("solve after close: %v", err)
+		}
+		c.b.Close() // again is fine
+		c.cancel()
+	})
+}
+
+// Builds that want the same join: it runs once, and who comes late sees the log
+// from the start. compat: CTL-045, CTL-078, X-2
+func TestFlightIsShared(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		g := s.gated(a)
+		first := s.client(a, BuildOptions{Value: "first"})
+		asker := <-g.entered
+		synctest.Wait()
+		second := s.client(a, BuildOptions{Value: "second"})
+		synctest.Wait()
+		if got := fmt.Sprint(asker.Values()); got != "[first second]" {
+			t.Errorf("waiting: %s", got)
+		}
+		g.leave <- nil
+		for _, c := range []*client{first, second} {
+			if err := <-c.err; err != nil {
+				t.Error(err)
+			}
+			c.b.Close()
+			c.rec.expect(t, a, "announced; started; begins; ran a; completed")
+			c.cancel()
+		}
+		if got := describe(s.w.executions()); got != "1 a()" {
+			t.Errorf("executed %s", got)
+		}
+	})
+}
+
+// Who leaves doesn't cancel it for the others; the last one does.
+// compat: CTL-044, X-3
+func TestFlightOutlivesWhoLeaves(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		g := s.gated(a)
+		first := s.client(a, BuildOptions{Value: "first"})
+		asker := <-g.entered
+		second := s.client(a, BuildOptions{Value: "second"})
+		synctest.Wait()
+		first.cancel()
+		if err := <-first.err; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
+		first.b.Close()
+		if got := fmt.Sprint(asker.Values()); got != "[second]" {
+			t.Errorf("waiting: %s", got)
+		}
+		third := s.client(a, BuildOptions{Value: "third"})
+		synctest.Wait()
+		second.cancel()
+		third.cancel()
+		for _, c := range []*client{second, third} {
+			if err := <-c.err; !errors.Is(err, context.Canceled) {
+				t.Errorf("who left got %v", err)
+			}
+			c.b.Close()
+		}
+		if got := s.w.executions(); len(got) != 0 {
+			t.Errorf("executed %s", describe(got))
+		}
+		// Nothing of that is remembered as a failure.
+		fourth := s.client(a, BuildOptions{})
+		<-g.entered
+		g.leave <- nil
+		if err := <-fourth.err; err != nil {
+			t.Error(err)
+		}
+		fourth.b.Close()
+		fourth.cancel()
+	})
+}
+
+// A failure is that of all who wait, unless it may be due to one who has left:
+// then the others try themselves. compat: CTL-096, X-3
+func TestFlightFails(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		t.Run(fmt.Sprintf("leaves=%v", leaves), func(t *testing.T) {
+			inSite(t, func(t *testing.T, s *site) {
+				a := s.w.vertex("a", 1)
+				g := s.gated(a)
+				first := s.client(a, BuildOptions{})
+				<-g.entered
+				second := s.client(a, BuildOptions{})
+				synctest.Wait()
+				if leaves {
+					first.cancel()
+					synctest.Wait()
+				}
+				cause := errors.New("session is gone")
+				g.leave <- cause
+				want := cause
+				if leaves {
+					<-g.entered
+					g.leave <- nil
+					want = nil
+				}
+				if err := <-second.err; !errors.Is(err, want) {
+					t.Errorf("who stayed got %v, want %v", err, want)
+				}
+				if err := <-first.err; err == nil || !leaves && !errors.Is(err, cause) {
+					t.Errorf("the first got %v", err)
+				}
+				for _, c := range []*client{first, second} {
+					c.b.Close()
+					c.cancel()
+				}
+			})
+		})
+	}
+}
+
+// Builds of different domains share nothing that runs.
+func TestDomainsDontShare(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		g := s.gated(a)
+		first, second := s.client(a, BuildOptions{Domain: "x"}), s.client(a, BuildOptions{Domain: "y"})
+		<-g.entered
+		<-g.entered
+		g.leave <- nil
+		g.leave <- nil
+		for _, c := range []*client{first, second} {
+			if err := <-c.err; err != nil {
+				t.Error(err)
+			}
+			c.b.Close()
+			c.cancel()
+		}
+	})
+}
+
+// A step's key may say that it differs only in what its asker has.
+type sharing struct {
+	*step
+	key func(asker Asker) (string, error)
+}
+
+func (s sharing) SharingKey(_ context.Context, asker Asker) (string, error) { return s.key(asker) }
+
+func TestSharingKey(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		g := s.gated(a)
+		a.Op = sharing{a.Op.(*step), func(asker Asker) (string, error) {
+			secret := asker.Values()[0].(string)
+			if secret == "none" {
+				return "", errors.New("no such secret")
+			}
+			return secret, nil
+		}}
+		clients := []*client{
+			s.client(a, BuildOptions{Value: "one"}), s.client(a, BuildOptions{Value: "two"}), s.client(a, BuildOptions{Value: "two"}),
+		}
+		synctest.Wait()
+		if n := len(g.entered); n != 2 {
+			t.Errorf("%d run, want 2", n)
+		}
+		g.leave <- nil
+		g.leave <- nil
+		for _, c := range clients {
+			if err := <-c.err; err != nil {
+				t.Error(err)
+			}
+			c.b.Close()
+			c.cancel()
+		}
+		b := s.w.vertex("b", 1)
+		b.Op = sharing{b.Op.(*step), a.Op.(sharing).key}
+		none := s.client(b, BuildOptions{Value: "none"})
+		if err := <-none.err; err == nil || err.Error() != "no such secret" {
+			t.Errorf("error %v", err)
+		}
+		none.b.Close()
+		none.rec.expect(t, b, "announced; failed: no such secret")
+		none.cancel()
+	})
+}
+
+// limited counts the slots that are taken.
+type limited struct {
+	*step
+	slots chan struct{}
+}
+
+func (l limited) Acquire(ctx context.Context) (func(), error) {
+	select {
+	case l.slots <- struct{}{}:
+		return func() { <-l.slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Executions take a slot of their op's limit, give it back even when they panic,
+// and give up waiting for one when nobody wants them. compat: LLB-035
+func TestLimit(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		slots := make(chan struct{}, 1)
+		a, b, c := s.w.vertex("a", 1), s.w.vertex("b", 1), s.w.vertex("c", 1)
+		g := s.gated(a)
+		b.Op.(*step).before = func(context.Context, Asker) error { panic("out of cheese") }
+		for _, v := range []*Vertex{a, b, c} {
+			v.Op = limited{v.Op.(*step), slots}
+		}
+		first := s.client(a, BuildOptions{})
+		<-g.entered
+		waits, gives := s.client(b, BuildOptions{}), s.client(c, BuildOptions{})
+		synctest.Wait()
+		gives.cancel()
+		if err := <-gives.err; !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+		g.leave <- nil
+		if err := <-first.err; err != nil {
+			t.Error(err)
+		}
+		if err := <-waits.err; err == nil || !strings.Contains(err.Error(), "internal error: b panicked: out of cheese") {
+			t.Errorf("error %v", err)
+		}
+		for _, c := range []*client{first, waits, gives} {
+			c.b.Close()
+			c.cancel()
+		}
+		if len(slots) != 0 {
+			t.Error("a slot was never given back")
+		}
+	})
+}
+
+// The digest of a vertex that ignores the cache beside one that doesn't is its
+// own; what depends on it says so. compat: CTL-065, LLB-007
+func TestProgressOfTwin(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		plain := s.w.vertex("a", 1)
+		twin := *plain
+		twin.IgnoreCache = true
+		top := s.w.vertex("top", 1, in{v: &twin})
+		rec := &recorder{}
+		b := s.s.NewBuild(BuildOptions{Progress: rec})
+		for _, v := range []*Vertex{plain, top} {
+			r, err := b.Solve(context.Background(), Edge{Vertex: v})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+		}
+		b.Close()
+		variant := digest.FromString(string(plain.Digest) + "-ignorecache")
+		rec.expect(t, plain, "announced; started; ran a; completed")
+		if got := rec.story(variant); got != "announced; started; ran a; completed" {
+			t.Errorf("the twin: %s", got)
+		}
+		for _, e := range rec.events {
+			if e.Vertex != nil && e.Vertex.Digest == top.Digest && !slices.Equal(e.Vertex.Inputs, []digest.Digest{variant}) {
+				t.Errorf("top has inputs %v", e.Vertex.Inputs)
+			}
+		}
+	})
+}
+
+// A key store that can't be read or written costs the cache, not the build.
+type brokenKeys struct{}
+
+var errBroken = errors.New("disk is broken")
+
+func (brokenKeys) Lookup(Lookup) (Found, error) { return Found{}, errBroken }
+func (brokenKeys) Save(Save) error              { return errBroken }
+func (brokenKeys) Drop([]string) error          { return errBroken }
+
+func TestBrokenKeyStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		var mu sync.Mutex
+		var warned []string
+		s := New(Options{Keys: brokenKeys{}, Results: w, Warn: func(msg string, args ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			warned = append(warned, msg)
+		}})
+		a := w.vertex("a", 1)
+		rec, _, err := (&site{t, w, s}).build(w.vertex("b", 1, in{v: a, content: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec.expect(t, a, "announced; started; ran a; the result is not kept in the cache: disk is broken\n; completed")
+		s.Close()
+		w.check(t)
+		if !slices.Contains(warned, "look up cache keys") || !slices.Contains(warned, "keep a result") {
+			t.Errorf("warned of %q", warned)
+		}
+	})
+}
+
+// A build that nobody asks for anything, and one asked for nothing, end well.
+func TestUnusedBuild(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		b := s.s.NewBuild(BuildOptions{})
+		if _, err := b.Solve(context.Background(), Edge{}); err == nil {
+			t.Error("an edge without a vertex was solved")
+		}
+		b.Close()
+	})
+}
+
+// Neither a deep graph nor a wide one is beyond the core, whatever ends it.
+func TestDeepGraphs(t *testing.T) {
+	const n = 100000
+	for shape, make := range shapes {
+		t.Run(shape, func(t *testing.T) {
+			root := make(n, benchVertex)
+			c := NewCore()
+			c.Step(&Requested{Call: 1, Edge: Edge{Vertex: root}})
+			c.Step(&Abandoned{Call: 1})
+			c.Step(&Requested{Call: 2, Edge: Edge{Vertex: root}})
+			if len(c.order) < n-3 {
+				t.Errorf("%d vertices", len(c.order))
+			}
+			effects := c.Step(&GotCacheMap{Vertex: c.order[0].vertex, Err: errStep})
+			if a, ok := effects[len(effects)-1].(*Answer); !ok || !errors.Is(a.Err, errStep) {
+				t.Errorf("the last effect is %v", effects[len(effects)-1])
+			}
+		})
+	}
+}
