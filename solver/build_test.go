@@ -341,6 +341,89 @@ func TestFlightFails(t *testing.T) {
 	}
 }
 
+// Who joined a flight finds what it brought by what it knows itself, though the
+// one that started it knew it by other keys. compat: LLB-172, LLB-174
+func TestFlightIsFoundByAll(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		one, two := s.w.vertex("x", 1), s.w.vertex("x", 1)
+		for i, v := range []*Vertex{one, two} { // two tags of one image
+			v.Digest = digest.Digest(fmt.Sprint(i))
+			v.Op.(*step).ids = []string{fmt.Sprint("tag", i), "x"}
+		}
+		ones, twos := s.w.vertex("y", 1, in{v: one, content: true}), s.w.vertex("y", 1, in{v: two, content: true})
+		roots, steps := s.gated(one), s.gated(ones)
+		two.Op.(*step).before, twos.Op.(*step).before = one.Op.(*step).before, ones.Op.(*step).before
+		first, second := s.client(ones, BuildOptions{}), s.client(twos, BuildOptions{})
+		for _, g := range []*gate{roots, steps} {
+			<-g.entered
+			synctest.Wait()
+			g.leave <- nil
+		}
+		for _, c := range []*client{first, second} {
+			if err := <-c.err; err != nil {
+				t.Error(err)
+			}
+			c.b.Close()
+			c.cancel()
+		}
+		if got := describe(s.w.executions()); got != "1 x()\n1 y(x/0()x/0)" {
+			t.Errorf("executed:\n%s", got)
+		}
+		for _, v := range []*Vertex{ones, twos, one, two} {
+			var trace []string
+			b := s.s.NewBuild(BuildOptions{Trace: func(line string) { trace = append(trace, line) }})
+			r, err := b.Solve(context.Background(), Edge{Vertex: v})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+			why := b.Reason(v.Digest)
+			b.Close()
+			if all := strings.Join(trace, "\n"); why != "hit: by definition" || strings.Contains(all, "get cachemap 1") {
+				t.Errorf("not found at once but %s:\n%s", why, all)
+			}
+		}
+	})
+}
+
+// impatient is a ResultStore in which loads last until they are cancelled.
+type impatient struct{}
+
+func (impatient) Load(ctx context.Context, _ string) (Result, error) {
+	<-ctx.Done()
+	return nil, fmt.Errorf("%w: %w", ErrNoResult, context.Cause(ctx))
+}
+
+// A load that the end of the build cuts off doesn't count against the record.
+func TestEndOfBuildLosesNoRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		keys := NewMemoryKeys()
+		lookup := Lookup{Op: "a", Roots: []Key{RootKey("a", 0)}}
+		if err := keys.Save(Save{Lookup: lookup, Keys: lookup.Roots, Result: plainResult("r")}); err != nil {
+			t.Fatal(err)
+		}
+		s := &site{t, w, New(Options{Keys: keys, Results: impatient{}})}
+		c := s.client(w.vertex("a", 1), BuildOptions{})
+		synctest.Wait()
+		c.b.Close()
+		// Whichever event comes after the end changes nothing.
+		core := NewCore()
+		c.b.step(core, &Requested{Call: 1, Edge: Edge{Vertex: w.vertex("a", 1)}})
+		if len(core.order) != 0 {
+			t.Error("an event after the end of the build was taken for news")
+		}
+		if err := <-c.err; !errors.Is(err, errClosed) {
+			t.Errorf("error %v", err)
+		}
+		c.cancel()
+		s.s.Close()
+		if found, _ := keys.Lookup(lookup); len(found.Records) != 1 {
+			t.Error("the record was forgotten")
+		}
+	})
+}
+
 // Builds of different domains share nothing that runs.
 func TestDomainsDontShare(t *testing.T) {
 	inSite(t, func(t *testing.T, s *site) {

@@ -245,17 +245,20 @@ func (ev *Executed) apply(c *Core) {
 
 // land gives e what an execution, which was for e if wanted is set, made of it.
 func (c *Core) land(e *edge, ev *Executed, wanted bool) {
-	r := ev.Outputs[e.index]
+	r, keys := ev.Outputs[e.index], ev.Keys[e.index]
+	if len(e.node.inputs) == 0 {
+		keys = rootKeys(e.node.ops(), e.index) // whatever others know it by
+	}
 	switch {
 	case wanted && ev.Cached:
-		e.keys, e.forced = ev.Keys[e.index], false
+		e.keys, e.forced = keys, false
 		c.succeed(e, r)
 	case wanted:
-		c.made(e, r, ev.Keys[e.index])
+		c.made(e, r, keys)
 	case e.status == done || e.spare != nil:
 		c.do(&Release{Result: r})
 	default:
-		e.spare, e.saved = r, ev.Keys[e.index]
+		e.spare, e.saved = r, keys
 	}
 }
 

@@ -89,15 +89,22 @@ func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed
 		ev.Outputs[i] = r.Clone()
 	}
 	if f.cached || f.leader != eff {
-		// What eff knows of its inputs may be more than what the keys are known
-		// by.
 		for _, w := range eff.Wanted {
-			link := w.Save
-			link.Keys = f.keys[link.Output]
-			b.save("link cache keys", link)
+			b.save("link cache keys", f.known(w.Save))
 		}
 	}
 	return false
+}
+
+// known is how what f brought is found, beside the keys that it is found by
+// already, by what somebody else knows of the inputs.
+func (f *flight) known(s Save) Save {
+	if len(s.Inputs) == 0 {
+		s.Result = f.outputs[s.Output]
+	} else {
+		s.Keys = f.keys[s.Output]
+	}
+	return s
 }
 
 // follow copies the flight's log to this build, from the start.

@@ -151,7 +151,7 @@ func (w *Worker) openOps(exec executor.Executor) error {
 	}
 	w.keys = keys.Open(w.store)
 	w.cache.OnRemove(w.keys.Forget)
-	w.solver = solver.New(solver.Options{Keys: w.keys, Results: ops.Results{Cache: w.cache}})
+	w.solver = solver.New(solver.Options{Keys: w.keys, Results: ops.Results{Cache: w.cache}, Warn: w.cfg.Log.Warn})
 	return nil
 }
 
