@@ -108,7 +108,9 @@ func (d *diffWriter) child(dir *diffDir, name string) error {
 	case isDir(&st):
 		return d.dir(dir, name, &st, &lower, below)
 	}
-	if below && st.Nlink == 1 { // a file with a new name is written under both
+	// A file that got a second name is written under both, and one that had
+	// several in the parent, and no longer shares its content, for itself.
+	if below && st.Nlink == 1 && lower.Nlink == 1 {
 		same, err := d.sameFile(dir, name, &st, &lower)
 		if err != nil || same {
 			return err

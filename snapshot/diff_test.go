@@ -299,14 +299,7 @@ func applyElsewhere(t *testing.T, o *snapshot.Overlay, parent, id string, layer 
 	must(t, o.Prepare(t.Context(), "copy-of-"+id, parent))
 	must(t, snapshot.Apply(t.Context(), o, "copy-of-"+id, bytes.NewReader(layer)))
 	want, got := treeOf(t, o, id), treeOf(t, o, "copy-of-"+id)
-	for i, line := range got {
-		// Copying a file up without changing it parts it from its other names;
-		// a layer doesn't tell of that.
-		if alone, _, linked := strings.Cut(line, " = "); linked && slices.Contains(want, alone) {
-			got[i] = alone
-		}
-	}
-	sameTree(t, "what unpacks: "+entries(t, layer)+strings.Join(tree(t, layerDir(o, id), false), "\n"), got, want)
+	sameTree(t, "what the layer unpacks to", got, want)
 	if again := diffOf(t, o, "copy-of-"+id); !bytes.Equal(again, layer) {
 		t.Errorf("written again: %q, was %q", entries(t, again), entries(t, layer))
 	}
@@ -314,15 +307,6 @@ func applyElsewhere(t *testing.T, o *snapshot.Overlay, parent, id string, layer 
 
 // note is what users and hosts attach to files.
 var note = regexp.MustCompile(` (user|trusted)\.note="[^"]*"`)
-
-// withoutLinks leaves out which names are of one file.
-func withoutLinks(lines []string) []string {
-	out := make([]string, len(lines))
-	for i, l := range lines {
-		out[i], _, _ = strings.Cut(l, " = ")
-	}
-	return out
-}
 
 // treeOf describes what is visible in a snapshot, without what isn't in layers.
 func treeOf(t *testing.T, s snapshot.Snapshotter, id string) []string {
@@ -424,7 +408,7 @@ func TestLayersOfOtherSnapshotters(t *testing.T) {
 // TestRoundTrip changes random trees at random, and unpacks the layers that this
 // makes elsewhere.
 func TestRoundTrip(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			o := newOverlay(t)
 			c := &changer{T: t, Rand: rand.New(rand.NewPCG(seed, 7))}
@@ -438,7 +422,7 @@ func TestRoundTrip(t *testing.T) {
 				must(t, o.Prepare(t.Context(), "x"+id, copyParent))
 				must(t, snapshot.Apply(t.Context(), o, "x"+id, bytes.NewReader(layer)))
 				must(t, o.Commit(t.Context(), "x"+id))
-				sameTree(t, "a chain of unpacked layers", withoutLinks(treeOf(t, o, "x"+id)), withoutLinks(treeOf(t, o, id)))
+				sameTree(t, "a chain of unpacked layers", treeOf(t, o, "x"+id), treeOf(t, o, id))
 				if errs := o.Check(t.Context(), true); len(errs) > 0 {
 					t.Fatal(errs)
 				}

@@ -42,10 +42,10 @@ func (o *Overlay) Mounts(ctx context.Context, id string, readonly bool) ([]mount
 		return []mount.Mount{bind(layers[0], "ro")}, nil
 	case writable:
 		work := o.path(id) + "/work"
-		if err := prepareWork(layers[len(layers)-1], work); err != nil {
+		lower, upper := layers[:len(layers)-1], layers[len(layers)-1]
+		if err := shares.unlessMounted(upper, func() error { return resetWork(work) }); err != nil {
 			return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
 		}
-		lower, upper := layers[:len(layers)-1], layers[len(layers)-1]
 		return o.overlay(id, lower, "upperdir="+upper, "workdir="+work)
 	case len(layers) == 1:
 		// Overlay wants two. The other one is empty.
@@ -153,15 +153,6 @@ func (o *Overlay) emptyDir() (string, error) {
 		return "", err
 	}
 	return dir, nil
-}
-
-// prepareWork makes an overlay's work directory usable, unless another mount
-// goes on using it.
-func prepareWork(upper, work string) error {
-	if shares.open(upper) {
-		return nil
-	}
-	return resetWork(work)
 }
 
 // resetWork makes sure that the work directory is there, and clears the mark

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,15 +26,7 @@ var shares = shareTable{m: map[string]*share{}}
 
 // acquire returns the mount of upper, which mount makes if there is none.
 func (t *shareTable) acquire(upper string, mount func() (*origin, error)) (*origin, error) {
-	t.mu.Lock()
-	s := t.m[upper]
-	if s == nil {
-		s = &share{}
-		t.m[upper] = s
-	}
-	s.users++
-	t.mu.Unlock()
-
+	s := t.enter(upper)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refs == 0 {
@@ -46,6 +39,31 @@ func (t *shareTable) acquire(upper string, mount func() (*origin, error)) (*orig
 	}
 	s.refs++
 	return &origin{fd: s.origin.fd, close: func() error { return t.release(upper, s) }}, nil
+}
+
+// unlessMounted calls fn if upper isn't mounted, and keeps it so meanwhile.
+func (t *shareTable) unlessMounted(upper string, fn func() error) error {
+	s := t.enter(upper)
+	defer t.leave(upper, s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refs > 0 {
+		return nil
+	}
+	return fn()
+}
+
+// enter returns the entry of upper, which stays until leave.
+func (t *shareTable) enter(upper string) *share {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.m[upper]
+	if s == nil {
+		s = &share{}
+		t.m[upper] = s
+	}
+	s.users++
+	return s
 }
 
 // release gives a reference back.
@@ -68,27 +86,14 @@ func (t *shareTable) leave(upper string, s *share) {
 	}
 }
 
-// open says whether upper is mounted and used by someone.
-func (t *shareTable) open(upper string) bool {
-	t.mu.Lock()
-	s := t.m[upper]
-	t.mu.Unlock()
-	if s == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.refs > 0
-}
-
 // viewTable knows the open views by descriptor, for kernels that can't clone a
 // detached mount when another mount's source is in it.
 type viewTable struct {
 	mu sync.Mutex // guards m
-	m  map[int]*View
+	m  map[int][]*View
 }
 
-var views = viewTable{m: map[int]*View{}}
+var views = viewTable{m: map[int][]*View{}}
 
 func (t *viewTable) add(v *View) {
 	if features().clones {
@@ -96,13 +101,16 @@ func (t *viewTable) add(v *View) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.m[v.fd] = v
+	t.m[v.fd] = append(t.m[v.fd], v)
 }
 
 func (t *viewTable) remove(v *View) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.m, v.fd)
+	rest := slices.DeleteFunc(t.m[v.fd], func(o *View) bool { return o == v })
+	if t.m[v.fd] = rest; len(rest) == 0 {
+		delete(t.m, v.fd)
+	}
 }
 
 // originOf finds the view that the path *source is in. For a view of a bind
@@ -121,7 +129,7 @@ func (t *viewTable) originOf(source *string) (o *origin, rest string) {
 		if err != nil || t.m[fd] == nil {
 			return nil, ""
 		}
-		v := t.m[fd]
+		v := t.m[fd][0] // they all show the same
 		if v.source == "" {
 			return v.origin, "/" + rest
 		}

@@ -18,13 +18,17 @@ import (
 // Views of the same writable overlay share one mount. So whoever moves the mount
 // behind FD elsewhere keeps the View open as long as it is in use there.
 type View struct {
-	fd     int
+	fd     int // what Path shows; the origin's unless the view has its own
 	path   string
-	source string // of a bind mount
-	origin *origin
+	source string  // of a bind mount
+	origin *origin // nil if the mount is the view's alone
+
+	once  sync.Once
+	given int // what FD returns
 }
 
-// origin is a mount that views are clones of.
+// origin is a mount that several views may show. It is never given away: moved
+// elsewhere, it couldn't be cloned any more.
 type origin struct {
 	fd    int
 	close func() error
@@ -57,18 +61,39 @@ func Open(mounts []mount.Mount) (*View, error) {
 // RESOLVE_IN_ROOT.
 func (v *View) Path() string { return v.path }
 
-// FD is the detached mount behind Path; the view keeps it. It may be given to
-// move_mount, once.
-func (v *View) FD() int { return v.fd }
+// FD is a detached mount of what Path shows; the view keeps it. It may be given
+// to move_mount, once.
+func (v *View) FD() int {
+	v.once.Do(func() {
+		v.given = v.fd
+		if v.origin == nil || v.fd != v.origin.fd {
+			return
+		}
+		// Cloned only now, as most views are used by path alone, and letting go
+		// of a mount waits for all processors. Without a clone (there are no
+		// descriptors left) the origin itself goes, and others can't share it.
+		if fd, err := v.origin.clone(); err == nil {
+			v.given = fd
+		}
+	})
+	return v.given
+}
 
 // Close lets go of the view. It must be called exactly once.
 func (v *View) Close() error {
 	views.remove(v)
-	err := unix.Close(v.fd)
-	if v.origin != nil {
-		err = errors.Join(err, v.origin.close())
+	var errs []error
+	v.once.Do(func() { v.given = v.fd })
+	if v.given != v.fd {
+		errs = append(errs, unix.Close(v.given))
 	}
-	if err != nil {
+	if v.origin == nil || v.fd != v.origin.fd {
+		errs = append(errs, unix.Close(v.fd))
+	}
+	if v.origin != nil {
+		errs = append(errs, v.origin.close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close a view: %w", err)
 	}
 	return nil
@@ -126,7 +151,7 @@ func Attach(mounts []mount.Mount, target string) error {
 	if err != nil {
 		return fmt.Errorf("attach at %s: %w", target, err)
 	}
-	if err := unix.MoveMount(v.fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(v.FD(), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach at %s: move_mount: %w", target, errors.Join(err, v.Close()))
 	}
 	attached.mu.Lock()

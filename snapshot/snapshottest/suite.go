@@ -499,7 +499,7 @@ func (s *suite) usage() {
 
 func (s *suite) deepChain() {
 	parent, want := "", []string{}
-	for i := range 150 {
+	for i := range 60 {
 		id := fmt.Sprintf("layer%03d", i)
 		s.layer(id, parent, id)
 		want = append(want, id+"="+id)
