@@ -86,10 +86,13 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 		return exit, errors.Join(err, b.kill(ctx, proc, group, &exit))
 	}
 	status, err := proc.Wait(ctx, 0)
-	if err != nil {
-		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
-	} else {
+	switch {
+	case err == nil:
 		exit.status(status)
+	case ctx.Err() != nil:
+		err = b.kill(ctx, proc, group, &exit)
+	default:
+		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
 	}
 	err = errors.Join(err, io.ended(ctx))
 	usage, uerr := group.Usage()

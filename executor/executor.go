@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/kilnbuild/kiln/executor/cgroup"
 )
 
 // NetMode is the network a process gets.
@@ -38,7 +39,9 @@ const (
 
 // Process is what to run, where.
 type Process struct {
-	ID string // unique among running processes; names cgroup and bundle
+	// ID is unique among running processes. It names the bundle, and the cgroup
+	// unless that is one made ahead.
+	ID string
 
 	Root         []mount.Mount // how to make the root filesystem visible
 	ReadonlyRoot bool
@@ -58,7 +61,9 @@ type Process struct {
 	ValidExitCodes            []int // nil: only 0
 	RemoveMountStubsRecursive bool
 
-	Stdin  io.Reader // nil: empty. An io.Closer is closed when the process ends
+	// Stdin is empty if nil. When the process ends, an io.Closer is closed;
+	// a Read of another reader that is under way is not waited for.
+	Stdin  io.Reader
 	Stdout io.Writer // nil: discarded
 	Stderr io.Writer
 }
@@ -107,7 +112,8 @@ type Executor interface {
 	// *ExitError if the process itself failed.
 	Run(ctx context.Context, p Process) (Usage, error)
 
-	// Close lets go of what is pooled.
+	// Close waits for processes that run, and lets go of what is pooled. It is
+	// called once; Run fails afterwards.
 	Close() error
 }
 
@@ -147,6 +153,8 @@ type Config struct {
 	// Grace is how long a cancelled process may take to end after TERM; 0 is
 	// DefaultGrace.
 	Grace time.Duration
+	// Cgroups says where cgroup file systems are; nil: found out.
+	Cgroups *cgroup.Tree
 }
 
 // DefaultGrace is the grace of cancelled processes if none is configured.

@@ -24,6 +24,9 @@ type openView func([]mount.Mount) (view, error)
 
 func openSnapshot(mounts []mount.Mount) (view, error) { return snapshot.Open(mounts) }
 
+// openTree is unix.OpenTree; a test makes it that of an older kernel.
+var openTree = unix.OpenTree
+
 // detach returns a detached mount of what fd is open on, a part of it if
 // selector says so, for a child to attach in its own mount namespace. The
 // caller closes it. rest is a selector that only the child can apply, since
@@ -35,7 +38,7 @@ func detach(fd int, selector string, attrs uint64) (tree int, rest string, err e
 		return -1, "", err
 	}
 	defer closePart()
-	tree, err = unix.OpenTree(part, "", flags)
+	tree, err = openTree(part, "", flags)
 	if errors.Is(err, unix.EINVAL) {
 		if !isAll(selector) {
 			rest = selector

@@ -46,9 +46,11 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	if e.parents, err = openParentList(filepath.Join(cfg.Root, parentsDir)); err != nil {
 		return nil, err
 	}
-	tree, err := cgroup.Detect()
-	if err != nil {
-		return nil, err
+	tree := cfg.Cgroups
+	if tree == nil {
+		if tree, err = cgroup.Detect(); err != nil {
+			return nil, err
+		}
 	}
 	// The root is this executor's alone, so a name made from it is, too.
 	sum := sha256.Sum256([]byte(cfg.Root))
@@ -62,6 +64,7 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 			err = errors.Join(err, e.cgroups.Close())
 		}
 	}()
+	e.parents.forget()
 	if err := removeBundles(filepath.Join(cfg.Root, bundlesDir)); err != nil {
 		return nil, err
 	}
@@ -101,6 +104,18 @@ func openParentList(dir string) (*parentList, error) {
 		l.known[parent] = true
 	}
 	return l, nil
+}
+
+// forget drops the parents of old, in which nothing is left.
+func (l *parentList) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, parent := range l.old {
+		// One that stays is looked through again next time.
+		if os.Remove(filepath.Join(l.dir, url.PathEscape(parent))) == nil {
+			delete(l.known, parent)
+		}
+	}
 }
 
 func (l *parentList) add(parent string) error {

@@ -98,14 +98,22 @@ func generateResolvConf(host bool, dns *DNS) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if err := rc.apply(host, dns); err != nil {
+		return nil, err
+	}
+	return rc.format(), nil
+}
+
+// apply makes rc right for a container.
+func (rc *resolvConf) apply(host bool, dns *DNS) error {
 	overridden, err := rc.override(dns)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !overridden && (!host || len(rc.servers) == 0) {
 		rc.replaceLoopback()
 	}
-	return rc.format(), nil
+	return nil
 }
 
 // loadResolvConf reads a file; a missing one is empty.

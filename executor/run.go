@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
@@ -65,6 +66,9 @@ type executor struct {
 	files   *fileStore
 	dns     resolvConfs
 	parents *parentList
+	running sync.WaitGroup
+	mu      sync.Mutex // guards closed, and that running isn't added to once it is
+	closed  bool
 	observe func(exit) // called after each run, for benchmarks; may be nil
 }
 
@@ -81,6 +85,10 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 	if err := ctx.Err(); err != nil {
 		return Usage{}, context.Cause(ctx)
 	}
+	if err := e.enter(); err != nil {
+		return Usage{}, err
+	}
+	defer e.running.Done()
 	if err := e.parents.add(p.CgroupParent); err != nil {
 		return Usage{}, err
 	}
@@ -220,7 +228,7 @@ func (e *executor) result(ctx context.Context, p Process, exit exit, err error) 
 		}
 		return &ExitError{Code: code, Err: exec}
 	case exit.killed && ctx.Err() != nil:
-		return errors.Join(context.Cause(ctx), ignoreCause(ctx, err))
+		return errors.Join(context.Cause(ctx), err)
 	case err != nil:
 		return err
 	}
@@ -234,14 +242,6 @@ func (e *executor) result(ctx context.Context, p Process, exit exit, err error) 
 	return &ExitError{Code: exit.code, OOM: exit.usage.OOMKills > 0}
 }
 
-// ignoreCause leaves of err what isn't just the end of ctx.
-func ignoreCause(ctx context.Context, err error) error {
-	if err == context.Cause(ctx) {
-		return nil
-	}
-	return err
-}
-
 func cgroupSpec(p Process) cgroup.Spec {
 	s := cgroup.Spec{ID: p.ID, Parent: p.CgroupParent, AllDevices: p.Security == SecurityInsecure}
 	if r := p.Resources; r != nil {
@@ -253,7 +253,24 @@ func cgroupSpec(p Process) cgroup.Spec {
 	return s
 }
 
-func (e *executor) Close() error { return errors.Join(e.rt.close(), e.cgroups.Close()) }
+// enter counts a Run that Close has to wait for.
+func (e *executor) enter() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return errors.New("executor is closed")
+	}
+	e.running.Add(1)
+	return nil
+}
+
+func (e *executor) Close() error {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.running.Wait()
+	return errors.Join(e.rt.close(), e.cgroups.Close())
+}
 
 // options are the mount options of s in a spec.
 func (s source) options() []string {

@@ -5,11 +5,13 @@ package executor
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -144,24 +146,9 @@ func process(t testing.TB, script string) Process {
 	return Process{ID: newID(), Root: root, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/"}
 }
 
-var ids struct {
-	sync.Mutex
-	n int
-}
+var lastID atomic.Int64
 
-func newID() string {
-	ids.Lock()
-	defer ids.Unlock()
-	ids.n++
-	return "t" + strings.Repeat("i", ids.n%7) + string(rune('a'+ids.n%26)) + itoa(ids.n)
-}
-
-func itoa(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + string(rune('0'+n%10))
-}
+func newID() string { return fmt.Sprintf("t%d", lastID.Add(1)) }
 
 // result is what a run did.
 type result struct {

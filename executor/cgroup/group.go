@@ -25,7 +25,7 @@ type Limits struct {
 
 // Usage is what the processes of a group used.
 type Usage struct {
-	CPU        time.Duration // 0 on version 1, where groups don't join cpuacct
+	CPU        time.Duration // 0 for version 1 groups that don't join cpuacct
 	MemoryPeak int64
 	PidsPeak   int64 // 0 if the kernel doesn't count it
 	OOMKills   int64
@@ -100,6 +100,17 @@ func (g *Group) Mounts() []Mount {
 
 // Path is the path of an Existing group as a runtime wants it.
 func (g *Group) Path() string { return g.path }
+
+// Dirs lists the directories of g, except those it shares.
+func (g *Group) Dirs() []string {
+	var list []string
+	for _, d := range g.dirs {
+		if !d.shared {
+			list = append(list, d.path)
+		}
+	}
+	return list
+}
 
 // Remove kills and removes an Existing group, if it is there.
 func (g *Group) Remove() error {
@@ -230,6 +241,11 @@ func (g *Group) Usage() (Usage, error) {
 		if d.has("memory") && d.h != nil {
 			read(d, "memory.max_usage_in_bytes", "", &u.MemoryPeak)
 			read(d, "memory.oom_control", "oom_kill", &u.OOMKills)
+		}
+		if d.has("cpuacct") && d.h != nil {
+			var ns int64
+			read(d, "cpuacct.usage", "", &ns)
+			u.CPU = time.Duration(ns)
 		}
 		if d.has("pids") {
 			read(d, "pids.peak", "", &u.PidsPeak)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,7 @@ type Manager struct {
 
 	mu      sync.Mutex        // guards the fields below; never held across I/O
 	parents map[string]string // made so far, with the mount point each is below
+	adopted map[string]string // the same of parents that others make
 
 	ready   chan *Group // made ahead
 	removed chan *Group // to be removed
@@ -51,9 +53,10 @@ type Config struct {
 func New(cfg Config, otherParents []string) (_ *Manager, err error) {
 	m := &Manager{
 		tree: cfg.Tree, parent: clean(cfg.Parent), prefix: cfg.Prefix, log: cfg.Log, filter: -1,
-		parents: map[string]string{}, ready: make(chan *Group, ahead), removed: make(chan *Group, 256),
+		parents: map[string]string{}, adopted: map[string]string{}, ready: make(chan *Group, ahead), removed: make(chan *Group, 256),
 	}
 	for _, parent := range append([]string{m.parent}, otherParents...) {
+		m.adopt(clean(parent))
 		if err := m.sweep(clean(parent)); err != nil {
 			return nil, err
 		}
@@ -102,13 +105,23 @@ func (m *Manager) Leftovers() []string {
 	return list
 }
 
-// removeParents removes parents that nobody uses any more: those made here, and
-// what a runtime made for the default one.
-func (m *Manager) removeParents() {
+// adopt makes parent one of those to be removed in the end, wherever it may be:
+// runtimes and earlier managers make it, too.
+func (m *Manager) adopt(parent string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, root := range m.roots("/") {
-		m.parents[filepath.Join(root, m.parent)] = root
+		full := filepath.Join(root, parent)
+		if _, known := m.parents[full]; !known {
+			m.adopted[full] = root
+		}
 	}
-	for full, root := range m.parents {
+}
+
+// removeParents removes parents that nobody uses any more.
+func (m *Manager) removeParents() {
+	maps.Copy(m.adopted, m.parents)
+	for full, root := range m.adopted {
 		for path := full; path != filepath.Clean(root); path = filepath.Dir(path) {
 			if err := unix.Rmdir(path); err != nil && !errors.Is(err, unix.ENOENT) {
 				break // others are in it
@@ -209,6 +222,7 @@ func (m *Manager) Existing(spec Spec) *Group {
 	if spec.Parent != "" {
 		parent = clean(spec.Parent)
 	}
+	m.adopt(parent)
 	g := &Group{m: m, path: filepath.Join(parent, m.prefix+"-"+spec.ID)}
 	if m.tree.V2 != "" {
 		g.dirs = []dir{{path: filepath.Join(m.tree.V2, g.path), join: -1, view: -1}}

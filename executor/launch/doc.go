@@ -37,4 +37,14 @@
 // its own whose only mount is an empty tmpfs. So a clone copies one mount,
 // however many the machine has, and nothing of the machine's file system is
 // there to be seen, even by a container that isn't completely set up.
+//
+// What was not chosen: a tiny static init, embedded and executed from memory,
+// costs another exec and a protocol, and is one more binary for each
+// architecture. Forking the daemon's Go runtime and going on in Go in the child
+// is not safe: other threads' locks stay locked. Set-up by the parent on a
+// thread that has entered the new namespaces can't mount /proc of the new PID
+// namespace or drop the child's privileges. CLONE_VM without CLONE_VFORK spares
+// the suspended threads, at the price described above. A seccomp filter
+// installed on launcher threads would be inherited for free, but it would have
+// to let set-up calls pass.
 package launch

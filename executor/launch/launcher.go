@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/kilnbuild/kiln/executor/thread"
@@ -21,9 +22,15 @@ const Staging = "/root"
 
 // Launcher starts programs. All methods are safe for concurrent use.
 type Launcher struct {
-	jobs chan *job
-	done sync.WaitGroup
+	jobs  chan *job
+	done  sync.WaitGroup
+	grace time.Duration
 }
+
+// setUpGrace is how long a child may go on with its set-up when nobody wants
+// it any more. It takes a millisecond, and one that has just executed its
+// program is to end in a more orderly way.
+const setUpGrace = time.Second
 
 type job struct {
 	p    *Program
@@ -33,7 +40,7 @@ type job struct {
 
 // New starts n threads for launching. dir is any existing directory.
 func New(n int, dir string) (*Launcher, error) {
-	l := &Launcher{jobs: make(chan *job)}
+	l := &Launcher{jobs: make(chan *job), grace: setUpGrace}
 	ready := make(chan error, n)
 	for range n {
 		l.done.Go(func() { thread.Run(func() { l.serve(dir, ready) }) })
@@ -114,8 +121,8 @@ type Options struct {
 }
 
 // Launch runs p in a new process and returns when it has executed its program.
-// A step that failed is a *StepError. The process is killed when ctx ends
-// before that, but not afterwards.
+// A step that failed is a *StepError. A child that hangs when ctx ends is killed;
+// one that has executed its program is returned even then.
 func (l *Launcher) Launch(ctx context.Context, p *Program, o Options) (*Process, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
@@ -138,20 +145,35 @@ func (l *Launcher) Launch(ctx context.Context, p *Program, o Options) (*Process,
 	}
 	select {
 	case <-j.done:
+		return j.result(ctx)
 	case <-ctx.Done():
-		j.interrupt()
 	}
-	return j.result(ctx)
+	if !j.interrupt(l.grace) {
+		return j.result(ctx)
+	}
+	proc, err := j.result(ctx)
+	if err == nil {
+		_, err = proc.Wait(context.WithoutCancel(ctx), 0)
+	}
+	return nil, errors.Join(context.Cause(ctx), err)
 }
 
-// interrupt kills a child that is still being set up, and waits for its end.
-func (j *job) interrupt() {
+// interrupt kills a child that hangs in its set-up, and says whether it did.
+func (j *job) interrupt(grace time.Duration) bool {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-j.done:
+		return false
+	case <-timer.C:
+	}
 	// The kernel writes the pidfd before the child runs. Before that there is
 	// nothing that could block for long.
 	if fd := atomic.LoadInt32(&j.p.out.pidfd); fd >= 0 {
 		unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) //nolint:errcheck // it has ended, then
 	}
 	<-j.done
+	return true
 }
 
 func (j *job) result(ctx context.Context) (*Process, error) {

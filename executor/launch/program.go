@@ -41,7 +41,7 @@ type cloneArgs struct {
 	flags, pidfd uint64
 	_, _         uint64 // child_tid, parent_tid
 	exitSignal   uint64
-	_, _         uint64 // stack, stack_size: the assembly brings its own
+	_, _         uint64 // stack, stack_size: the child needs none
 	_, _, _      uint64 // tls, set_tid, set_tid_size
 	cgroup       uint64
 }
@@ -50,17 +50,22 @@ type cloneArgs struct {
 // execve. Build it with its methods and launch it once. Pointers in arguments must come from
 // its own methods, which keep the memory alive and in place.
 type Program struct {
-	steps  []step
-	stages []string // parallel to steps
-	what   []string // parallel to steps: what the step was on
-	stage  string
-	links  []link
+	steps []step
+	names []name // parallel to steps
+	stage string
+	links []link
 
 	chunk []byte   // free rest of the last chunk
 	keep  [][]byte // all chunks; Go's collector does not move heap memory
 	out   *outcome
 	args  *cloneArgs
 }
+
+// name is what a step is called in errors.
+type name struct{ stage, what string }
+
+// usualSteps is what a container takes.
+const usualSteps = 320
 
 // link: the result of step from is argument arg of step to.
 type link struct{ from, to, arg int }
@@ -78,9 +83,11 @@ func (p *Program) Stage(name string) { p.stage = name }
 func (p *Program) Call(what string, nr uintptr, args ...uintptr) Step {
 	s := step{nr: nr, next: stepSize, result: notRun}
 	copy(s.args[:], args)
+	if p.steps == nil {
+		p.steps, p.names = make([]step, 0, usualSteps), make([]name, 0, usualSteps)
+	}
 	p.steps = append(p.steps, s)
-	p.stages = append(p.stages, p.stage)
-	p.what = append(p.what, what)
+	p.names = append(p.names, name{p.stage, what})
 	return Step{p, len(p.steps) - 1}
 }
 
@@ -205,7 +212,7 @@ func (p *Program) err() error {
 	if p.steps[i].result > 0 {
 		errno = unix.ESRCH
 	}
-	return &StepError{Stage: p.stages[i], What: p.what[i], Errno: errno}
+	return &StepError{Stage: p.names[i].stage, What: p.names[i].what, Errno: errno}
 }
 
 // Results returns the errors of all steps of a stage that ran, in order; those
@@ -213,7 +220,7 @@ func (p *Program) err() error {
 func (p *Program) Results(stage string) []unix.Errno {
 	var errs []unix.Errno
 	for i, s := range p.steps {
-		if p.stages[i] != stage || s.result == notRun {
+		if p.names[i].stage != stage || s.result == notRun {
 			continue
 		}
 		errs = append(errs, unix.Errno(max(0, -s.result)))
@@ -237,10 +244,10 @@ func (p *Program) Times() []StageTime {
 		if s.result == notRun {
 			continue
 		}
-		j := slices.IndexFunc(times, func(t StageTime) bool { return t.Stage == p.stages[i] })
+		j := slices.IndexFunc(times, func(t StageTime) bool { return t.Stage == p.names[i].stage })
 		if j < 0 {
 			j = len(times)
-			times = append(times, StageTime{Stage: p.stages[i]})
+			times = append(times, StageTime{Stage: p.names[i].stage})
 		}
 		times[j].Steps++
 		times[j].Ticks += s.ticks - last

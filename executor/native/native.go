@@ -239,6 +239,10 @@ func (b *builder) cwd() error {
 func (b *builder) exec() error {
 	p := b.spec.Process
 	argv, envp := b.Strings(p.Args), b.Strings(p.Env)
+	// Ours are closed by exec; what this process itself inherited may not be.
+	b.Stage("descriptors")
+	b.Call("close", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC).Tolerate(unix.ENOSYS, unix.EPERM)
+	b.Stage(stageExec)
 	if strings.Contains(p.Args[0], "/") {
 		b.Call(p.Args[0], unix.SYS_EXECVE, b.String(p.Args[0]), argv, envp)
 		return nil

@@ -1,0 +1,369 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestParseMounts(t *testing.T) {
+	for name, tc := range map[string]struct {
+		mounts string
+		want   *Tree
+	}{
+		"version 2": {"25 30 0:23 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n", &Tree{V2: "/sys/fs/cgroup"}},
+		"version 1": {`33 32 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+34 32 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+35 32 0:32 /docker/x /sys/fs/cgroup/memory rw shared:1 master:2 - cgroup cgroup rw,memory
+36 32 0:33 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
+`, &Tree{V1: []Hierarchy{
+			{"/sys/fs/cgroup/cpu,cpuacct", "cpu,cpuacct", []string{"cpu", "cpuacct"}},
+			{"/sys/fs/cgroup/memory", "memory", []string{"memory"}},
+			{"/sys/fs/cgroup/devices", "devices", []string{"devices"}},
+		}, Bare: []string{"/sys/fs/cgroup/systemd"}}},
+		"hybrid":                             {"1 2 0:3 / /a\\040b/memory rw - cgroup cgroup rw,memory\n4 5 0:6 / /a/unified rw - cgroup2 cgroup2 rw\n", &Tree{V1: []Hierarchy{{"/a b/memory", "memory", []string{"memory"}}}, Bare: []string{"/a/unified"}}},
+		"version 2 beside useless version 1": {"1 2 0:3 / /net rw - cgroup cgroup rw,net_cls\n4 5 0:6 / /two rw - cgroup2 cgroup2 rw\n", &Tree{V2: "/two"}},
+		"none":                               {"1 2 0:3 / / rw - ext4 /dev/vda rw\nnonsense\n", nil},
+	} {
+		got, err := parseMounts(strings.NewReader(tc.mounts))
+		if (err != nil) != (tc.want == nil) || tc.want != nil && !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
+func FuzzParseMounts(f *testing.F) {
+	f.Add("1 2 0:3 / /a rw - cgroup cgroup rw,memory\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		if tree, err := parseMounts(strings.NewReader(s)); err == nil && (tree.V2 == "") == (len(tree.V1) == 0) {
+			t.Errorf("%+v", tree)
+		}
+	})
+}
+
+func TestLimitSettings(t *testing.T) {
+	all := dir{path: "d", h: &Hierarchy{Controllers: []string{"memory", "cpu", "cpuset"}}}
+	for _, tc := range []struct {
+		l      Limits
+		v1, v2 []setting
+	}{
+		{Limits{}, nil, nil},
+		{Limits{Memory: 100, MemorySwap: 150}, []setting{{"d", "memory.limit_in_bytes", "100"}, {"d", "memory.memsw.limit_in_bytes", "150"}}, []setting{{"d", "memory.max", "100"}, {"d", "memory.swap.max", "50"}}},
+		{Limits{Memory: 100, MemorySwap: -1}, []setting{{"d", "memory.limit_in_bytes", "100"}, {"d", "memory.memsw.limit_in_bytes", "-1"}}, []setting{{"d", "memory.max", "100"}, {"d", "memory.swap.max", "max"}}},
+		{Limits{Memory: -1}, []setting{{"d", "memory.limit_in_bytes", "-1"}}, []setting{{"d", "memory.max", "max"}}},
+		{Limits{CPUShares: 1024}, []setting{{"d", "cpu.shares", "1024"}}, []setting{{"d", "cpu.weight", "39"}}},
+		{Limits{CPUShares: 1 << 20}, []setting{{"d", "cpu.shares", "1048576"}}, []setting{{"d", "cpu.weight", "10000"}}},
+		{Limits{CPUQuota: 5000}, []setting{{"d", "cpu.cfs_quota_us", "5000"}}, []setting{{"d", "cpu.max", "5000 100000"}}},
+		{Limits{CPUQuota: -1, CPUPeriod: 1000}, []setting{{"d", "cpu.cfs_period_us", "1000"}, {"d", "cpu.cfs_quota_us", "-1"}}, []setting{{"d", "cpu.max", "max 1000"}}},
+		{Limits{CpusetCpus: "0-1", CpusetMems: "0"}, []setting{{"d", "cpuset.cpus", "0-1"}, {"d", "cpuset.mems", "0"}}, []setting{{"d", "cpuset.cpus", "0-1"}, {"d", "cpuset.mems", "0"}}},
+	} {
+		if got := tc.l.v1(all); !slices.Equal(got, tc.v1) {
+			t.Errorf("%+v on version 1: %v", tc.l, got)
+		}
+		if got := tc.l.v2("d"); !slices.Equal(got, tc.v2) {
+			t.Errorf("%+v on version 2: %v", tc.l, got)
+		}
+	}
+}
+
+// fakeV2 is a directory that looks like a version 2 group.
+func fakeV2(t *testing.T, files map[string]string) string {
+	t.Helper()
+	path := t.TempDir()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(path, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+func TestUsageV2(t *testing.T) {
+	path := fakeV2(t, map[string]string{
+		"cpu.stat": "usage_usec 1500\nuser_usec 1\n", "memory.peak": "4096\n", "memory.events": "low 0\noom 3\noom_kill 2\n", "pids.peak": "7\n",
+	})
+	u, err := (&Group{dirs: []dir{{path: path}}}).Usage()
+	if want := (Usage{1500000, 4096, 7, 2}); err != nil || u != want {
+		t.Errorf("%+v %v", u, err)
+	}
+	// Older kernels count less.
+	u, err = (&Group{dirs: []dir{{path: fakeV2(t, map[string]string{"cpu.stat": "usage_usec 1\n"})}}}).Usage()
+	if want := (Usage{CPU: 1000}); err != nil || u != want {
+		t.Errorf("%+v %v", u, err)
+	}
+	if _, err = (&Group{dirs: []dir{{path: fakeV2(t, map[string]string{"memory.peak": "nonsense\n"})}}}).Usage(); err == nil {
+		t.Error("nonsense was read as a number")
+	}
+}
+
+func TestEnableControllers(t *testing.T) {
+	path := fakeV2(t, map[string]string{"cgroup.controllers": "cpuset cpu io memory hugetlb pids\n", "cgroup.subtree_control": "cpu memory pids io\n"})
+	if err := enableControllers(path, true); err != nil {
+		t.Fatal(err)
+	}
+	// The fake file keeps what was written over its start.
+	if b, err := os.ReadFile(filepath.Join(path, "cgroup.subtree_control")); err != nil || !strings.HasPrefix(string(b), "+cpuset") {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
+// testTree is the machine's tree, or the version 2 hierarchy beside it.
+func testTree(t *testing.T, v2 bool) *Tree {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes cgroups")
+	}
+	tree, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v2 && tree.V2 == "" {
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(mounts)) {
+			if f := strings.Fields(line); strings.Contains(line, " - cgroup2 ") {
+				return &Tree{V2: f[4]}
+			}
+		}
+		t.Fatal("this test needs a version 2 cgroup hierarchy")
+	}
+	return tree
+}
+
+// log makes what a manager logs fail the test.
+type log struct{ t *testing.T }
+
+func (l log) Write(p []byte) (int, error) {
+	l.t.Errorf("the manager logged: %s", p)
+	return len(p), nil
+}
+
+func newManager(t *testing.T, tree *Tree, others ...string) *Manager {
+	t.Helper()
+	m, err := New(Config{Tree: tree, Parent: "/kiln/cgroup-test", Prefix: fmt.Sprintf("p%d", os.Getpid()), Log: slog.New(slog.NewTextHandler(log{t}, nil))}, others)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// start runs a shell script in g.
+func start(t *testing.T, g *Group, script string) (*exec.Cmd, io.Reader) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", "for f in $JOIN; do echo 0 > /proc/$DAEMON/fd/$f; done; "+script)
+	var join []string
+	for _, fd := range g.JoinFDs() {
+		join = append(join, fmt.Sprint(fd))
+	}
+	cmd.Env = append(os.Environ(), "JOIN="+strings.Join(join, " "), fmt.Sprintf("DAEMON=%d", os.Getpid()))
+	if fd := g.CloneFD(); fd >= 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, out
+}
+
+func TestGroups(t *testing.T) {
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, testTree(t, v2))
+			for i, spec := range []Spec{{ID: "a"}, {ID: "b", AllDevices: true}, {ID: "c", Parent: "/kiln/cgroup-test/other"}} {
+				g, err := m.Take(context.Background(), spec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				// The first may be denied, the second not.
+				cmd, out := start(t, g, "cat /proc/self/cgroup; mknod $0.dev c 1 11; exec 3< $0.dev && echo allowed || echo denied; echo x > /dev/null && echo fine")
+				text, err := io.ReadAll(out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cmd.Wait() //nolint:errcheck // the redirection fails in some shells
+				if !strings.Contains(string(text), "/kiln/cgroup-test/") || spec.Parent != "" && !strings.Contains(string(text), spec.Parent) {
+					t.Errorf("group %d is not below its parent:\n%s", i, text)
+				}
+				if strings.Contains(string(text), "allowed") != spec.AllDevices {
+					t.Errorf("group %d, device:\n%s", i, text)
+				}
+				if _, err := g.Usage(); err != nil {
+					t.Error(err)
+				}
+				g.Release()
+			}
+			os.Remove("/bin/sh.dev")
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+			if left := m.Leftovers(); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+func TestKill(t *testing.T) {
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, testTree(t, v2))
+			g, err := m.Take(context.Background(), Spec{ID: "kill"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd, out := start(t, g, "echo ready; for i in 1 2 3 4 5 6 7 8 9; do (setsid sleep 1000 &); done; wait; sleep 1000")
+			if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+				t.Fatal(err)
+			}
+			if err := g.Kill(); err != nil {
+				t.Error(err)
+			}
+			for _, dir := range g.Dirs() {
+				if b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err != nil || len(b) > 0 {
+					t.Errorf("%s has processes %q (%v)", dir, b, err)
+				}
+			}
+			cmd.Wait() //nolint:errcheck // killed
+			g.Release()
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A new manager removes what one that crashed has left, and leaves others
+// alone.
+func TestSweep(t *testing.T) {
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			tree := testTree(t, v2)
+			m := newManager(t, tree)
+			var cmds []*exec.Cmd
+			var dirs []string
+			for _, spec := range []Spec{{ID: "own"}, {ID: "other", Parent: "/kiln/cgroup-test/other"}} {
+				g, err := m.Take(context.Background(), spec)
+				if err != nil {
+					t.Fatal(err)
+				}
+				cmd, out := start(t, g, "echo ready; sleep 1000 & sleep 1000")
+				if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+					t.Fatal(err)
+				}
+				for _, d := range g.Dirs() {
+					dirs = append(dirs, d)
+					if v2 { // as a container with a cgroup namespace may do
+						if err := os.Mkdir(filepath.Join(d, "inner"), 0o755); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				cmds = append(cmds, cmd)
+			}
+			roots := m.roots("/kiln/cgroup-test")
+			foreign := filepath.Join(roots[len(roots)-1], "foreign")
+			if err := os.Mkdir(foreign, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Rmdir(filepath.Dir(foreign))
+			defer unix.Rmdir(foreign)
+			m.stop() // the first manager does no more
+			m.filler.Wait()
+			successor := newManager(t, tree, "/kiln/cgroup-test/other")
+			for _, cmd := range cmds {
+				if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+					t.Errorf("a left process ended with %v", err)
+				}
+			}
+			for _, d := range dirs {
+				if b, err := os.ReadFile(filepath.Join(d, "cgroup.procs")); err == nil && len(b) > 0 {
+					t.Errorf("%s is left with processes %s", d, b)
+				}
+			}
+			if _, err := os.Stat(foreign); err != nil {
+				t.Errorf("another's group is gone: %v", err)
+			}
+			if err := successor.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestBadNames(t *testing.T) {
+	m := newManager(t, testTree(t, false))
+	defer m.Close()
+	if g, err := m.Take(context.Background(), Spec{ID: "../x", AllDevices: true}); err == nil {
+		g.Release()
+		t.Error("a path was taken as a name")
+	}
+	if got := m.Existing(Spec{ID: "x", Parent: "../../up"}).Path(); !strings.HasPrefix(got, "/up/") {
+		t.Errorf("parent leads out: %s", got)
+	}
+}
+
+// The device program's meaning, by a plain evaluation of its instructions.
+func TestDeviceProgram(t *testing.T) {
+	const mknod, read, write = 1, 2, 4
+	prog := deviceProgram(DefaultDevices)
+	for _, tc := range []struct {
+		kind, access, major, minor uint32
+		allowed                    bool
+	}{
+		{2, read | write, 1, 3, true}, {2, read, 1, 5, true}, {2, mknod, 9, 9, true}, {1, mknod, 8, 0, true},
+		{1, read, 8, 0, false}, {1, mknod | read, 8, 0, false}, {2, read, 1, 1, false}, {2, write, 136, 77, true}, {2, read, 10, 229, false}, {1, read, 1, 3, false},
+	} {
+		if got := evaluate(t, prog, tc.access<<16|tc.kind, tc.major, tc.minor); got != tc.allowed {
+			t.Errorf("%+v: %v", tc, got)
+		}
+	}
+}
+
+// evaluate runs the few instructions that device programs use.
+func evaluate(t *testing.T, prog []insn, ctx ...uint32) bool {
+	t.Helper()
+	var r [11]uint64
+	for pc := 0; pc < len(prog); pc++ {
+		i := prog[pc]
+		dst, src := i.reg&15, i.reg>>4
+		switch i.op {
+		case 0x61:
+			r[dst] = uint64(ctx[i.off/4])
+		case 0xbc:
+			r[dst] = uint64(uint32(r[src]))
+		case 0x54:
+			r[dst] = uint64(uint32(r[dst]) & uint32(i.imm))
+		case 0x74:
+			r[dst] = uint64(uint32(r[dst]) >> i.imm)
+		case 0xb7:
+			r[dst] = uint64(i.imm)
+		case 0x55:
+			if r[dst] != uint64(i.imm) {
+				pc += int(i.off)
+			}
+		case 0x95:
+			return r[0] == 1
+		default:
+			t.Fatalf("instruction %#x", i.op)
+		}
+	}
+	t.Fatal("the program has no end")
+	return false
+}

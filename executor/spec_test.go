@@ -1,0 +1,206 @@
+//go:build linux && (amd64 || arm64)
+
+package executor
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/kilnbuild/kiln/executor/rootfs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// The spec is all that runtimes know of a process.
+func TestSpecGolden(t *testing.T) {
+	base := Process{ID: "id", Args: []string{"/bin/sh", "-c", "true"}, Env: []string{"PATH=/bin", "A=1", "A=2"}, Cwd: "/work/../src/"}
+	root := rootfs.User{Groups: []uint32{0}, Home: "/root"}
+	binds := []specs.Mount{{Destination: "/etc/hosts", Type: "bind", Source: "/files/hosts", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}}
+	for name, tc := range map[string]struct {
+		change   func(p *Process)
+		user     rootfs.User
+		cgroupNS bool
+	}{
+		"default": {user: root},
+		"user":    {user: rootfs.User{UID: 1000, GID: 1001, Groups: []uint32{1001, 5}, Home: "/home/u"}},
+		"network none, cgroup namespace, read-only": {user: root, cgroupNS: true, change: func(p *Process) {
+			p.Network, p.ReadonlyRoot, p.Hostname = NetNone, true, "box"
+		}},
+		"insecure": {user: root, change: func(p *Process) { p.Security = SecurityInsecure }},
+		"limits": {user: root, change: func(p *Process) {
+			p.Ulimits = []Ulimit{{"nofile", 1, 2}, {"core", -1, -1}}
+			p.Resources = &Resources{Memory: 1 << 20, MemorySwap: -1, CPUShares: 2, CPUPeriod: 100000, CPUQuota: 5000, CpusetCpus: "0-1", CpusetMems: "0"}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := base
+			if tc.change != nil {
+				tc.change(&p)
+			}
+			s, err := makeSpec(p, tc.user, binds, tc.cgroupNS)
+			if err != nil {
+				t.Fatal(err)
+			}
+			independent(s)
+			got, err := json.MarshalIndent(s, "", "  ")
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, name, append(got, '\n'))
+		})
+	}
+}
+
+// independent takes out of s what depends on the machine.
+func independent(s *specs.Spec) {
+	if s.Linux.Seccomp != nil {
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: s.Linux.Seccomp.DefaultAction}
+	}
+	for i, p := range s.Linux.MaskedPaths {
+		if strings.Contains(p, "thermal_throttle") {
+			s.Linux.MaskedPaths = s.Linux.MaskedPaths[:i]
+			break
+		}
+	}
+	var devices []specs.LinuxDevice
+	for _, d := range s.Linux.Devices {
+		if !strings.HasPrefix(d.Path, "/dev/loop") || d.Path == "/dev/loop-control" || d.Path == "/dev/loop0" {
+			devices = append(devices, d)
+		}
+	}
+	s.Linux.Devices = devices
+	if c := s.Process.Capabilities; len(c.Ambient) > 0 {
+		all := []string{"all of this process's"}
+		*c = specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
+	}
+}
+
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	file := filepath.Join("testdata", strings.Map(func(r rune) rune {
+		if unicode.IsLetter(r) {
+			return r
+		}
+		return '-'
+	}, name)+".json")
+	if *update {
+		if err := errors.Join(os.MkdirAll("testdata", 0o755), os.WriteFile(file, got, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("spec differs from %s (rewrite with -update):\n%s", file, got)
+	}
+}
+
+func TestResolvConfRules(t *testing.T) {
+	const host = "# comment\n; other\nnameserver 127.0.0.53\nnameserver 10.0.0.1\nnameserver ::1\nnameserver nonsense\ndomain old.example\nsearch a.example b.example\noptions ndots:1\noptions edns0\nsortlist 130.155.160.0\nnameserver\n"
+	const rest = "search a.example b.example\noptions ndots:1 edns0\nsortlist 130.155.160.0\n"
+	const public = "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n"
+	for _, tc := range []struct {
+		name, in string
+		host     bool
+		dns      *DNS
+		want     string
+	}{
+		{"loopback is replaced", host, false, nil, "nameserver 10.0.0.1\n" + rest},
+		{"host keeps loopback", host, true, nil, "nameserver 127.0.0.53\nnameserver 10.0.0.1\nnameserver ::1\n" + rest},
+		{"none left", "nameserver 127.0.0.1\n", false, nil, public},
+		{"empty host file", "", true, nil, public},
+		{"overrides stay as they are", host, false, &DNS{Nameservers: []string{"127.0.0.1"}, SearchDomains: []string{"."}, Options: []string{"x"}}, "nameserver 127.0.0.1\noptions x\nsortlist 130.155.160.0\n"},
+		{"search alone", host, false, &DNS{SearchDomains: []string{"z", "."}}, "nameserver 10.0.0.1\nsearch z\noptions ndots:1 edns0\nsortlist 130.155.160.0\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			rc := parseResolvConf(tc.in)
+			if err := rc.apply(tc.host, tc.dns); err != nil {
+				t.Fatal(err)
+			}
+			if got := string(rc.format()); got != tc.want {
+				t.Errorf("got\n%s\nwant\n%s", got, tc.want)
+			}
+		})
+	}
+	rc := parseResolvConf("")
+	if err := rc.apply(false, &DNS{Nameservers: []string{"bogus"}}); err == nil || !strings.Contains(err.Error(), "bogus") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func FuzzResolvConf(f *testing.F) {
+	f.Add("nameserver 1.2.3.4\nsearch a b\noptions x:1\nfoo bar\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		// What is generated is read back as the same.
+		rc := parseResolvConf(text)
+		out := string(rc.format())
+		again := parseResolvConf(out)
+		if s := string(again.format()); s != out {
+			t.Errorf("%q becomes %q", out, s)
+		}
+	})
+}
+
+func TestResolvConfFollowsTheMachine(t *testing.T) {
+	r := resolvConfs{}
+	a, err := r.get(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.generated[true] = []byte("cached")
+	if b, err := r.get(true); err != nil || string(b) != "cached" {
+		t.Errorf("%q %v", b, err)
+	}
+	r.stamps[0].size++ // as if the file had changed
+	if b, err := r.get(true); err != nil || string(b) != string(a) {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
+func TestFileStore(t *testing.T) {
+	s, err := newFileStore(filepath.Join(t.TempDir(), "files"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, release, err := s.get([]byte("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, release2, err := s.get([]byte("a"))
+	if err != nil || first != second {
+		t.Fatalf("%s %s %v", first, second, err)
+	}
+	if err := errors.Join(release(), release2()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 * unusedFiles { // unused ones are kept for a while, used ones always
+		name, release, err := s.get([]byte{byte(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i != 0 {
+			if err := release(); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			defer func() {
+				if _, err := os.Stat(name); err != nil {
+					t.Errorf("a file in use is gone: %v", err)
+				}
+			}()
+		}
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil || len(entries) != unusedFiles+1 {
+		t.Errorf("%d files, %v", len(entries), err)
+	}
+}
