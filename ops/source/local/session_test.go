@@ -58,13 +58,17 @@ func dialer(sm *session.Manager) session.Dialer {
 			return nil, err
 		}
 		defer l.Close()
-		go func() {
-			c, err := l.Accept()
-			if err == nil {
-				sm.HandleConn(context.WithoutCancel(ctx), c, meta)
-			}
-		}()
-		return net.Dial("tcp", l.Addr().String())
+		near, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		far, err := l.Accept() // before the listener closes, which would reset it
+		if err != nil {
+			near.Close()
+			return nil, err
+		}
+		go sm.HandleConn(context.WithoutCancel(ctx), far, meta)
+		return near, nil
 	}
 }
 
