@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -87,8 +88,8 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 		return out, err
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
-	d, err := b.start(disk, ours)
-	if err != nil {
+	d := b.daemon(disk, ours)
+	if err := d.start(); err != nil {
 		return out, err
 	}
 	defer func() { err = errors.Join(err, d.stop()) }()
@@ -96,6 +97,7 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 	if err := s.warm(r); err != nil {
 		return out, fmt.Errorf("warm up: %w", err)
 	}
+	process := d.cmd
 	before, err := d.cpu()
 	if err != nil {
 		return out, err
@@ -109,7 +111,9 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 	if err != nil {
 		return out, err
 	}
-	out.cpu = after - before
+	if out.cpu = after; d.cmd == process { // else it was started anew
+		out.cpu -= before
+	}
 	if out.peakMB, err = d.peakMB(); err != nil {
 		return out, err
 	}
@@ -148,27 +152,33 @@ func freshDisk(dir string) (mountpoint string, unmount func() error, err error) 
 
 // daemon is kilnd or buildkitd.
 type daemon struct {
-	bench *bench
-	addr  string
-	cmd   *exec.Cmd
-	log   bytes.Buffer
+	bench   *bench
+	addr    string
+	program string
+	args    []string
+	cmd     *exec.Cmd // while it runs
 }
 
-func (b *bench) start(disk string, ours bool) (*daemon, error) {
-	sock := filepath.Join(b.dir, "s")
-	d := &daemon{bench: b, addr: "unix://" + sock}
-	name, args := filepath.Join(b.bin, "kilnd"), []string{"--root", filepath.Join(disk, "state"), "--addr", d.addr, "--config", "/dev/null"}
+func (b *bench) daemon(disk string, ours bool) *daemon {
+	d := &daemon{bench: b, addr: "unix://" + filepath.Join(b.dir, "s"), program: filepath.Join(b.bin, "kilnd")}
+	d.args = []string{"--root", filepath.Join(disk, "state"), "--addr", d.addr, "--config", "/dev/null"}
 	if !ours {
-		name = filepath.Join(b.bin, "peer", "buildkitd")
-		args = append(args, "--oci-worker-net", "host", "--containerd-worker=false")
+		d.program = filepath.Join(b.bin, "peer", "buildkitd")
+		d.args = append(d.args, "--oci-worker-net", "host", "--containerd-worker=false")
 	}
-	d.cmd = exec.Command(name, args...)
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	return d
+}
+
+// start runs the daemon and waits until it answers.
+func (d *daemon) start() error {
+	var log bytes.Buffer
+	d.cmd = exec.Command(d.program, d.args...)
+	d.cmd.Stdout, d.cmd.Stderr = &log, &log
 	if err := d.cmd.Start(); err != nil {
-		return nil, err
+		return err
 	}
 	err := harness.WaitFor(20*time.Second, func() error {
-		c, err := net.Dial("unix", sock)
+		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
 		if err != nil {
 			return err
 		}
@@ -178,9 +188,9 @@ func (b *bench) start(disk string, ours bool) (*daemon, error) {
 		err = (&runner{d: d}).buildctl("--wait", "debug", "workers")
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w\n%s", name, err, d.log.String()), d.stop())
+		return errors.Join(fmt.Errorf("start %s: %w", d.program, err), d.stop(), errors.New(log.String()))
 	}
-	return d, nil
+	return nil
 }
 
 func (d *daemon) stop() error {
@@ -232,13 +242,20 @@ type runner struct {
 
 // buildctl runs upstream's client.
 func (r *runner) buildctl(args ...string) error {
+	_, err := r.output(nil, args...)
+	return err
+}
+
+// output runs upstream's client with stdin and returns what it prints.
+func (r *runner) output(stdin io.Reader, args ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(r.d.bench.bin, "peer", "buildctl"), append([]string{"--addr", r.d.addr}, args...)...)
 	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain")
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("buildctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("buildctl %s: %w\n%s%s", strings.Join(args, " "), err, stdout.String(), stderr.String())
 	}
-	return nil
+	return stdout.String(), nil
 }
 
 // build builds the Dockerfile in the input's directory name.

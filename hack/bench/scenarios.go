@@ -26,14 +26,8 @@ const (
 )
 
 var scenarios = []scenario{
-	{
-		name: "noop20", prepare: prepareSteps,
-		warm: func(r *runner) error { return r.build("steps") },
-		run:  func(r *runner) error { return r.build("steps") },
-		check: func(r *runner) error {
-			return r.expect("steps", "done", "19\n")
-		},
-	},
+	noop("noop20", 20),
+	noop("noop200", 200),
 	{
 		name: "run50", prepare: prepareRuns,
 		warm:  func(r *runner) error { return r.build("base") },
@@ -58,6 +52,26 @@ var scenarios = []scenario{
 		run:   func(r *runner) error { return r.build("context") },
 		check: checkContext,
 	},
+	definition("wide1000", false, wide(1000)),
+	definition("wide5000", false, wide(5000)),
+	definition("wide5000-cached", true, wide(5000)),
+	definition("chain100", false, chain(100)),
+	definition("merge100", false, merge(100)),
+	stored("restart", restart, allKept),
+	stored("du", func(r *runner) error { return r.buildctl("du") }, allKept),
+	stored("prune", func(r *runner) error { return r.buildctl("prune", "--all") }, allGone),
+}
+
+// noop builds a cached Dockerfile of n steps again.
+func noop(name string, n int) scenario {
+	build := func(r *runner) error { return r.build("steps") }
+	return scenario{
+		name:    name,
+		prepare: func(dir, base string) error { return prepareSteps(dir, base, n) },
+		warm:    build,
+		run:     build,
+		check:   func(r *runner) error { return r.expect("steps", "done", fmt.Sprintf("%d\n", n-1)) },
+	}
 }
 
 // expect builds the Dockerfile of name with its files to the client and
@@ -86,11 +100,11 @@ func writeFile(path, text string) error {
 	return os.WriteFile(path, []byte(text), 0o644)
 }
 
-// prepareSteps writes 20 mixed steps: RUN, COPY, ENV, WORKDIR.
-func prepareSteps(dir, base string) error {
+// prepareSteps writes n mixed steps: RUN, COPY, ENV, WORKDIR.
+func prepareSteps(dir, base string, n int) error {
 	var df strings.Builder
 	fmt.Fprintf(&df, "FROM %s AS build\n", base)
-	for i := range 20 {
+	for i := range n {
 		switch i % 4 {
 		case 0:
 			fmt.Fprintf(&df, "WORKDIR /w%d\n", i)

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kilnbuild/kiln/client/llb"
+)
+
+// graph is an LLB definition with the file that proves that it was built.
+type graph struct {
+	state   llb.State
+	file    string
+	content string
+}
+
+// wide is n files made side by side and brought together by one op.
+func wide(n int) graph {
+	var all *llb.FileAction
+	for i := range n {
+		name := fmt.Sprintf("/f%d", i)
+		one := llb.Scratch().File(llb.Mkfile(name, 0o644, []byte(name)))
+		if all == nil {
+			all = llb.Copy(one, name, "/")
+		} else {
+			all = all.Copy(one, name, "/")
+		}
+	}
+	last := fmt.Sprintf("f%d", n-1)
+	return graph{llb.Scratch().File(all), last, "/" + last}
+}
+
+// chain is n files made one on top of the other.
+func chain(n int) graph {
+	st := llb.Scratch()
+	for i := range n {
+		st = st.File(llb.Mkfile(fmt.Sprintf("/f%d", i), 0o644, []byte(fmt.Sprint(i))))
+	}
+	return graph{st, "f0", "0"}
+}
+
+// merge is n states of one file each, merged.
+func merge(n int) graph {
+	layers := make([]llb.State, n)
+	for i := range layers {
+		layers[i] = llb.Scratch().File(llb.Mkfile(fmt.Sprintf("/f%d", i), 0o644, []byte(fmt.Sprint(i))))
+	}
+	return graph{llb.Merge(layers), "f0", "0"}
+}
+
+// definition builds g, once before if cached.
+func definition(name string, cached bool, g graph) scenario {
+	return scenario{
+		name: name,
+		prepare: func(dir, _ string) error {
+			def, err := g.state.Marshal()
+			if err != nil {
+				return err
+			}
+			var data bytes.Buffer
+			if err := llb.WriteTo(def, &data); err != nil {
+				return err
+			}
+			return writeFile(filepath.Join(dir, "def"), data.String())
+		},
+		warm: func(r *runner) error {
+			if !cached {
+				return nil
+			}
+			return r.buildDefinition()
+		},
+		run:   func(r *runner) error { return r.buildDefinition() },
+		check: func(r *runner) error { return r.expectDefinition(g) },
+	}
+}
+
+// storedRecords is about what the store holds in the scenarios that begin with
+// many records.
+const storedRecords = 5000
+
+// stored times run on a daemon with many records; check is told how many are
+// left.
+func stored(name string, run func(*runner) error, check func(records int) error) scenario {
+	s := definition(name, true, wide(storedRecords))
+	s.run = run
+	s.check = func(r *runner) error {
+		out, err := r.output(nil, "du", "--format", "{{range .}}{{println .ID}}{{end}}")
+		if err != nil {
+			return err
+		}
+		return check(len(strings.Fields(out)))
+	}
+	return s
+}
+
+func restart(r *runner) error {
+	if err := r.d.stop(); err != nil {
+		return err
+	}
+	return r.d.start()
+}
+
+func allKept(records int) error {
+	if records < storedRecords {
+		return fmt.Errorf("%d records, want %d and more", records, storedRecords)
+	}
+	return nil
+}
+
+func allGone(records int) error {
+	if records > 0 {
+		return fmt.Errorf("%d records are left", records)
+	}
+	return nil
+}
+
+// buildDefinition builds the scenario's definition.
+func (r *runner) buildDefinition(args ...string) error {
+	f, err := os.Open(filepath.Join(r.input, "def"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = r.output(f, append([]string{"build"}, args...)...)
+	return err
+}
+
+// expectDefinition builds the definition with its files to the client and looks
+// at the one that proves it.
+func (r *runner) expectDefinition(g graph) error {
+	archive := r.out + ".tar"
+	if err := r.buildDefinition("--output", "type=tar,dest="+archive); err != nil {
+		return err
+	}
+	return expectInTar(archive, g.file, g.content)
+}
+
+// expectInTar compares a file in an archive.
+func expectInTar(archive, file, want string) error {
+	f, err := os.Open(archive)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	tr := tar.NewReader(f)
+	for {
+		h, err := tr.Next()
+		if err != nil {
+			return fmt.Errorf("%s in the result: %w", file, err)
+		}
+		if h.Name != file {
+			continue
+		}
+		got, err := io.ReadAll(tr)
+		if err != nil {
+			return err
+		}
+		if string(got) != want {
+			return fmt.Errorf("%s is %q, want %q", file, got, want)
+		}
+		return nil
+	}
+}
