@@ -103,8 +103,8 @@ func TestAutostart(t *testing.T) {
 	if _, err := os.Stat("/run/buildkit/buildkitd.sock"); err == nil {
 		t.Fatal("a daemon listens at the default address; stop it for this test")
 	}
-	before := survey(t)
 	run, data := t.TempDir(), t.TempDir()
+	before := survey(t, run, data)
 	if err := os.Chmod(run, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestAutostart(t *testing.T) {
 	}
 	readFile(t, out, "Dockerfile")
 	stopByRoot(t, filepath.Join(data, "kiln"))
-	if left := survey(t).since(before); left != "" {
+	if left := survey(t, run, data).since(before); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}
 }
@@ -148,7 +148,7 @@ func stopByRoot(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 		if err := harness.WaitFor(10*time.Second, func() error {
-			if _, err := os.Stat(filepath.Dir(p)); err == nil {
+			if state, _ := status(pid); state != 'Z' && state != 'X' {
 				return fmt.Errorf("kilnd %d still runs", pid)
 			}
 			return nil

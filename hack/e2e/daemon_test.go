@@ -22,7 +22,8 @@ import (
 // daemon is a kilnd of a test's own.
 type daemon struct {
 	t      *testing.T
-	root   string
+	root   string // state
+	dir    string // socket, config, temporary files
 	addr   string
 	cgroup string // parent of the cgroups of its steps
 	config string
@@ -51,16 +52,20 @@ func newDaemonWithConfig(t *testing.T, config string, args ...string) *daemon {
 // newDaemonAt is newDaemonWithConfig with a state directory of the caller's.
 func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 	t.Helper()
-	d := &daemon{t: t, root: root, before: survey(t), log: &lockedBuffer{}}
+	d := &daemon{t: t, root: root, log: &lockedBuffer{}}
 	// Socket paths are short: t.TempDir may be too long for one.
-	sockDir, err := os.MkdirTemp("", "kiln")
-	if err != nil {
+	var err error
+	if d.dir, err = os.MkdirTemp("", "kiln"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(sockDir) })
-	d.addr = "unix://" + filepath.Join(sockDir, "s")
+	t.Cleanup(func() { os.RemoveAll(d.dir) })
+	if err := os.Mkdir(d.tmp(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.before = survey(t, d.root, d.dir)
+	d.addr = "unix://" + filepath.Join(d.dir, "s")
 	d.cgroup = fmt.Sprintf("/kiln-e2e-%d-%d", os.Getpid(), daemons.Add(1))
-	d.config = filepath.Join(sockDir, "kilnd.toml")
+	d.config = filepath.Join(d.dir, "kilnd.toml")
 	config += fmt.Sprintf("\n[worker.oci]\ndefaultCgroupParent = %q\n", d.cgroup)
 	if err := os.WriteFile(d.config, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
@@ -74,11 +79,25 @@ func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 	return d
 }
 
+// tmp is where the daemon puts temporary files.
+func (d *daemon) tmp() string { return filepath.Join(d.dir, "tmp") }
+
+// left describes what is there of the daemon beside itself, should it run.
+func (d *daemon) left() string {
+	d.t.Helper()
+	now := survey(d.t, d.root, d.dir)
+	if d.cmd != nil {
+		now = now.without(d.cmd.Process.Pid)
+	}
+	return now.since(d.before)
+}
+
 // start runs the daemon and waits until it answers.
 func (d *daemon) start() {
 	d.t.Helper()
 	args := append([]string{"--root", d.root, "--addr", d.addr, "--config", d.config, "--debug"}, d.args...)
 	d.cmd = exec.Command(filepath.Join(env.bin, "kilnd"), args...)
+	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp())
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -135,8 +154,11 @@ func (d *daemon) finish() {
 	d.t.Helper()
 	d.stop()
 	d.fsck()
-	if left := survey(d.t).since(d.before); left != "" {
+	if left := d.left(); left != "" {
 		d.t.Errorf("left behind:\n%s", left)
+	}
+	if files, err := os.ReadDir(d.tmp()); err != nil || len(files) > 0 {
+		d.t.Errorf("temporary files left behind: %v %v", files, err)
 	}
 	for _, dir := range cgroupDirs(d.cgroup) {
 		d.t.Errorf("cgroup left behind: %s", dir)

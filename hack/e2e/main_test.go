@@ -50,6 +50,9 @@ func setUpAndRun(m *testing.M) (int, error) {
 			return 0, fmt.Errorf("%w: run make build peer first", err)
 		}
 	}
+	if err := adoptOrphans(); err != nil {
+		return 0, err
+	}
 	dir, err := os.MkdirTemp("", "kiln-e2e-")
 	if err != nil {
 		return 0, err
