@@ -14,6 +14,7 @@ import (
 type Batch struct {
 	changes   []change
 	onDurable []func()
+	proven    bool
 	bad       error // the first change that bbolt could never store
 }
 
@@ -44,6 +45,9 @@ func (b *Batch) Delete(bucket, key string) { b.change(bucket, key, entry{deleted
 // Write, but not Sync, which would wait for itself.
 func (b *Batch) OnDurable(fn func()) { b.onDurable = append(b.onDurable, fn) }
 
+// Proven says that the database agrees with the files again; see DB.Unproven.
+func (b *Batch) Proven() { b.proven = true }
+
 func (b *Batch) change(bucket, key string, e entry) {
 	var err error
 	switch {
@@ -67,6 +71,7 @@ func (b *Batch) change(bucket, key string, e entry) {
 type group struct {
 	buckets   map[string]*pending
 	onDurable []func()
+	proven    bool
 	size      int    // bytes of keys and values, about
 	last      uint64 // number of the newest batch in it
 
@@ -88,13 +93,16 @@ func (g *group) outcome() error {
 	}
 }
 
-func (g *group) empty() bool { return len(g.buckets) == 0 && len(g.onDurable) == 0 }
+func (g *group) empty() bool {
+	return len(g.buckets) == 0 && len(g.onDurable) == 0 && !g.proven
+}
 
 func (g *group) add(b *Batch, number uint64) {
 	for _, c := range b.changes {
 		g.put(c.bucket, c.key, c.entry)
 	}
 	g.onDurable = append(g.onDurable, b.onDurable...)
+	g.proven = g.proven || b.proven
 	g.last = number
 }
 
@@ -117,6 +125,7 @@ func (g *group) under(older *group) {
 		}
 	}
 	g.onDurable = append(older.onDurable, g.onDurable...)
+	g.proven = g.proven || older.proven
 	g.last = max(g.last, older.last)
 }
 

@@ -57,3 +57,33 @@ func BenchmarkGet(b *testing.B) {
 	mustSync(b, d)
 	b.Run("stored", get)
 }
+
+// A start looks at every page.
+func BenchmarkOpen(b *testing.B) {
+	for _, n := range []int{1000, 30000, 300000} {
+		b.Run(fmt.Sprint(n, "records"), func(b *testing.B) {
+			root := b.TempDir()
+			d, err := Open(Options{Root: root})
+			if err != nil {
+				b.Fatal(err)
+			}
+			batch := &Batch{}
+			for i := range n {
+				batch.Put("x", fmt.Sprintf("%08x", i*2654435761%100000007), make([]byte, 200))
+			}
+			d.Write(batch)
+			if err := d.Close(); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				d, err := Open(Options{Root: root})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := d.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -63,7 +63,9 @@ func (d *DB) commit(again bool) bool {
 	drain(d.hurry)
 	d.mu.Unlock()
 
+	d.committing.Lock()
 	err := d.persistReserved(g)
+	d.committing.Unlock()
 
 	d.mu.Lock()
 	d.flying = nil
@@ -98,7 +100,7 @@ func drain(ch chan struct{}) {
 	}
 }
 
-// write is the real persist: files first, then the records.
+// write is the real persist: files first, then the journal, then the records.
 func (d *DB) write(g *group) error {
 	if d.broken.Load() {
 		return fmt.Errorf("write %s: the file is damaged; the next start sets it aside", d.path)
@@ -107,39 +109,63 @@ func (d *DB) write(g *group) error {
 		return d.explain(fmt.Errorf("sync the file system of %s: %w", d.root.Name(), err), g)
 	}
 	err := guard(func() error {
-		return d.bolt.Update(func(tx *bbolt.Tx) error { return g.apply(tx) })
+		return d.bolt.Update(func(tx *bbolt.Tx) error {
+			at, err := g.apply(tx)
+			if err == nil {
+				d.journal.append(at, g)
+			}
+			return err
+		})
 	})
 	if err == nil {
+		d.journal.catchUp(d.bolt)
 		return nil
 	}
+	d.journal.undo()
 	var p *panicError
 	if errors.As(err, &p) {
 		d.broken.Store(true)
-		d.markSuspect(err)
+		d.tellSuspect(err)
 	}
 	return d.explain(fmt.Errorf("write %d bytes of records to %s: %w", g.size, d.path, err), g)
 }
 
-// apply puts the group into tx, in order, which is what bbolt is fastest at.
-func (g *group) apply(tx *bbolt.Tx) error {
+// apply puts the group into tx, in order, which is what bbolt is fastest at, and
+// returns where the database stands then.
+func (g *group) apply(tx *bbolt.Tx) (at position, err error) {
+	if at, err = positionOf(tx); err != nil {
+		return at, err
+	}
+	at.seq++
 	for _, bucket := range sortedKeys(g.buckets) {
-		p := g.buckets[bucket]
 		b, err := tx.CreateBucketIfNotExists([]byte(bucket))
 		if err != nil {
-			return fmt.Errorf("bucket %s: %w", bucket, err)
+			return at, fmt.Errorf("bucket %s: %w", bucket, err)
 		}
-		for _, key := range p.sorted {
-			if e := p.entries[key]; e.deleted {
-				err = b.Delete([]byte(key))
+		p, h := g.buckets[bucket], hashBucket(bucket)
+		for _, name := range p.sorted {
+			key, e := []byte(name), p.entries[name]
+			if old := b.Get(key); old != nil {
+				at.sum -= h.record(key, old)
+			}
+			if e.deleted {
+				err = b.Delete(key)
 			} else {
-				err = b.Put([]byte(key), e.value)
+				err = b.Put(key, e.value)
+				at.sum += h.record(key, e.value)
 			}
 			if err != nil {
-				return fmt.Errorf("key %q of bucket %s: %w", key, bucket, err)
+				return at, fmt.Errorf("key %q of bucket %s: %w", name, bucket, err)
 			}
 		}
 	}
-	return nil
+	meta := tx.Bucket([]byte(metaBucket))
+	if g.proven {
+		if err := meta.Delete([]byte(unprovenKey)); err != nil {
+			return at, err
+		}
+	}
+	return at, meta.Put([]byte(positionKey), at.encode())
 }
 
 // explain adds the numbers to an error about a full disk, and what an I/O error

@@ -5,37 +5,52 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 const (
 	fileName = "kiln.db"
-	// suspectName stands beside the database when reading it failed. The next
-	// start then examines every page, which takes too long to do it always.
-	suspectName = "kiln.db.suspect"
 
-	// metaBucket holds what the store itself keeps.
-	metaBucket = ".store"
-	formatKey  = "format"
+	// metaBucket holds what the store itself keeps, under the keys below.
+	metaBucket     = ".store"
+	formatKey      = "format"       // the layout's version, as text
+	formatCheckKey = "format.check" // shows that it is no bit error; see formatCheck
+	positionKey    = "position"     // see position
+	// unprovenKey is there from when the database was rebuilt until somebody has
+	// compared it with the files.
+	unprovenKey = "unproven"
+
 	// format is the layout this program reads and writes. A change of what any
-	// package stores, in a way that older programs can't read, raises it.
-	format = 1
+	// package stores, in a way that older programs can't read, raises it and
+	// adds a migration.
+	format = 2
+	// formatWithSum is the first layout with a position.
+	formatWithSum = 2
 
 	// lockTimeout is how long Open waits for a daemon that is about to exit.
 	lockTimeout = time.Second
+	lockPoll    = 10 * time.Millisecond
 )
 
-// errDamaged marks a file that is to be set aside.
-var errDamaged = errors.New("the file is damaged")
+// migrations bring a database from the layout that is their index to the next.
+var migrations = [format]func(tx *bbolt.Tx, found finding) (position, error){
+	// 0 is a file that was made and never written.
+	0: func(*bbolt.Tx, finding) (position, error) { return position{}, nil },
+	// 1 had no position: its records can't be proven, and count as right.
+	1: func(_ *bbolt.Tx, found finding) (position, error) { return position{1, found.found}, nil },
+}
 
-// Open opens or creates the database. A file that bbolt can't open or whose
-// layout is damaged is set aside as kiln.db.damaged-<time>, reported through
-// Warn, and an empty one takes its place. A layout newer than this program
-// understands is an error that says so.
+// Open opens or creates the database.
+//
+// It looks at every page first. A damaged file is set aside as
+// kiln.db.damaged-<time>, and the database is rebuilt from the journal; so it is
+// when the file is gone. Warn is told what happened and what is lost. An older
+// layout is migrated; one newer than this program understands is an error that
+// says so.
 func Open(opts Options) (*DB, error) {
 	if opts.Delay == 0 {
 		opts.Delay = DefaultDelay
@@ -48,66 +63,121 @@ func Open(opts Options) (*DB, error) {
 		return nil, fmt.Errorf("open the state directory: %w", err)
 	}
 	d := &DB{
-		path:    filepath.Join(opts.Root, fileName),
-		root:    root,
-		delay:   opts.Delay,
-		warn:    opts.Warn,
-		wake:    make(chan struct{}, 1),
-		hurry:   make(chan struct{}, 1),
-		closing: make(chan struct{}),
-		stopped: make(chan struct{}),
-		current: newGroup(),
+		path:     filepath.Join(opts.Root, fileName),
+		root:     root,
+		delay:    opts.Delay,
+		warn:     opts.Warn,
+		readOnly: opts.ReadOnly,
+		journal:  &journal{path: filepath.Join(opts.Root, journalName), warn: opts.Warn},
+		wake:     make(chan struct{}, 1),
+		hurry:    make(chan struct{}, 1),
+		closing:  make(chan struct{}),
+		stopped:  make(chan struct{}),
+		current:  newGroup(),
 	}
 	d.persist = d.write
-	if d.bolt, err = d.openBolt(); err != nil {
-		return nil, errors.Join(err, root.Close())
+	if err := d.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", d.path, err), root.Close())
+	}
+	if d.readOnly {
+		close(d.stopped)
+		return d, nil
 	}
 	d.spent = d.fillReserve() != nil // a daemon starts on a full disk, too
 	go d.run()
 	return d, nil
 }
 
-// openBolt opens the file, or a new one in place of a damaged one.
-func (d *DB) openBolt() (*bbolt.DB, error) {
-	suspect := filepath.Join(d.root.Name(), suspectName)
-	_, err := os.Lstat(suspect)
-	bolt, err := open(d.path, err == nil)
-	if errors.Is(err, errDamaged) {
-		aside := d.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000")
-		if rerr := os.Rename(d.path, aside); rerr != nil {
-			return nil, fmt.Errorf("set the database aside: %w (because: %w)", rerr, err)
-		}
-		d.warn("the database was damaged; it is set aside and an empty one takes its place", "error", err, "aside", aside)
-		bolt, err = open(d.path, false)
+// open locks the state directory, sees to it that there is a sound database,
+// and opens it.
+func (d *DB) open() error {
+	if err := lock(d.root); err != nil {
+		return err
+	}
+	found, err := inspect(d.path)
+	if err != nil && !d.readOnly {
+		found, err = d.mend(err)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := os.Remove(suspect); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(err, bolt.Close())
+	d.unproven.Store(found.unproven)
+	if d.bolt, err = openBolt(d.path, d.readOnly); err != nil || d.readOnly {
+		return err
 	}
-	return bolt, nil
-}
-
-// open opens the file and looks at its layout; if thorough, at every page.
-func open(path string, thorough bool) (*bbolt.DB, error) {
-	bolt, err := openFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	err = guard(func() error { return examine(bolt, thorough) })
+	at, err := d.migrate(found)
 	if err == nil {
-		return bolt, nil
+		err = d.journal.attach(at)
 	}
-	if p := (*panicError)(nil); errors.As(err, &p) {
-		err = fmt.Errorf("%w: %w", errDamaged, err)
+	if err != nil {
+		return errors.Join(err, d.bolt.Close())
 	}
-	return nil, fmt.Errorf("open %s: %w", path, errors.Join(err, bolt.Close()))
+	d.journal.catchUp(d.bolt)
+	return nil
 }
 
-func openFile(path string) (bolt *bbolt.DB, err error) {
-	var file *os.File
-	err = guard(func() error {
+// lock takes the state directory for this process: bbolt's own lock comes too
+// late, after the file was looked at.
+func lock(dir *os.File) error {
+	deadline := time.After(lockTimeout)
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case err != unix.EWOULDBLOCK && err != unix.EINTR:
+			return fmt.Errorf("lock %s: %w", dir.Name(), err)
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return errors.New("it is in use by another daemon")
+		}
+	}
+}
+
+// mend makes another database in place of one that is missing or damaged, and
+// looks at that.
+func (d *DB) mend(why error) (finding, error) {
+	var err error
+	switch {
+	case errors.Is(why, os.ErrNotExist):
+		err = d.replace()
+	case errors.Is(why, errDamaged):
+		err = d.setAside(why)
+	default:
+		err = why
+	}
+	if err != nil {
+		return finding{}, err
+	}
+	return inspect(d.path)
+}
+
+// replace makes a database where there is none.
+func (d *DB) replace() error {
+	_, noJournal := os.Lstat(d.journal.path)
+	_, noReserve := os.Lstat(d.reservePath())
+	if noJournal != nil && noReserve != nil {
+		return d.create(nil) // there never was one
+	}
+	return d.rebuild("the database is missing")
+}
+
+// setAside renames the damaged database and puts another one in its place.
+func (d *DB) setAside(why error) error {
+	aside := d.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000")
+	if err := os.Rename(d.path, aside); err != nil {
+		return fmt.Errorf("set the database aside: %w (because: %w)", err, why)
+	}
+	return d.rebuild(fmt.Sprintf("the database was damaged (%v) and is set aside as %s", why, filepath.Base(aside)))
+}
+
+func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
+	var bolt *bbolt.DB
+	err := guard(func() (err error) {
 		bolt, err = bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout: lockTimeout,
 			// The list of free pages is written with every commit, which costs
@@ -115,96 +185,40 @@ func openFile(path string) (bolt *bbolt.DB, err error) {
 			// the whole file at start. As a map it stays quick when it isn't.
 			FreelistType: bbolt.FreelistMapType,
 			NoStatistics: true,
-			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				file, err = os.OpenFile(name, flag, mode)
-				return file, err
-			},
+			ReadOnly:     readOnly,
 		})
 		return err
 	})
-	switch p := (*panicError)(nil); {
-	case err == nil:
-		return bolt, nil
-	case errors.Is(err, bolterrors.ErrTimeout):
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, errors.New("it is in use by another daemon")
-	case errors.As(err, &p):
-		// bbolt leaves the file open, and locked. The lock was ours, so that
-		// the file is nobody else's.
-		return nil, errors.Join(fmt.Errorf("%w: %w", errDamaged, err), file.Close())
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch),
-		errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrInvalidMapping), tooSmall(path):
-		return nil, fmt.Errorf("%w: %w", errDamaged, err)
 	}
-	return nil, err
+	return bolt, err
 }
 
-// tooSmall says whether the file doesn't even hold bbolt's two meta pages.
-func tooSmall(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Size() > 0 && st.Size() < 2*int64(os.Getpagesize())
-}
-
-// examine looks whether the file is whole, as far as that is quick to see, and
-// of the right layout. An empty one gets the layout's version.
-func examine(bolt *bbolt.DB, thorough bool) error {
-	fresh := false
-	err := bolt.View(func(tx *bbolt.Tx) error {
-		st, err := os.Stat(bolt.Path())
-		if err != nil {
-			return err
+// migrate brings an older layout up to date, in one transaction.
+func (d *DB) migrate(found finding) (position, error) {
+	if found.format == format {
+		return found.position, nil
+	}
+	at := found.position
+	err := d.bolt.Update(func(tx *bbolt.Tx) (err error) {
+		for v := found.format; v < format; v++ {
+			if at, err = migrations[v](tx, found); err != nil {
+				return fmt.Errorf("migrate layout %d: %w", v, err)
+			}
 		}
-		if st.Size() < tx.Size() {
-			return fmt.Errorf("%w: it has %d bytes and should have at least %d", errDamaged, st.Size(), tx.Size())
-		}
-		if k, _ := tx.Cursor().First(); k == nil {
-			fresh = true
-			return nil
-		}
-		return checkFormat(tx)
+		return putLayout(tx, format, at)
 	})
-	if err == nil && thorough && !fresh {
-		if err = check(bolt); err != nil {
-			err = fmt.Errorf("%w: %w", errDamaged, err)
-		}
+	if err == nil && found.format > 0 {
+		d.warn("the database was migrated", "path", d.path, "from", found.format, "to", format)
 	}
-	if err != nil || !fresh {
-		return err
-	}
-	return bolt.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists([]byte(metaBucket))
-		if err != nil {
-			return err
-		}
-		return b.Put([]byte(formatKey), []byte(strconv.Itoa(format)))
-	})
+	return at, err
 }
 
-func checkFormat(tx *bbolt.Tx) error {
-	b := tx.Bucket([]byte(metaBucket))
-	if b == nil {
-		return fmt.Errorf("%w: the layout's version is missing", errDamaged)
-	}
-	text := string(b.Get([]byte(formatKey)))
-	n, err := strconv.Atoi(text)
-	switch {
-	case err != nil || n < 1:
-		return fmt.Errorf("%w: the layout's version is %q", errDamaged, text)
-	case n > format:
-		return fmt.Errorf("it has layout %d, and this program knows layouts up to %d only: a newer kiln wrote it; use that, or another root", n, format)
-	}
-	return nil
-}
+// Unproven says whether the database was rebuilt from the journal and may be
+// behind the files: what could have been written to since isn't to be trusted.
+// A batch with Proven ends that.
+func (d *DB) Unproven() bool { return d.unproven.Load() }
 
-// markSuspect has the next start examine the whole file.
-func (d *DB) markSuspect(cause error) {
-	d.suspect.Do(func() {
-		d.warn("the database can't be read; restart the daemon to have it examined and, if damaged, set aside", "path", d.path, "error", cause)
-		f, err := os.Create(filepath.Join(d.root.Name(), suspectName))
-		if err == nil {
-			err = f.Close()
-		}
-		if err != nil {
-			d.warn("the next start won't examine the database", "error", err)
-		}
-	})
-}
+// ReadOnly says whether nothing on disk may be changed.
+func (d *DB) ReadOnly() bool { return d.readOnly }

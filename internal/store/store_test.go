@@ -394,7 +394,10 @@ func openFaulty(t *testing.T, root string, rnd *rand.Rand) *DB {
 		case 0:
 			return syscall.EIO
 		case 1:
-			return d.bolt.Update(func(tx *bbolt.Tx) error { return errors.Join(g.apply(tx), syscall.EIO) })
+			return d.bolt.Update(func(tx *bbolt.Tx) error {
+				_, err := g.apply(tx)
+				return errors.Join(err, syscall.EIO)
+			})
 		}
 		return real(g)
 	}
