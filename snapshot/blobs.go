@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -51,6 +52,15 @@ var (
 type BlobInfo struct {
 	Digest digest.Digest
 	Size   int64
+	Disk   int64 // bytes of allocated blocks
+}
+
+func blobInfo(dgst digest.Digest, st os.FileInfo) BlobInfo {
+	info := BlobInfo{Digest: dgst, Size: st.Size(), Disk: st.Size()}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		info.Disk = sys.Blocks * 512
+	}
+	return info
 }
 
 // NewBlobs opens the blob store under root.
@@ -84,7 +94,7 @@ func (b *Blobs) Stat(dgst digest.Digest) (BlobInfo, error) {
 	if err != nil {
 		return BlobInfo{}, err
 	}
-	return BlobInfo{Digest: dgst, Size: st.Size()}, nil
+	return blobInfo(dgst, st), nil
 }
 
 func (b *Blobs) stat(dgst digest.Digest) (os.FileInfo, error) {

@@ -159,12 +159,13 @@ func (w *BlobWriter) Commit(size int64, expected digest.Digest) (BlobInfo, error
 	if err := w.blobs.adopt(w.file.Name(), dgst); err != nil {
 		return BlobInfo{}, fmt.Errorf("commit an ingest: %w", err)
 	}
-	err = w.file.Close() // nothing can be lost: a full disk was seen by write
+	st, err := w.file.Stat()
+	err = errors.Join(err, w.file.Close()) // nothing can be lost: a full disk was seen by write
 	w.release()
 	if err != nil {
 		return BlobInfo{}, fmt.Errorf("commit an ingest: %w", err)
 	}
-	return BlobInfo{Digest: dgst, Size: w.size}, nil
+	return blobInfo(dgst, st), nil
 }
 
 // digest is that of the bytes, by the algorithm that is expected.

@@ -40,10 +40,14 @@ type Info struct {
 	Committed bool
 }
 
-// Usage is what a snapshot itself (without its parents) takes on disk.
+// Usage is what a snapshot itself (without its parents) takes on disk, with the
+// directories that hold it.
 type Usage struct {
-	Size   int64 // bytes, in allocated blocks; hard links counted once
+	// Size is bytes, in allocated blocks. A file with several names counts once,
+	// and with its share if some of the names are in other snapshots.
+	Size   int64
 	Inodes int64
+	Linked bool // other snapshots share files, so that Size changes as they go
 }
 
 // Snapshotter stores layered filesystem states. All methods are safe for
@@ -77,7 +81,7 @@ type Snapshotter interface {
 	// Stat describes id.
 	Stat(ctx context.Context, id string) (Info, error)
 
-	// Usage measures id by walking its own layer.
+	// Usage measures id by walking its files.
 	Usage(ctx context.Context, id string) (Usage, error)
 
 	// Persist adds the records of id, and of parents that have none yet, to b.

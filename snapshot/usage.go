@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// Usage measures id by walking its own layer. A stack has none.
+// Usage measures id by walking all that belongs to it: its own layer and the
+// directories around it. A stack has none.
 func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	o.mu.Lock()
 	s, err := o.getLocked(id)
@@ -17,10 +19,14 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil || stack {
 		return Usage{}, err
 	}
-	u := usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
-	if err := u.dir(unix.AT_FDCWD, o.fsPath(id)); err != nil {
+	if _, err := os.Lstat(o.fsPath(id)); err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
+	u := usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
+	if err := u.dir(unix.AT_FDCWD, o.path(id)); err != nil {
+		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
+	}
+	u.shareLinks()
 	return u.Usage, nil
 }
 
@@ -28,7 +34,13 @@ type usageWalk struct {
 	Usage
 	ctx   context.Context
 	buf   []byte
-	links map[uint64]bool // inodes with several names that were counted
+	links map[uint64]*links // inodes with several names, which count in the end
+}
+
+// links is an inode with several names.
+type links struct {
+	bytes        int64
+	found, nlink int64
 }
 
 // dir adds the directory name in at and all below it. What vanishes meanwhile,
@@ -68,15 +80,34 @@ func (u *usageWalk) dir(at int, name string) error {
 }
 
 func (u *usageWalk) add(st *unix.Stat_t) {
-	if !isDir(st) && st.Nlink > 1 {
-		if u.links[st.Ino] {
-			return
-		}
-		if u.links == nil {
-			u.links = map[uint64]bool{}
-		}
-		u.links[st.Ino] = true
+	bytes := st.Blocks * 512
+	if isDir(st) || st.Nlink <= 1 {
+		u.Size += bytes
+		u.Inodes++
+		return
 	}
-	u.Size += st.Blocks * 512
-	u.Inodes++
+	if u.links == nil {
+		u.links = map[uint64]*links{}
+	}
+	l := u.links[st.Ino]
+	if l == nil {
+		l = &links{bytes: bytes, nlink: int64(st.Nlink)}
+		u.links[st.Ino] = l
+		u.Inodes++
+	}
+	l.found++
+}
+
+// shareLinks counts files that have several names. When all are in this
+// snapshot the file is its alone; otherwise it has its share, so that all
+// snapshots together have the file once.
+func (u *usageWalk) shareLinks() {
+	for _, l := range u.links {
+		if l.found >= l.nlink {
+			u.Size += l.bytes
+			continue
+		}
+		u.Size += l.bytes * l.found / l.nlink
+		u.Linked = true
+	}
 }
