@@ -106,6 +106,9 @@ func (e *env) down() {
 			e.t.Error(err)
 		}
 	}
+	if err := e.blobs.Close(); err != nil {
+		e.t.Error(err)
+	}
 	e.db = nil
 }
 
@@ -148,7 +151,7 @@ func (e *env) empty() {
 	if rep.Records+rep.Snapshots+rep.Blobs+rep.Images > 0 {
 		e.t.Errorf("left: %+v", *rep)
 	}
-	must(e.t, e.db.Sync(context.Background()))
+	e.cleared()
 	for _, dir := range []string{"snapshots", "blobs"} {
 		filepath.WalkDir(filepath.Join(e.root, dir), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && (d.Type().IsRegular() || d.Name() == "fs") {
@@ -157,6 +160,13 @@ func (e *env) empty() {
 			return err
 		})
 	}
+}
+
+// cleared waits until what was removed is gone from disk.
+func (e *env) cleared() {
+	e.t.Helper()
+	must(e.t, e.m.removed(context.Background()))
+	must(e.t, e.snaps.(settler).Settle(context.Background())) // also if a test has put a fake in between
 }
 
 func must(t testing.TB, err error) {

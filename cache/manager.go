@@ -28,7 +28,7 @@ type Manager struct {
 	blobs     *snapshot.Blobs
 	log       *slog.Logger
 	root      string
-	free      func() (free int64, err error)
+	free      func(ctx context.Context) (free int64, err error)
 
 	extracting flights[*record]
 	fetching   flights[digest.Digest]

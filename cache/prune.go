@@ -114,7 +114,7 @@ func (m *Manager) plan(ctx context.Context, opts PruneOptions, filter filters.Fi
 	if !limited {
 		return s.evict(0), nil
 	}
-	keep, err := m.target(opts, s.total)
+	keep, err := m.target(ctx, opts, s.total)
 	if err != nil {
 		return nil, err
 	}
@@ -193,10 +193,10 @@ func (s *simulation) remove(e *entry) (freed int64) {
 }
 
 // target returns how many bytes of total may stay.
-func (m *Manager) target(opts PruneOptions, total int64) (keep int64, err error) {
+func (m *Manager) target(ctx context.Context, opts PruneOptions, total int64) (keep int64, err error) {
 	keep = opts.MaxUsedSpace
 	if opts.MinFreeSpace != 0 {
-		free, err := m.free()
+		free, err := m.free(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -213,9 +213,32 @@ func (m *Manager) target(opts PruneOptions, total int64) (keep int64, err error)
 	return max(keep, opts.ReservedSpace, 0), nil
 }
 
-func (m *Manager) freeSpace() (int64, error) {
+// settler is a store that removes files later, and can wait for it.
+type settler interface {
+	Settle(ctx context.Context) error
+}
+
+// removed waits until what was removed is gone from disk.
+func (m *Manager) removed(ctx context.Context) error {
+	if err := m.db.Sync(ctx); err != nil {
+		return fmt.Errorf("wait for removals: %w", err)
+	}
+	if s, ok := m.snapshots.(settler); ok {
+		if err := s.Settle(ctx); err != nil {
+			return err
+		}
+	}
+	return m.blobs.Settle(ctx)
+}
+
+// freeSpace waits for the files of removed records to go: counted as used, they
+// would cost others their place.
+func (m *Manager) freeSpace(ctx context.Context) (int64, error) {
 	if m.root == "" {
 		return 0, fmt.Errorf("internal error: prune by free space without a root directory")
+	}
+	if err := m.removed(ctx); err != nil {
+		return 0, err
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(m.root, &st); err != nil {

@@ -284,8 +284,8 @@ func TestSpaceTargets(t *testing.T) {
 	}
 	for name, tc := range tests {
 		m := newManager(Config{})
-		m.free = func() (int64, error) { return tc.free, nil }
-		if got := get(m.target(tc.opts, tc.total))(t); got != tc.keep {
+		m.free = func(context.Context) (int64, error) { return tc.free, nil }
+		if got := get(m.target(t.Context(), tc.opts, tc.total))(t); got != tc.keep {
 			t.Errorf("%s: keep %d, want %d", name, got, tc.keep)
 		}
 	}
@@ -297,7 +297,7 @@ func TestPruneByFreeSpace(t *testing.T) {
 		e.aged(nil, fmt.Sprint(i), 100, time.Unix(int64(i), 0), 1, Options{})
 	}
 	free := int64(1 << 30)
-	e.m.free = func() (int64, error) { return free, nil }
+	e.m.free = func(context.Context) (int64, error) { return free, nil }
 	if got := e.prune(PruneOptions{MinFreeSpace: free}); got != nil {
 		t.Errorf("removed %q though enough is free", got)
 	}
@@ -305,11 +305,11 @@ func TestPruneByFreeSpace(t *testing.T) {
 		t.Errorf("removed %q", got)
 	}
 	boom := errors.New("statfs")
-	e.m.free = func() (int64, error) { return 0, boom }
+	e.m.free = func(context.Context) (int64, error) { return 0, boom }
 	if err := e.m.Prune(t.Context(), PruneOptions{MinFreeSpace: 1}, nil); !errors.Is(err, boom) {
 		t.Errorf("error %v", err)
 	}
-	if got := get(e.m.freeSpace())(t); got <= 0 {
+	if got := get(e.m.freeSpace(t.Context()))(t); got <= 0 {
 		t.Errorf("free space %d", got)
 	}
 }

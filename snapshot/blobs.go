@@ -35,9 +35,10 @@ type Blobs struct {
 	blobs, ingests string
 	db             *store.DB
 	next           atomic.Int64 // makes ingests' names
+	trash          *trash       // in ingests, where a sweep takes all
 
-	// mu guards removing. It is held across the rename and the unlink of a blob,
-	// so that a blob that is removed and stored again at the same time stays.
+	// mu guards removing. It is held across the renames that make a blob appear
+	// and go, so that one that is removed and stored again at that time stays.
 	mu       sync.Mutex
 	removing map[digest.Digest]bool // record deleted, file not yet
 }
@@ -72,8 +73,16 @@ func NewBlobs(root string, db *store.DB) (*Blobs, error) {
 			return nil, fmt.Errorf("open the blob store: %w", err)
 		}
 	}
+	b.trash = newTrash(b.ingests)
 	return b, nil
 }
+
+// Close waits for files to be deleted.
+func (b *Blobs) Close() error { return b.trash.Close() }
+
+// Settle waits until the files of removed blobs are gone. Those whose removal
+// isn't durable yet aren't waited for.
+func (b *Blobs) Settle(ctx context.Context) error { return b.trash.settle(ctx) }
 
 // path is where the blob is. The digest must be valid.
 func (b *Blobs) path(dgst digest.Digest) string {
@@ -148,8 +157,8 @@ func (b *Blobs) Remove(batch *store.Batch, dgst digest.Digest) error {
 		defer b.mu.Unlock()
 		if b.removing[dgst] {
 			delete(b.removing, dgst)
-			// What can't be unlinked has no record, and goes at the next sweep.
-			_ = os.Remove(path)
+			// What can't be moved has no record, and goes at the next sweep.
+			b.trash.discard(path)
 		}
 	})
 	return nil

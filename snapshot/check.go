@@ -52,8 +52,11 @@ func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 	return errs
 }
 
-// exists asks again: a snapshot may have been made since.
+// exists asks again: a snapshot may have been made since, or is being deleted.
 func (o *Overlay) exists(id string) bool {
+	if o.trash.has(o.path(id)) {
+		return true
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := o.snaps[id]

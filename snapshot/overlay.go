@@ -23,8 +23,8 @@ const recordBucket = "snapshot"
 // Overlay is the overlay snapshotter. All records are in memory; the store has
 // those that must survive.
 //
-// Removal goes: record, then the directory's rename into trash/, then its
-// deletion by a goroutine that Close waits for.
+// Removal goes: record, then the directory's rename, then its deletion by a
+// goroutine that Close waits for.
 type Overlay struct {
 	dir   string // where the snapshots are
 	db    *store.DB
@@ -75,9 +75,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 	if err := os.MkdirAll(o.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
-	if o.trash, err = openTrash(filepath.Join(root, "trash")); err != nil {
-		return nil, fmt.Errorf("overlay snapshotter: %w", err)
-	}
+	o.trash = newTrash(o.dir)
 	if userns.RunningInUserNS() {
 		o.xattr = "user.overlay."
 	}
@@ -102,6 +100,22 @@ func (o *Overlay) load() {
 	for _, s := range o.snaps {
 		o.count(s, +1)
 	}
+}
+
+// Settle waits until the files of removed snapshots are gone. Those whose
+// removal isn't durable yet aren't waited for.
+func (o *Overlay) Settle(ctx context.Context) error { return o.trash.settle(ctx) }
+
+// Removed measures what is left of removed snapshots.
+func (o *Overlay) Removed(ctx context.Context) (Usage, error) {
+	u := usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
+	for _, path := range o.trash.paths() {
+		if err := u.dir(unix.AT_FDCWD, path); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			return Usage{}, fmt.Errorf("measure what is being removed: %w", err)
+		}
+	}
+	u.shareLinks()
+	return u.Usage, nil
 }
 
 // Close waits for files to be deleted.
@@ -432,8 +446,12 @@ func (o *Overlay) Sweep(ctx context.Context) (int, error) {
 		if s != nil && len(s.Layers) == 0 {
 			continue
 		}
+		if strings.HasPrefix(e.Name(), trashPrefix) {
+			o.trash.delete(o.path(e.Name()))
+			continue
+		}
 		o.trash.discard(o.path(e.Name()))
 		n++
 	}
-	return n, o.trash.sweep()
+	return n, nil
 }

@@ -115,17 +115,29 @@ func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...an
 	if w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: warn}); err != nil {
 		return err
 	}
-	undo.Add(w.store.Close)
+	undo.Add(w.closeFiles)
 	snapshots, err := snapshot.NewOverlay(w.cfg.Root, w.store)
 	if err != nil {
 		return fmt.Errorf("open snapshots: %w", err)
 	}
 	w.snapshots = snapshots.(*snapshot.Overlay)
-	undo.Add(w.snapshots.Close)
 	if w.blobs, err = snapshot.NewBlobs(w.cfg.Root, w.store); err != nil {
 		return fmt.Errorf("open blobs: %w", err)
 	}
 	return nil
+}
+
+// closeFiles closes what openFiles has opened: the store first, since its last
+// commit may remove files, which snapshots and blobs wait for.
+func (w *Worker) closeFiles() error {
+	err := w.store.Close()
+	if w.snapshots != nil {
+		err = errors.Join(err, w.snapshots.Close())
+	}
+	if w.blobs != nil {
+		err = errors.Join(err, w.blobs.Close())
+	}
+	return err
 }
 
 func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack) (err error) {
