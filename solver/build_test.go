@@ -637,3 +637,37 @@ func TestDeepGraphs(t *testing.T) {
 		})
 	}
 }
+
+// Who joined a flight because its inputs have the same content, in records of
+// its own, doesn't pay for the loss of those that the flight works with.
+func TestLossIsNotShared(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		// Two steps whose results differ, though not in what the third sees.
+		one, two := s.w.vertex("one", 1), s.w.vertex("two", 1)
+		ones := s.w.vertex("y", 1, in{v: s.w.vertex("x", 1, in{v: one}), selector: "b", content: true})
+		twos := s.w.vertex("y", 1, in{v: s.w.vertex("x", 1, in{v: two}), selector: "b", content: true})
+		g := s.gated(ones)
+		twos.Op.(*step).before = ones.Op.(*step).before
+		first := s.client(ones, BuildOptions{})
+		<-g.entered
+		second := s.client(twos, BuildOptions{})
+		synctest.Wait()
+		s.w.mu.Lock()
+		s.w.lost["r2"] = true // what the first made of one
+		s.w.mu.Unlock()
+		for range 2 { // the flight that both are on, then the next
+			g.leave <- nil
+			synctest.Wait()
+		}
+		for _, c := range []*client{first, second} {
+			if err := <-c.err; err != nil {
+				t.Error(err)
+			}
+			c.b.Close()
+			c.cancel()
+		}
+		if got, want := describe(s.w.executions()), "1 one()\n1 two()\n1 x(two/0()two/0)\n1 y(x/0)\n2 x(one/0()one/0)"; got != want {
+			t.Errorf("executed:\n%s\nwant:\n%s", got, want)
+		}
+	})
+}

@@ -105,7 +105,7 @@ func (c *Core) match(e *edge, want level) bool {
 	if want == firstKeys {
 		return false
 	}
-	if e.told < allKeys && c.moreKeys(e) {
+	if c.moreKeys(e) {
 		return false
 	}
 	if c.askStore(e) || c.hit(e, want) {
@@ -115,8 +115,9 @@ func (c *Core) match(e *edge, want level) bool {
 	return want == theResult
 }
 
-// moreKeys asks for every key by definition. It reports whether there is
-// something to wait for.
+// moreKeys asks for every key by definition, also if those known had led to a
+// record that then couldn't be had. It reports whether there is something to
+// wait for.
 func (c *Core) moreKeys(e *edge) bool {
 	n := e.node
 	if len(n.inputs) == 0 && n.more {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -68,15 +69,19 @@ func (b *Build) board(ctx context.Context, key string, eff *Execute, ev *Execute
 
 // share takes this waiter's part of what f, which is done, brought. It reports
 // whether it has to be tried again: who asked for other outputs may have found
-// only those in the cache, and a failure may be due to somebody who has left,
-// which must not become that of those who stayed.
+// only those in the cache, and a failure may be due to somebody who has left or
+// to a record that only others brought, which must not become that of those who
+// stayed.
 func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed) (again bool) {
 	if f.err != nil {
 		ev.Err = f.err
+		if lost := (*LostError)(nil); errors.As(f.err, &lost) {
+			return ctx.Err() == nil && !f.flewWith(eff, lost.Inputs)
+		}
 		fs := &b.solver.flights
 		fs.mu.Lock()
 		defer fs.mu.Unlock()
-		return f.deserted && ctx.Err() == nil && !isLost(f.err)
+		return f.deserted && ctx.Err() == nil
 	}
 	for _, w := range eff.Wanted {
 		if f.outputs[w.Save.Output] == nil {
@@ -94,6 +99,14 @@ func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed
 		}
 	}
 	return false
+}
+
+// flewWith reports whether the given inputs of the flight are eff's: those that
+// agree in content may be other records.
+func (f *flight) flewWith(eff *Execute, inputs []int) bool {
+	return !slices.ContainsFunc(inputs, func(i int) bool {
+		return i >= 0 && i < len(eff.Inputs) && eff.Inputs[i].ID() != f.leader.Inputs[i].ID()
+	})
 }
 
 // known is how what f brought is found, beside the keys that it is found by

@@ -12,8 +12,13 @@ type oracle struct {
 	keys     *MemoryKeys
 	values   map[string]value
 	executed map[string]int
+}
 
-	build map[plainID]*plain
+// plainBuild is a build of the oracle. Its requests are evaluated one after
+// another, and other builds may have their turn between them.
+type plainBuild struct {
+	o     *oracle
+	edges map[plainID]*plain
 	known map[nodeID]*known
 	spare map[plainID]string // outputs that were made and not asked for
 }
@@ -25,6 +30,7 @@ type plainID struct {
 
 // plain is an edge of the build that is evaluated.
 type plain struct {
+	b      *plainBuild
 	o      *oracle
 	v      *Vertex
 	step   *step
@@ -57,31 +63,41 @@ func (r plainResult) ID() string    { return string(r) }
 func (r plainResult) Clone() Result { return r }
 func (r plainResult) Release()      {}
 
+func (o *oracle) newBuild() *plainBuild {
+	return &plainBuild{o, map[plainID]*plain{}, map[nodeID]*known{}, map[plainID]string{}}
+}
+
 // solve evaluates edges as one build.
 func (o *oracle) solve(edges ...Edge) (out []value, err error) {
-	o.build, o.known, o.spare = map[plainID]*plain{}, map[nodeID]*known{}, map[plainID]string{}
+	b := o.newBuild()
 	for _, e := range edges {
-		p := o.edge(e)
-		if err := p.solve(); err != nil {
+		v, err := b.solve(e)
+		if err != nil {
 			return nil, err
 		}
-		out = append(out, o.values[p.result])
+		out = append(out, v)
 	}
 	return out, nil
 }
 
-func (o *oracle) edge(e Edge) *plain {
+func (b *plainBuild) solve(e Edge) (value, error) {
+	p := b.edge(e)
+	err := p.solve()
+	return b.o.values[p.result], err
+}
+
+func (b *plainBuild) edge(e Edge) *plain {
 	id := plainID{idOf(e.Vertex), e.Index}
-	if p := o.build[id]; p != nil {
+	if p := b.edges[id]; p != nil {
 		return p
 	}
-	if o.known[id.vertex] == nil {
-		o.known[id.vertex] = &known{maps: 1, contents: map[int]Key{}}
+	if b.known[id.vertex] == nil {
+		b.known[id.vertex] = &known{maps: 1, contents: map[int]Key{}}
 	}
-	p := &plain{o: o, v: e.Vertex, step: e.Vertex.Op.(*step), index: e.Index, known: o.known[id.vertex]}
-	o.build[id] = p
+	p := &plain{b: b, o: b.o, v: e.Vertex, step: e.Vertex.Op.(*step), index: e.Index, known: b.known[id.vertex]}
+	b.edges[id] = p
 	for _, in := range e.Vertex.Inputs {
-		p.inputs = append(p.inputs, o.edge(in))
+		p.inputs = append(p.inputs, b.edge(in))
 	}
 	return p
 }
@@ -149,7 +165,7 @@ func (p *plain) solve() error {
 }
 
 func (p *plain) evaluate() error {
-	if id := p.o.spare[p.id()]; id != "" {
+	if id := p.b.spare[p.id()]; id != "" {
 		p.keep(id)
 		return nil
 	}
@@ -228,14 +244,14 @@ func (p *plain) execute() error {
 	for i, v := range p.step.results(views) {
 		id := fmt.Sprintf("o%d", len(p.o.values))
 		p.o.values[id] = v
-		p.o.spare[plainID{p.id().vertex, i}] = id
+		p.b.spare[plainID{p.id().vertex, i}] = id
 		if i != p.index {
 			beside := *p
 			beside.index, beside.found = i, Found{}
 			beside.keep(id)
 		}
 	}
-	p.keep(p.o.spare[p.id()])
+	p.keep(p.b.spare[p.id()])
 	return nil
 }
 

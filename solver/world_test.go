@@ -22,7 +22,8 @@ type world struct {
 	lost     map[string]bool
 	handles  map[*testResult]bool // those that weren't released
 	problems []string
-	executed map[string]int // executions that ended well, by identity
+	executed map[string]int        // executions that ended well, by identity
+	runs     map[digest.Digest]int // the same, by vertex
 	next     int
 
 	// fault, if set, is asked before each use of a record; true loses it.
@@ -43,7 +44,7 @@ func (v value) view(selector digest.Digest) string {
 }
 
 func newWorld() *world {
-	return &world{values: map[string]value{}, lost: map[string]bool{}, handles: map[*testResult]bool{}, executed: map[string]int{}}
+	return &world{values: map[string]value{}, lost: map[string]bool{}, handles: map[*testResult]bool{}, executed: map[string]int{}, runs: map[digest.Digest]int{}}
 }
 
 // testResult counts its handles.
@@ -138,6 +139,7 @@ func (w *world) check(t testing.TB) {
 type step struct {
 	w       *world
 	name    string // of the op; steps of one name are the same op
+	vertex  digest.Digest
 	ids     []string
 	deps    []stepDep
 	outputs int
@@ -207,6 +209,7 @@ func (s *step) Exec(ctx context.Context, asker Asker, inputs []Result) ([]Result
 	progress.From(ctx).Stream(1).Write([]byte("ran " + s.name))
 	s.w.mu.Lock()
 	s.w.executed[identity(s.name, views)]++
+	s.w.runs[s.vertex]++
 	s.w.mu.Unlock()
 	var out []Result
 	for _, v := range s.results(views) {
@@ -236,6 +239,7 @@ func (w *world) vertex(name string, outputs int, inputs ...in) *Vertex {
 		id += fmt.Sprintf(" %s/%d@%s", i.v.Digest, i.index, i.selector)
 	}
 	v.Digest = digest.Digest(digest.FromString(id).Encoded()[:16])
+	s.vertex = v.Digest
 	return v
 }
 
