@@ -95,10 +95,27 @@ func (r refRecord) openRoot(ctx context.Context) (rootDir, error) {
 	return rootDir{v.FD(), v.Close}, nil
 }
 
-func checksum(ctx context.Context, rec record, p string, opts Options) (_ digest.Digest, err error) {
+func checksum(ctx context.Context, rec record, p string, opts Options) (d digest.Digest, err error) {
+	err = scan(ctx, rec, func(s *scanner) (err error) {
+		if opts.selects() {
+			d, err = s.selectionDigest(p, opts)
+			return err
+		}
+		n, err := s.filled(keyPath(p), opts.FollowLinks)
+		if err != nil {
+			return err
+		}
+		d = n.sum().digest()
+		return nil
+	})
+	return d, err
+}
+
+// scan calls fn with what is known of rec's tree, and stores what it adds.
+func scan(ctx context.Context, rec record, fn func(*scanner) error) (err error) {
 	t := shared.tree(rec.ID())
 	if err := t.acquire(ctx); err != nil {
-		return "", err
+		return err
 	}
 	defer t.release()
 	t.load(rec)
@@ -111,25 +128,19 @@ func checksum(ctx context.Context, rec record, p string, opts Options) (_ digest
 			t.store(rec)
 		}
 	}()
-	if opts.selects() {
-		return s.selectionDigest(p, opts)
-	}
-	return s.pathDigest(keyPath(p), opts.FollowLinks)
+	return fn(s)
 }
 
-// pathDigest is the digest of one file or the recursive digest of a directory.
-func (s *scanner) pathDigest(p string, follow bool) (digest.Digest, error) {
+// filled is the node at p, whose digest is known.
+func (s *scanner) filled(p string, follow bool) (*node, error) {
 	n, at, err := s.resolve(p, follow)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if n == nil {
-		return "", &notFoundError{p}
+		return nil, &notFoundError{p}
 	}
-	if err := s.fill(n, at); err != nil {
-		return "", err
-	}
-	return n.sum().digest(), nil
+	return n, s.fill(n, at)
 }
 
 // notFoundError reads as clients expect it: `"/foo": not found`.

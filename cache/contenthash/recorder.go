@@ -23,6 +23,8 @@ type Recorder struct {
 	mu    sync.Mutex // guards the fields below
 	root  *node
 	links map[string][]string // hard links set, by the path they point to
+
+	removed []string // the last maxRemoved paths, the oldest first
 }
 
 // mutableRecord is what a Recorder needs of a *cache.Mutable.
@@ -171,6 +173,9 @@ func (r *Recorder) Remove(p string) {
 	parent := r.parent(at)
 	i, _ := parent.find(path.Base(at))
 	parent.children = slices.Delete(parent.children, i, i+1)
+	if r.removed = append(r.removed, at); len(r.removed) > maxRemoved {
+		r.removed = r.removed[1:]
+	}
 }
 
 // Lookup returns the entry recorded for path, and whether there is one.
@@ -226,6 +231,7 @@ func (r *Recorder) save(u mutableRecord) error {
 	r.root.foldKnown()
 	data, nodes := encode(r.root)
 	u.SetMetadata(metadataKey, data)
+	r.saveRemoved(u)
 	shared.plant(u.ID(), r.root, stampOf(data), nodes)
 	r.root, r.links = nil, nil
 	return nil

@@ -55,8 +55,8 @@ func (s *scanner) selectionDigest(p string, opts Options) (digest.Digest, error)
 	if d, ok := s.tree.answers[key]; ok {
 		return d, nil
 	}
-	sel := &selection{s: s, opts: &opts, pattern: keyPath(p), bare: strings.HasSuffix(p, "/")}
-	if err := sel.run(); err != nil {
+	sel, err := s.selection(p, opts)
+	if err != nil {
 		return "", err
 	}
 	d, err := sel.digest(path.Base(p))
@@ -71,6 +71,15 @@ func (s *scanner) selectionDigest(p string, opts Options) (digest.Digest, error)
 	}
 	s.tree.answers[key] = d
 	return d, nil
+}
+
+// selection picks what p and opts select, and makes the digest of each known.
+func (s *scanner) selection(p string, opts Options) (*selection, error) {
+	sel := &selection{s: s, opts: &opts, pattern: keyPath(p), bare: strings.HasSuffix(p, "/")}
+	if err := sel.run(); err != nil {
+		return nil, err
+	}
+	return sel, sel.hash()
 }
 
 // maxAnswers bounds the answers kept for one tree; beyond it they start anew.
@@ -237,8 +246,8 @@ func (sel *selection) add(p *picked) {
 	}
 }
 
-// digest hashes what was picked. base is the last element of the path asked for.
-func (sel *selection) digest(base string) (digest.Digest, error) {
+// hash makes known what stands for each that was picked.
+func (sel *selection) hash() error {
 	var todo work
 	for _, p := range sel.picked {
 		switch {
@@ -248,18 +257,31 @@ func (sel *selection) digest(base string) (digest.Digest, error) {
 			todo.add(path.Dir(p.at), p.node)
 		}
 	}
-	if err := sel.s.hash(todo); err != nil {
-		return "", err
+	return sel.s.hash(todo)
+}
+
+// head is the digest that stands for p.
+func (sel *selection) head(p *picked) (sum, error) {
+	if !p.followed() {
+		return p.node.head, nil
 	}
+	n, err := sel.s.filled(p.path, true)
+	if err != nil {
+		return sum{}, err
+	}
+	return *n.sum(), nil
+}
+
+// digest is that of all that was picked. base is the last element of the path
+// asked for.
+func (sel *selection) digest(base string) (digest.Digest, error) {
 	var list []byte
 	for _, p := range sel.picked {
-		d := p.node.head.digest()
-		if p.followed() {
-			var err error
-			if d, err = sel.s.pathDigest(p.path, true); err != nil {
-				return "", err
-			}
+		head, err := sel.head(p)
+		if err != nil {
+			return "", err
 		}
+		d := head.digest()
 		if len(sel.picked) == 1 && base == path.Base(p.path) {
 			return d, nil
 		}
