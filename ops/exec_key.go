@@ -146,22 +146,21 @@ func (d mountDep) solverDep() solver.Dep {
 		dep.Selector = digest.FromString(strings.Join(d.paths, "\x00"))
 	}
 	if !d.noContent {
-		dep.Content = contentOf(d.paths)
+		dep.Content = fileContent(contentSelectors(d.paths))
 	}
 	return dep
 }
 
-// contentOf digests the given paths of an input; the whole of it if one of
-// them is its root.
-func contentOf(paths []string) func(context.Context, solver.Asker, solver.Result) (digest.Digest, error) {
+// contentSelectors are what is digested of an input with the given paths: the
+// whole of it if one of them is its root.
+func contentSelectors(paths []string) (sels []fileSelector) {
 	if slices.Contains(paths, "/") {
-		return fileContent([]fileSelector{{path: "/"}})
+		return []fileSelector{{path: "/"}}
 	}
-	var sels []fileSelector
 	for _, p := range outermost(paths) {
 		sels = append(sels, fileSelector{path: p, opts: contenthash.Options{FollowLinks: true}})
 	}
-	return fileContent(sels)
+	return sels
 }
 
 // outermost returns paths sorted, without doubles and without those that lie

@@ -25,8 +25,6 @@ func fileCacheMap(op *pb.FileOp, inputs int) (*solver.CacheMap, error) {
 		Actions [][]byte
 		Indexes [][]int `json:"indexes,omitempty"`
 	}{Type: "buildkit.file.v0"}
-	reads := make(map[int][]fileSelector)
-	changed := make(map[int]bool)
 	for i, a := range op.Actions {
 		dt, err := json.Marshal(fileKeyBody(a, inputs))
 		if err != nil {
@@ -34,8 +32,6 @@ func fileCacheMap(op *pb.FileOp, inputs int) (*solver.CacheMap, error) {
 		}
 		key.Actions = append(key.Actions, dt)
 		key.Indexes = append(key.Indexes, []int{int(a.Input), int(a.SecondaryInput), int(a.Output)})
-		changed[int(a.Input)] = true
-		fileReads(a, inputs, reads)
 	}
 	if fileDefaultIndexes(key.Indexes) {
 		key.Indexes = nil
@@ -44,9 +40,10 @@ func fileCacheMap(op *pb.FileOp, inputs int) (*solver.CacheMap, error) {
 	if err != nil {
 		return nil, err
 	}
+	reads := fileReads(op, inputs)
 	for i := range m.Deps {
 		m.Deps[i].Prepare = extract
-		if sels := reads[i]; len(sels) > 0 && !changed[i] {
+		if sels := reads[i]; len(sels) > 0 {
 			m.Deps[i].Selector = fileSelectorDigest(sels)
 			m.Deps[i].Content = fileContent(fileDedupe(sels))
 		}
@@ -78,9 +75,22 @@ func fileKeyBody(a *pb.FileAction, inputs int) any {
 
 func fileIsInput(state int64, inputs int) bool { return state >= 0 && state < int64(inputs) }
 
-// fileReads adds what the action reads of the op's inputs to reads. What it
-// reads of other actions follows from their keys.
-func fileReads(a *pb.FileAction, inputs int, reads map[int][]fileSelector) {
+// fileReads are the parts of each input that count by their content: what is
+// read of those that aren't also changed.
+func fileReads(op *pb.FileOp, inputs int) map[int][]fileSelector {
+	reads := make(map[int][]fileSelector)
+	for _, a := range op.Actions {
+		fileActionReads(a, inputs, reads)
+	}
+	for _, a := range op.Actions {
+		delete(reads, int(a.Input))
+	}
+	return reads
+}
+
+// fileActionReads adds what the action reads of the op's inputs to reads. What
+// it reads of other actions follows from their keys.
+func fileActionReads(a *pb.FileAction, inputs int, reads map[int][]fileSelector) {
 	add := func(state int64, s fileSelector) {
 		if fileIsInput(state, inputs) {
 			reads[int(state)] = append(reads[int(state)], s)
