@@ -110,7 +110,7 @@ func (z *authorizer) AddResponses(ctx context.Context, responses []*http.Respons
 	}
 	if last.Request.Header.Get("Authorization") == "" {
 		if ch.scheme == auth.BasicAuth && o.secret == "" {
-			return fmt.Errorf("%w: no credentials for %s", docker.ErrInvalidAuthorization, from.host)
+			return &deniedError{host: from.host}
 		}
 		z.widen(ctx, from, answer["scope"])
 		return nil
@@ -123,14 +123,14 @@ func (z *authorizer) AddResponses(ctx context.Context, responses []*http.Respons
 	}
 	key, _ := z.tokenKey(ctx, from, ch, o)
 	z.c.forgetToken(key)
-	z.c.forgetOwner(from.host, o.session)
+	z.c.forgetOwner(z.ownerKey(from, o.session))
 	if strikes(responses) < 2 {
 		return nil // the token may have been old
 	}
 	if z.refuse(ctx, from, o) {
 		return nil
 	}
-	return fmt.Errorf("%w: %s", docker.ErrInvalidAuthorization, answer["error"])
+	return &deniedError{host: from.host, known: o != nobody}
 }
 
 // choose picks the challenge to answer: a token rather than a password.
@@ -167,7 +167,7 @@ func (z *authorizer) owner(ctx context.Context, from origin) (*owner, error) {
 		return nil, err
 	}
 	anonymous := len(ids) == 0
-	last := fmt.Errorf("%w: no session's credentials are accepted", docker.ErrInvalidAuthorization)
+	var last error = &deniedError{host: from.host, known: true}
 	for _, id := range ids {
 		key := z.refusal(ctx, from, id)
 		z.mu.Lock()
@@ -176,7 +176,7 @@ func (z *authorizer) owner(ctx context.Context, from origin) (*owner, error) {
 		if skip {
 			continue
 		}
-		o, err := z.c.owner(ctx, z.a.Sessions, id, from.host)
+		o, err := z.c.owner(ctx, z.a.Sessions, key.ownerKey)
 		switch {
 		case err != nil:
 			last = err
@@ -193,7 +193,14 @@ func (z *authorizer) owner(ctx context.Context, from origin) (*owner, error) {
 }
 
 func (z *authorizer) refusal(ctx context.Context, from origin, id string) refusal {
-	return refusal{ownerKey{from.host, id}, fmt.Sprint(z.scopes(ctx, from).list())}
+	return refusal{z.ownerKey(from, id), fmt.Sprint(z.scopes(ctx, from).list())}
+}
+
+// ownerKey names the owner behind a session for what from wants.
+func (z *authorizer) ownerKey(from origin, id string) ownerKey {
+	z.c.mu.Lock()
+	defer z.c.mu.Unlock()
+	return ownerKey{from.host, id, z.c.challenges[from].scheme}
 }
 
 // refuse passes o over for what is asked for in ctx. It reports whether there

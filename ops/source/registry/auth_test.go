@@ -122,7 +122,8 @@ func private(t *testing.T, change ...func(*registrytest.Auth)) (*registrytest.Re
 func TestCredentials(t *testing.T) {
 	sm := manager(t)
 	basic := func(a *registrytest.Auth) { a.Basic = true }
-	public := func(a *registrytest.Auth) { a.Users[""] = "" }
+	open := func(a *registrytest.Auth) { a.Users[""] = "" }
+	key, public := newKey(t)
 	for _, tt := range []struct {
 		name     string
 		registry func(*registrytest.Auth)
@@ -134,15 +135,16 @@ func TestCredentials(t *testing.T) {
 		{"identity token", nil, []session.Attachable{&keeper{secret: "identity"}}, ""},
 		{"identity token by name", nil, []session.Attachable{&keeper{user: "<token>", secret: "identity"}}, ""},
 		{"basic", basic, []session.Attachable{&keeper{user: "user", secret: "pass"}}, ""},
-		{"basic, wrong", basic, []session.Attachable{&keeper{user: "user", secret: "x"}}, "needs credentials"},
-		{"basic, none", basic, nil, "needs credentials"},
-		{"anonymous", public, nil, ""},
-		{"anonymous with an empty answer", public, []session.Attachable{&keeper{}}, ""},
+		{"basic, from who could fetch tokens", basic, []session.Attachable{&keeper{user: "user", secret: "pass", key: key, public: public}}, ""},
+		{"basic, wrong", basic, []session.Attachable{&keeper{user: "user", secret: "x"}}, "are refused"},
+		{"basic, none", basic, nil, "needs credentials; the client has none for 127.0.0.1"},
+		{"anonymous", open, nil, ""},
+		{"anonymous with an empty answer", open, []session.Attachable{&keeper{}}, ""},
 		{"anonymous where that isn't enough", nil, nil, "get token from"},
 		{"the second session's", nil, []session.Attachable{&keeper{}, &keeper{user: "other", secret: "word"}}, ""},
 		{"the second session's after a refusal", nil, []session.Attachable{&keeper{user: "user", secret: "x"}, &keeper{user: "other", secret: "word"}}, ""},
 		{"the second session's password after a refusal", basic, []session.Attachable{&keeper{user: "user", secret: "x"}, &keeper{user: "other", secret: "word"}}, ""},
-		{"a session without the service", public, []session.Attachable{attachNothing{}}, ""},
+		{"a session without the service", open, []session.Attachable{attachNothing{}}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, ref := private(t, func(a *registrytest.Auth) {
@@ -308,7 +310,7 @@ func TestOwnersAreForgotten(t *testing.T) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range 10_001 {
-		c.owners[ownerKey{"h", fmt.Sprint(i)}] = nobody
+		c.owners[ownerKey{host: "h", session: fmt.Sprint(i)}] = nobody
 	}
 	c.tokens[tokenKey{owner: "x"}] = &token{}
 	c.forgetIdleLocked()

@@ -127,7 +127,7 @@ func TestTLS(t *testing.T) {
 		{name: "missing ca", host: HostConfig{RootCAs: []string{filepath.Join(dir, "none.pem")}}, fails: "none.pem: no such file"},
 		{name: "broken ca", host: HostConfig{RootCAs: []string{broken}}, fails: "broken.pem holds no PEM certificate"},
 		{name: "missing key", host: HostConfig{KeyPairs: []KeyPair{{Key: "k.pem", Cert: ca}}}, fails: "load key pair"},
-		{name: "http where TLS is spoken", host: HostConfig{PlainHTTP: yes()}, fails: "resolve " + reg.Host},
+		{name: "http where TLS is spoken", host: HostConfig{PlainHTTP: yes()}, fails: "remove http = true from [registry.\"" + reg.Host},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newTestClient(Config{Hosts: map[string]HostConfig{reg.Host: tt.host}})

@@ -57,6 +57,8 @@ func (e *transportError) cause() string {
 	case errors.As(e.err, &record) && string(record.RecordHeader[:]) == "HTTP/",
 		strings.Contains(e.err.Error(), "server gave HTTP response to HTTPS client"):
 		return "it speaks HTTP without TLS; set http = true in " + section + " if that is intended"
+	case errors.Is(e.err, errWantsTLS):
+		return "it speaks HTTPS; remove http = true from " + section
 	case errors.As(e.err, &authority):
 		return "its certificate is signed by an unknown authority; name the CA with ca = [...] in " + section
 	case errors.As(e.err, &verify):
@@ -83,6 +85,22 @@ func (e *statusError) Error() string {
 	return text
 }
 
+// deniedError: a registry doesn't give what is asked for to anybody in the
+// group.
+type deniedError struct {
+	host  string
+	known bool // the client has credentials
+}
+
+func (e *deniedError) Error() string {
+	if e.known {
+		return "the client's credentials for " + e.host + " are refused, or don't give access; log in again"
+	}
+	return "the repository doesn't exist or needs credentials; the client has none for " + e.host
+}
+
+func (e *deniedError) Unwrap() error { return docker.ErrInvalidAuthorization }
+
 // failure tells an error in words for users. What it wraps stays reachable for
 // errors.Is and errors.As, but isn't part of the text: it may name URLs that
 // are signed.
@@ -104,6 +122,7 @@ func describe(act, ref string, err error) error {
 		transport *transportError
 		status    remoteserrors.ErrUnexpectedStatus
 		token     *tokenError
+		denied    *deniedError
 	)
 	switch {
 	case errors.As(err, &done):
@@ -112,6 +131,8 @@ func describe(act, ref string, err error) error {
 		return &failure{fmt.Sprintf("%s %s: %s", act, ref, token), err}
 	case errors.As(err, &transport):
 		return &failure{fmt.Sprintf("%s %s: %s", act, ref, transport), err}
+	case errors.As(err, &denied):
+		return &failure{fmt.Sprintf("%s %s: access denied: %s", act, ref, denied), err}
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return &failure{fmt.Sprintf("%s %s: access denied: the repository doesn't exist or needs credentials", act, ref), err}
 	case errors.As(err, &status):

@@ -133,6 +133,7 @@ func (c *Client) newEndpoint(key clientKey, cfg HostConfig) (*endpoint, error) {
 		rt = docker.NewHTTPFallback(rt)
 	case plain:
 		e.scheme = "http"
+		rt = plainOnly{rt}
 	}
 	attempts := attemptsLast
 	if key.mirror {
@@ -142,6 +143,24 @@ func (c *Client) newEndpoint(key clientKey, cfg HostConfig) (*endpoint, error) {
 		base: rt, host: key.host, attempts: attempts, delay: c.delay,
 	}}
 	return e, nil
+}
+
+// errWantsTLS: a registry was asked over HTTP and speaks HTTPS.
+var errWantsTLS = errors.New("HTTPS server")
+
+// plainOnly tells a server that wants HTTPS from one that doesn't like the
+// request: programs in Go, as registries are, answer in HTTP/1.0 on behalf of
+// the former.
+type plainOnly struct{ base http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (p plainOnly) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := p.base.RoundTrip(req)
+	if err == nil && resp.StatusCode == http.StatusBadRequest && !resp.ProtoAtLeast(1, 1) {
+		discard(resp.Body)
+		return nil, errWantsTLS
+	}
+	return resp, err
 }
 
 func newTransport(tc *tls.Config) *http.Transport {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	"github.com/moby/buildkit/session"
 	sessionauth "github.com/moby/buildkit/session/auth"
 )
@@ -30,7 +31,12 @@ type owner struct {
 	used             time.Time
 }
 
-type ownerKey struct{ host, session string }
+// ownerKey: a session has one owner for each way to be authorized, for one that
+// fetches tokens itself may have to give a password to another registry.
+type ownerKey struct {
+	host, session string
+	scheme        auth.AuthenticationScheme
+}
 
 // nobody pulls anonymously.
 var nobody = &owner{id: "nobody"}
@@ -42,9 +48,8 @@ var hashKey = func() []byte {
 	return key
 }()
 
-// owner returns the owner behind a session at host, asking the session once.
-func (c *Client) owner(ctx context.Context, sm *session.Manager, id, host string) (*owner, error) {
-	key := ownerKey{host, id}
+// owner returns the owner behind a session at a host, asking the session once.
+func (c *Client) owner(ctx context.Context, sm *session.Manager, key ownerKey) (*owner, error) {
 	c.mu.Lock()
 	o, ok := c.owners[key]
 	if ok && o != nobody {
@@ -54,7 +59,7 @@ func (c *Client) owner(ctx context.Context, sm *session.Manager, id, host string
 	if ok {
 		return o, nil
 	}
-	o, err := askOwner(ctx, sm, id, host)
+	o, err := askOwner(ctx, sm, key)
 	if err != nil {
 		return nil, err
 	}
@@ -65,25 +70,16 @@ func (c *Client) owner(ctx context.Context, sm *session.Manager, id, host string
 	return o, nil
 }
 
-func askOwner(ctx context.Context, sm *session.Manager, id, host string) (*owner, error) {
-	g := session.NewGroup(id)
-	_, key, err := sessionauth.GetTokenAuthority(ctx, host, sm, g)
-	if err != nil {
-		return nil, fmt.Errorf("ask session for its token authority for %s: %w", host, err)
-	}
-	if key != nil {
-		_, ok, err := sessionauth.VerifyTokenAuthority(ctx, host, key, sm, g)
-		if err != nil {
-			return nil, fmt.Errorf("verify token authority of session for %s: %w", host, err)
+func askOwner(ctx context.Context, sm *session.Manager, key ownerKey) (*owner, error) {
+	if key.scheme != auth.BasicAuth {
+		o, err := askAuthority(ctx, sm, key)
+		if o != nil || err != nil {
+			return o, err
 		}
-		if !ok {
-			return nil, fmt.Errorf("session can't prove its token authority for %s", host)
-		}
-		return &owner{id: "key:" + hex.EncodeToString(key[:]), session: id, fetches: true, used: time.Now()}, nil
 	}
-	_, username, secret, err := sessionauth.CredentialsFunc(ctx, sm, g)(host)
+	_, username, secret, err := sessionauth.CredentialsFunc(ctx, sm, session.NewGroup(key.session))(key.host)
 	if err != nil {
-		return nil, fmt.Errorf("ask session for credentials for %s: %w", host, err)
+		return nil, fmt.Errorf("ask session for credentials for %s: %w", key.host, err)
 	}
 	if secret == "" {
 		return nobody, nil
@@ -95,15 +91,36 @@ func askOwner(ctx context.Context, sm *session.Manager, id, host string) (*owner
 	fmt.Fprintf(mac, "%q %q", username, secret)
 	return &owner{
 		id:      "secret:" + hex.EncodeToString(mac.Sum(nil)),
-		session: id, username: username, secret: secret, used: time.Now(),
+		session: key.session, username: username, secret: secret, used: time.Now(),
 	}, nil
 }
 
+// askAuthority returns the owner that fetches tokens for its session, nil if
+// the session leaves that to the daemon.
+func askAuthority(ctx context.Context, sm *session.Manager, key ownerKey) (*owner, error) {
+	g := session.NewGroup(key.session)
+	_, public, err := sessionauth.GetTokenAuthority(ctx, key.host, sm, g)
+	if err != nil {
+		return nil, fmt.Errorf("ask session for its token authority for %s: %w", key.host, err)
+	}
+	if public == nil {
+		return nil, nil
+	}
+	_, ok, err := sessionauth.VerifyTokenAuthority(ctx, key.host, public, sm, g)
+	if err != nil {
+		return nil, fmt.Errorf("verify token authority of session for %s: %w", key.host, err)
+	}
+	if !ok {
+		return nil, fmt.Errorf("session can't prove its token authority for %s", key.host)
+	}
+	return &owner{id: "key:" + hex.EncodeToString(public[:]), session: key.session, fetches: true, used: time.Now()}, nil
+}
+
 // forgetOwner makes the next request ask the session again.
-func (c *Client) forgetOwner(host, id string) {
+func (c *Client) forgetOwner(key ownerKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.owners, ownerKey{host, id})
+	delete(c.owners, key)
 }
 
 func (c *Client) forgetIdleLocked() {
