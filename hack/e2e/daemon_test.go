@@ -82,6 +82,9 @@ func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 // tmp is where the daemon puts temporary files.
 func (d *daemon) tmp() string { return filepath.Join(d.dir, "tmp") }
 
+// dockerConfig is where its clients have their credentials.
+func (d *daemon) dockerConfig() string { return filepath.Join(d.dir, "docker") }
+
 // left describes what is there of the daemon beside itself, should it run.
 func (d *daemon) left() string {
 	d.t.Helper()
@@ -196,7 +199,7 @@ func (d *daemon) buildctl(args ...string) result {
 func (d *daemon) run(program, stdin string, args ...string) result {
 	d.t.Helper()
 	cmd := exec.Command(program, append([]string{"--addr", d.addr}, args...)...)
-	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain", "DOCKER_CONFIG="+d.root+"-docker")
+	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain", "DOCKER_CONFIG="+d.dockerConfig())
 	cmd.Stdin = strings.NewReader(stdin)
 	return runCommand(d.t, cmd)
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/hack/harness"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -136,13 +137,14 @@ func unmarshal(t *testing.T, data []byte, v any) {
 // readImage reads name:tag from the test registry.
 func readImage(t *testing.T, name, tag string) layout {
 	t.Helper()
+	return readImageOf(t, env.reg, name, tag)
+}
+
+// readImageOf reads name:tag from a registry and checks every digest.
+func readImageOf(t *testing.T, reg *harness.Registry, name, tag string) layout {
+	t.Helper()
 	get := func(path string) []byte {
-		req, err := http.NewRequest(http.MethodGet, "http://"+env.registry+"/v2/"+name+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Accept", ocispec.MediaTypeImageManifest+", "+ocispec.MediaTypeImageIndex+", application/vnd.docker.distribution.manifest.v2+json")
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := reg.Get(name+path, ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, "application/vnd.docker.distribution.manifest.v2+json")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,10 +18,11 @@ import (
 
 // env is what all tests share, set up once by TestMain.
 var env struct {
-	bin      string // directory of kilnd and kiln's buildctl
-	peer     string // directory of upstream's buildctl and buildkitd
-	registry string // host:port of a registry that speaks plain HTTP
-	base     string // reference of the busybox image in it
+	bin      string            // directory of kilnd and kiln's buildctl
+	peer     string            // directory of upstream's buildctl and buildkitd
+	reg      *harness.Registry // for everybody, over plain HTTP
+	registry string            // its host:port
+	base     string            // reference of the busybox image in it
 	layout   testimage.Layout
 	runtime  string // --oci-worker-binary of the daemons; "" is the built-in one
 }
@@ -63,7 +64,7 @@ func setUpAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer reg.Stop()
-	env.registry = reg.Host
+	env.reg, env.registry = reg, reg.Host
 	if env.layout, env.base, err = reg.PushBusybox(dir); err != nil {
 		return 0, err
 	}
