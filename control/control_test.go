@@ -66,14 +66,18 @@ func TestRefusedRequests(t *testing.T) {
 	wantCode(t, err, codes.AlreadyExists, "11")
 }
 
-// A build that was refused is not waited for. compat: CTL-092
+// A build that was refused is not waited for, and has nothing to tell beside
+// the answer to Solve. Who wants to drive it hears of no job. compat: CTL-092
 func TestStatusOfARefusedRequest(t *testing.T) {
 	d := newDaemon(t, time.Hour)
 	_, err := d.control().Solve(t.Context(), &control.SolveRequest{Ref: "r", CompatibilityVersion: 7})
 	wantCode(t, err, codes.InvalidArgument, "CompatibilityVersion")
 	stream, err := d.control().Status(t.Context(), &control.StatusRequest{Ref: "r"})
 	must(t, err)
-	_, err = stream.Recv()
+	if all := readStatus(t, stream); len(all) != 0 {
+		t.Errorf("a refused build tells %v", all)
+	}
+	_, err = d.bridge().Ping(inBuild(t.Context(), "r"), &gwpb.PingRequest{})
 	wantCode(t, err, codes.NotFound, "no such job r")
 	// The id is free for a request that is good.
 	_, err = d.control().Solve(t.Context(), &control.SolveRequest{Ref: "r", Definition: definition(t, mkfile("/f", ""))})

@@ -2,11 +2,13 @@ package control
 
 import (
 	"cmp"
+	"errors"
 	"io"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/internal/progress"
 	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
@@ -38,6 +40,12 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 	}
 	ctx := stream.Context()
 	b, err := s.cfg.Builds.Get(ctx, req.Ref, statusWait)
+	var refused *build.RefusedError
+	if errors.As(err, &refused) {
+		// The answer to Solve says why. An error here might reach the client
+		// first, who would show that instead.
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -126,9 +126,17 @@ func (e *Engine) forget(b *Build) {
 	}
 }
 
+// RefusedError: there is no build because the request for it was refused.
+type RefusedError struct{ Ref string }
+
+func (e *RefusedError) Error() string { return e.Unwrap().Error() }
+
+// Unwrap makes it an unknown job for clients.
+func (e *RefusedError) Unwrap() error { return errdefs.NewUnknownJobError(e.Ref) }
+
 // Get returns the build named ref, waiting up to wait for it to be registered:
 // clients ask for a build's status before their request to build has arrived.
-// The wait ends early when the request is refused.
+// The wait ends early, with a RefusedError, when the request is refused.
 func (e *Engine) Get(ctx context.Context, ref string, wait time.Duration) (*Build, error) {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
@@ -140,7 +148,7 @@ func (e *Engine) Get(ctx context.Context, ref string, wait time.Duration) (*Buil
 		case b != nil:
 			return b, nil
 		case refused:
-			return nil, errdefs.NewUnknownJobError(ref)
+			return nil, &RefusedError{ref}
 		}
 		select {
 		case <-arrived:

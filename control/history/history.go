@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"slices"
@@ -158,7 +157,7 @@ func (l *Log) Update(req *control.UpdateBuildHistoryRequest) error {
 	rec, ok := l.ended[req.Ref]
 	switch {
 	case !ok:
-		return status.Errorf(codes.NotFound, "history record of build %q: %v", req.Ref, fs.ErrNotExist)
+		return status.Errorf(codes.NotFound, "the history has no record of a build %q that ended", req.Ref)
 	case req.Delete:
 		l.deleteLocked(req.Ref)
 		return nil
