@@ -175,7 +175,7 @@ func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Desc
 		if r.diffID == "" {
 			r.diffID = cmp.Or(diffID, info.Digest)
 		}
-		m.attachLocked(r, desc)
+		m.attachLocked(r, desc, info.Disk)
 		r.sources = nil // lost again, the record gets a new one
 		m.fresh[info.Digest] = struct{}{}
 		m.mu.Unlock()
@@ -188,16 +188,17 @@ func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Desc
 	return desc, nil
 }
 
-// attachLocked notes that the stored blob desc is a form of r.
-func (m *Manager) attachLocked(r *record, desc ocispec.Descriptor) {
+// attachLocked notes that the stored blob desc, which takes disk bytes, is a
+// form of r.
+func (m *Manager) attachLocked(r *record, desc ocispec.Descriptor, disk int64) {
 	if b := r.findBlob(desc.Digest); b != nil {
 		if !b.stored {
-			b.stored, b.desc.Size = true, desc.Size
+			b.stored, b.desc.Size, b.disk = true, desc.Size, disk
 			m.changedLocked(r)
 		}
 		return
 	}
-	r.blobs = append(r.blobs, blob{desc, true})
+	r.blobs = append(r.blobs, blob{desc: desc, stored: true, disk: disk})
 	m.blobUse[desc.Digest]++
 	m.indexChainLocked(r)
 	m.changedLocked(r)
@@ -205,13 +206,13 @@ func (m *Manager) attachLocked(r *record, desc ocispec.Descriptor) {
 
 // stored reports whether the blob is in the store. r lists it.
 func (m *Manager) stored(r *record, d digest.Digest) bool {
-	_, err := m.blobs.Stat(d)
+	info, err := m.blobs.Stat(d)
 	found := err == nil
 	m.mu.Lock()
 	b := r.findBlob(d)
 	changed := b != nil && b.stored != found
 	if changed {
-		b.stored = found
+		b.stored, b.disk = found, info.Disk
 		m.changedLocked(r)
 	}
 	m.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"github.com/kilnbuild/kiln/snapshot"
@@ -32,7 +33,7 @@ func (m *Manager) Check(ctx context.Context, deep bool) (*Report, error) {
 		return nil, fmt.Errorf("check cache: %w", err)
 	}
 	m.flush(flushAll)
-	c := &checker{m: m, report: &Report{}, deep: deep, snaps: map[string]snapshot.Info{}, blobs: map[digest.Digest]int64{}}
+	c := &checker{m: m, report: &Report{}, deep: deep, snaps: map[string]snapshot.Info{}, blobs: map[digest.Digest]snapshot.BlobInfo{}}
 	if err := c.list(); err != nil {
 		return nil, fmt.Errorf("check cache: %w", err)
 	}
@@ -53,7 +54,7 @@ type checker struct {
 	report *Report
 	deep   bool
 	snaps  map[string]snapshot.Info
-	blobs  map[digest.Digest]int64
+	blobs  map[digest.Digest]snapshot.BlobInfo
 }
 
 func (c *checker) list() error {
@@ -65,8 +66,8 @@ func (c *checker) list() error {
 		return fmt.Errorf("list snapshots: %w", err)
 	}
 	err = c.m.blobs.Walk(func(i snapshot.BlobInfo) error {
-		c.blobs[i.Digest] = i.Size
-		c.report.Bytes += i.Size
+		c.blobs[i.Digest] = i
+		c.report.Bytes += i.Disk
 		return nil
 	})
 	if err != nil {
@@ -139,12 +140,14 @@ func (c *checker) snapshotOf(r *record) {
 
 func (c *checker) blobsOf(r *record) {
 	for _, b := range r.blobs {
-		size, ok := c.blobs[b.desc.Digest]
+		info, ok := c.blobs[b.desc.Digest]
 		switch {
 		case ok != b.stored:
 			c.report.problem("record %s says stored=%t of blob %s, which is %t", r.id, b.stored, b.desc.Digest, ok)
-		case ok && size != b.desc.Size:
-			c.report.problem("blob %s of record %s has %d bytes, not %d", b.desc.Digest, r.id, size, b.desc.Size)
+		case ok && info.Size != b.desc.Size:
+			c.report.problem("blob %s of record %s has %d bytes, not %d", b.desc.Digest, r.id, info.Size, b.desc.Size)
+		case ok && info.Disk != b.disk:
+			c.report.problem("blob %s of record %s takes %d bytes, not %d", b.desc.Digest, r.id, info.Disk, b.disk)
 		}
 		if r.diffID == "" {
 			c.report.problem("record %s has the blob %s and no diff ID", r.id, b.desc.Digest)
@@ -158,11 +161,12 @@ func (c *checker) owners() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	owned := map[string]string{}
-	facts := contents{images: m.images, holds: m.holds}
+	entries := make([]*entry, 0, len(m.records))
 	use := map[digest.Digest]int{}
 	for _, r := range m.records {
-		e := entryLocked(r)
-		facts.records = append(facts.records, factLocked(e))
+		e := &entry{}
+		fillLocked(e, r)
+		entries = append(entries, e)
 		for _, d := range e.blobs {
 			use[d]++
 		}
@@ -184,10 +188,10 @@ func (c *checker) owners() {
 	for d, n := range m.holds {
 		use[d] += n
 	}
-	v := liveness(facts)
-	for _, r := range m.records {
-		if !v.alive[r.id] {
-			rep.problem("record %s is dead and still there", r.id)
+	v := liveness(contentsOf(entries, slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))))
+	for i, e := range entries {
+		if !v.alive[i] {
+			rep.problem("record %s is dead and still there", e.usage.ID)
 		}
 	}
 	for id := range c.snaps {
@@ -250,8 +254,8 @@ func (c *checker) stored() {
 
 // contents reads all blobs and measures all snapshots.
 func (c *checker) contents(ctx context.Context) error {
-	for d, size := range c.blobs {
-		ra, err := c.m.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: d, Size: size})
+	for d, info := range c.blobs {
+		ra, err := c.m.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: d, Size: info.Size})
 		if err != nil {
 			c.report.problem("open blob %s: %v", d, err)
 			continue
@@ -266,7 +270,8 @@ func (c *checker) contents(ctx context.Context) error {
 			c.report.problem("blob %s doesn't match its digest (error %v)", d, err)
 		}
 	}
-	for _, e := range c.m.survey() {
+	entries, _ := c.m.survey()
+	for _, e := range entries {
 		if e.snap == "" {
 			continue
 		}

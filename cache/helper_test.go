@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -89,6 +90,7 @@ func (e *env) close() {
 		return
 	}
 	e.check()
+	e.addsUp()
 	if err := e.m.Close(); err != nil {
 		e.t.Error(err)
 	}
@@ -141,6 +143,42 @@ func (e *env) check() {
 	for _, p := range rep.Problems {
 		e.t.Errorf("check: %s", p)
 	}
+}
+
+// addsUp fails unless du and what is on disk agree to 1 %.
+func (e *env) addsUp() {
+	e.t.Helper()
+	e.cleared()
+	space := get(e.m.Space(context.Background()))(e.t)
+	usages, total := int64(0), allocated(e.t, e.root)
+	for _, u := range get(e.m.DiskUsage(context.Background(), nil, 0))(e.t) {
+		usages += u.Size
+	}
+	if off := space.Total() - total; off > total/100 || -off > total/100 {
+		e.t.Errorf("du adds up to %d, there are %d bytes: %+v", space.Total(), total, space)
+	}
+	if usages != space.Records {
+		e.t.Errorf("du lists %d bytes of records, not %d", usages, space.Records)
+	}
+}
+
+// allocated is what the file system has given to root and all below it.
+func allocated(t testing.TB, root string) (total int64) {
+	t.Helper()
+	seen := map[uint64]bool{}
+	must(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st syscall.Stat_t
+		err = syscall.Lstat(path, &st)
+		if !seen[st.Ino] {
+			seen[st.Ino] = true
+			total += st.Blocks * 512
+		}
+		return err
+	}))
+	return total
 }
 
 // empty fails unless nothing at all is left.

@@ -3,107 +3,131 @@ package cache
 import "github.com/opencontainers/go-digest"
 
 // contents is all that liveness depends on, from the store or from memory.
+// Records go by their place in it.
 type contents struct {
 	records []fact // oldest first
-	images  map[string]Image
-	holds   map[digest.Digest]int
+	shared  []int  // records that images name
+	blobs   []digest.Digest
 }
+
+// nobody is the place of a record that doesn't exist.
+const nobody = -1
 
 // fact is what liveness has to know of a record.
 type fact struct {
-	id     string
-	needs  []string // records that it builds on
+	needs  []int // records that it builds on; nobody for a missing one
 	blobs  []digest.Digest
 	held   bool // by a handle
 	kept   bool // a key's result points at it, or it is retained
 	broken bool // its files are missing
 }
 
-// verdict says what lives, by record id, and why.
+// mark adds what images and holds point at. at is the place of a record.
+func (c *contents) mark(images []Image, holds []digest.Digest, at func(id string) int) {
+	for _, img := range images {
+		for _, id := range img.Refs {
+			if i := at(id); i != nobody {
+				c.shared = append(c.shared, i)
+			}
+		}
+		c.blobs = append(c.blobs, img.Blobs...)
+	}
+	c.blobs = append(c.blobs, holds...)
+}
+
+// verdict says what lives, by the place of a record, and why.
 type verdict struct {
-	alive  map[string]bool
-	inUse  map[string]bool // held, or below what is held (CTL-104)
-	shared map[string]bool // named by an image, or below what is (CTL-105)
-	// owner is the record that accounts for a blob: the oldest living one that
-	// points at it, "" if only an image or a hold does. A blob that isn't in
-	// here is dead.
-	owner map[digest.Digest]string
+	alive  []bool
+	inUse  []bool // held, or below what is held (CTL-104)
+	shared []bool // named by an image, or below what is (CTL-105)
 	// broken is what can't live, because it or something it needs is missing.
-	broken map[string]bool
+	broken []bool
+	// owner is the record that accounts for a blob: the oldest living one that
+	// points at it, nobody if only an image or a hold does. A blob that isn't in
+	// here is dead.
+	owner map[digest.Digest]int
 }
 
 // liveness is the rule: a record lives while a handle, a child record, a key's
 // result or a user's mark points at it, unless it is broken; a blob lives
 // while a living record, an image or a hold points at it. Collecting garbage,
-// du, prune and fsck all ask it.
+// du, prune and fsck all ask it. It takes time in proportion to contents.
 func liveness(c contents) verdict {
+	n := len(c.records)
 	v := verdict{
-		alive: map[string]bool{}, inUse: map[string]bool{}, shared: map[string]bool{},
-		owner: map[digest.Digest]string{}, broken: map[string]bool{},
+		alive: make([]bool, n), inUse: make([]bool, n), shared: make([]bool, n), broken: make([]bool, n),
+		owner: map[digest.Digest]int{},
 	}
-	facts := make(map[string]*fact, len(c.records))
-	above := make(map[string][]string, len(c.records)) // who needs a record
+	v.spreadBroken(c)
+	below := func(i int) []int { return c.records[i].needs }
 	for i := range c.records {
 		f := &c.records[i]
-		facts[f.id] = f
-		for _, n := range f.needs {
-			above[n] = append(above[n], f.id)
-		}
-	}
-	for _, f := range c.records {
-		if f.broken {
-			spread(v.broken, f.id, func(id string) []string { return above[id] })
-		}
-		for _, n := range f.needs {
-			if facts[n] == nil {
-				spread(v.broken, f.id, func(id string) []string { return above[id] })
-			}
-		}
-	}
-	below := func(id string) []string { return facts[id].needs }
-	for _, f := range c.records {
 		if f.held {
-			spread(v.inUse, f.id, below)
+			spread(v.inUse, i, below)
 		}
-		if (f.held || f.kept) && !v.broken[f.id] {
-			spread(v.alive, f.id, below)
-		}
-	}
-	for _, img := range c.images {
-		for _, id := range img.Refs {
-			if facts[id] != nil && !v.broken[id] {
-				spread(v.shared, id, below)
-				spread(v.alive, id, below)
-			}
-		}
-		for _, d := range img.Blobs {
-			v.owner[d] = ""
+		if (f.held || f.kept) && !v.broken[i] {
+			spread(v.alive, i, below)
 		}
 	}
-	for d := range c.holds {
-		v.owner[d] = ""
+	for _, i := range c.shared {
+		if !v.broken[i] {
+			spread(v.shared, i, below)
+			spread(v.alive, i, below)
+		}
 	}
-	for _, f := range c.records {
-		if !v.alive[f.id] {
+	for _, d := range c.blobs {
+		v.owner[d] = nobody
+	}
+	for i := range c.records {
+		if !v.alive[i] {
 			continue
 		}
-		for _, d := range f.blobs {
-			if v.owner[d] == "" {
-				v.owner[d] = f.id
+		for _, d := range c.records[i].blobs {
+			if owner, ok := v.owner[d]; !ok || owner == nobody {
+				v.owner[d] = i
 			}
 		}
 	}
 	return v
 }
 
-// spread marks id and all that next leads to.
-func spread(marked map[string]bool, id string, next func(string) []string) {
-	for todo := []string{id}; len(todo) > 0; {
-		id := todo[len(todo)-1]
+// spreadBroken marks what is broken and all that builds on it.
+func (v *verdict) spreadBroken(c contents) {
+	var roots []int
+	for i := range c.records {
+		f := &c.records[i]
+		broken := f.broken
+		for _, n := range f.needs {
+			broken = broken || n == nobody
+		}
+		if broken {
+			roots = append(roots, i)
+		}
+	}
+	if roots == nil {
+		return
+	}
+	above := make([][]int, len(c.records)) // who needs a record
+	for i := range c.records {
+		for _, n := range c.records[i].needs {
+			if n != nobody {
+				above[n] = append(above[n], i)
+			}
+		}
+	}
+	for _, i := range roots {
+		spread(v.broken, i, func(i int) []int { return above[i] })
+	}
+}
+
+// spread marks i and all that next leads to.
+func spread(marked []bool, i int, next func(int) []int) {
+	for todo := []int{i}; len(todo) > 0; {
+		i := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if !marked[id] {
-			marked[id] = true
-			todo = append(todo, next(id)...)
+		if i != nobody && !marked[i] {
+			marked[i] = true
+			todo = append(todo, next(i)...)
 		}
 	}
 }

@@ -1,62 +1,86 @@
 package cache
 
 import (
-	"maps"
 	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 )
 
+// named is a record of a test, with what it needs by name.
+type named struct {
+	id    string
+	needs []string
+	fact
+}
+
 func TestLiveness(t *testing.T) {
 	d := func(s string) digest.Digest { return digest.FromString(s) }
 	tests := map[string]struct {
-		in            contents
+		in            []named
+		images        []Image
+		holds         []digest.Digest
 		alive, inUse  []string
 		shared        []string
 		broken, blobs []string // blobs as "blob=owner"
 	}{
-		"nothing keeps it": {in: contents{records: []fact{{id: "a"}}}},
+		"nothing keeps it": {in: []named{{id: "a"}}},
 		"a key's result keeps it and what is below": {
-			in:    contents{records: []fact{{id: "a"}, {id: "b", needs: []string{"a"}, kept: true}, {id: "c", needs: []string{"b"}}}},
+			in:    []named{{id: "a"}, {id: "b", needs: []string{"a"}, fact: fact{kept: true}}, {id: "c", needs: []string{"b"}}},
 			alive: []string{"a", "b"},
 		},
 		"a handle makes all below in use": { // compat: CTL-104
-			in:    contents{records: []fact{{id: "a", kept: true}, {id: "b", needs: []string{"a"}, kept: true}, {id: "c", needs: []string{"b"}, held: true}, {id: "d", needs: []string{"a"}, kept: true}}},
+			in:    []named{{id: "a", fact: fact{kept: true}}, {id: "b", needs: []string{"a"}, fact: fact{kept: true}}, {id: "c", needs: []string{"b"}, fact: fact{held: true}}, {id: "d", needs: []string{"a"}, fact: fact{kept: true}}},
 			alive: []string{"a", "b", "c", "d"}, inUse: []string{"a", "b", "c"},
 		},
 		"broken takes what builds on it along": {
-			in:    contents{records: []fact{{id: "a", kept: true, broken: true}, {id: "b", needs: []string{"a"}, kept: true}, {id: "c", kept: true}}},
+			in:    []named{{id: "a", fact: fact{kept: true, broken: true}}, {id: "b", needs: []string{"a"}, fact: fact{kept: true}}, {id: "c", fact: fact{kept: true}}},
 			alive: []string{"c"}, broken: []string{"a", "b"},
 		},
 		"a missing parent breaks": {
-			in:     contents{records: []fact{{id: "b", needs: []string{"a"}, kept: true}}},
+			in:     []named{{id: "b", needs: []string{"a"}, fact: fact{kept: true}}},
 			broken: []string{"b"},
 		},
 		"an image shares and keeps": { // compat: CTL-105
-			in: contents{
-				records: []fact{{id: "a"}, {id: "b", needs: []string{"a"}}, {id: "c", kept: true}},
-				images:  map[string]Image{"i": {Refs: []string{"b", "none"}}},
-			},
-			alive: []string{"a", "b", "c"}, shared: []string{"a", "b"},
+			in:     []named{{id: "a"}, {id: "b", needs: []string{"a"}}, {id: "c", fact: fact{kept: true}}},
+			images: []Image{{Refs: []string{"b", "none"}}},
+			alive:  []string{"a", "b", "c"}, shared: []string{"a", "b"},
 		},
 		"the oldest living record accounts for a blob": {
-			in: contents{
-				records: []fact{{id: "dead", blobs: []digest.Digest{d("x")}}, {id: "a", kept: true, blobs: []digest.Digest{d("x")}}, {id: "b", kept: true, blobs: []digest.Digest{d("x"), d("y")}}},
-				images:  map[string]Image{"i": {Blobs: []digest.Digest{d("y"), d("z")}}},
-				holds:   map[digest.Digest]int{d("h"): 1},
-			},
-			alive: []string{"a", "b"}, blobs: []string{"h=", "x=a", "y=b", "z="},
+			in:     []named{{id: "dead", fact: fact{blobs: []digest.Digest{d("x")}}}, {id: "a", fact: fact{kept: true, blobs: []digest.Digest{d("x")}}}, {id: "b", fact: fact{kept: true, blobs: []digest.Digest{d("x"), d("y")}}}},
+			images: []Image{{Blobs: []digest.Digest{d("y"), d("z")}}},
+			holds:  []digest.Digest{d("h")},
+			alive:  []string{"a", "b"}, blobs: []string{"h=", "x=a", "y=b", "z="},
 		},
 	}
 	names := map[digest.Digest]string{d("x"): "x", d("y"): "y", d("z"): "z", d("h"): "h"}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			v := liveness(tc.in)
-			sorted := func(m map[string]bool) []string { return slices.Sorted(maps.Keys(m)) }
+			at := func(id string) int { return slices.IndexFunc(tc.in, func(n named) bool { return n.id == id }) }
+			var c contents
+			for _, n := range tc.in {
+				for _, need := range n.needs {
+					n.fact.needs = append(n.fact.needs, at(need))
+				}
+				c.records = append(c.records, n.fact)
+			}
+			c.mark(tc.images, tc.holds, at)
+			v := liveness(c)
+			sorted := func(marked []bool) (ids []string) {
+				for i, n := range tc.in {
+					if marked[i] {
+						ids = append(ids, n.id)
+					}
+				}
+				return ids
+			}
 			var blobs []string
 			for b, owner := range v.owner {
-				blobs = append(blobs, names[b]+"="+owner)
+				text := names[b] + "="
+				if owner != nobody {
+					text += tc.in[owner].id
+				}
+				blobs = append(blobs, text)
 			}
 			slices.Sort(blobs)
 			for what, pair := range map[string][2][]string{

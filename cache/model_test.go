@@ -383,6 +383,7 @@ func TestModel(t *testing.T) {
 				w.compare()
 				if i%10 == 0 {
 					w.check()
+					w.addsUp()
 				}
 				if t.Failed() {
 					t.Fatalf("after step %d: %s", i, did)

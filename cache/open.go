@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -38,6 +39,7 @@ type loader struct {
 	stored  map[string]*storedRecord
 	order   []string // oldest first
 	damaged []string
+	place   map[string]int // in order
 	verdict verdict
 	made    map[string]*record
 }
@@ -143,10 +145,17 @@ func decodeAll(db *store.DB) []*decoded {
 
 // judge asks the liveness rule and makes records of what lives.
 func (l *loader) judge(context.Context) error {
-	c := contents{images: l.m.images}
+	l.place = make(map[string]int, len(l.order))
+	for i, id := range l.order {
+		l.place[id] = i
+	}
+	var c contents
 	for _, id := range l.order {
 		s := l.stored[id]
-		f := fact{id: id, needs: needsOf(s), kept: !s.Mutable || s.Retain}
+		f := fact{kept: !s.Mutable || s.Retain}
+		for _, n := range needsOf(s) {
+			f.needs = append(f.needs, l.at(n))
+		}
 		for _, b := range s.Blobs {
 			f.blobs = append(f.blobs, b.Desc.Digest)
 		}
@@ -156,15 +165,24 @@ func (l *loader) judge(context.Context) error {
 		}
 		c.records = append(c.records, f)
 	}
+	c.mark(slices.Collect(maps.Values(l.m.images)), nil, l.at)
 	l.verdict = liveness(c)
-	for _, id := range l.order {
-		if l.verdict.alive[id] {
+	for i, id := range l.order {
+		if l.verdict.alive[i] {
 			l.make(id)
-		} else if l.verdict.broken[id] && l.missing(l.stored[id]) == "" {
+		} else if l.verdict.broken[i] && l.missing(l.stored[id]) == "" {
 			l.m.log.Warn("cache record needs one that is gone, dropped it", "record", id, "description", l.stored[id].Desc)
 		}
 	}
 	return nil
+}
+
+// at is the record's place in order.
+func (l *loader) at(id string) int {
+	if i, ok := l.place[id]; ok {
+		return i
+	}
+	return nobody
 }
 
 func needsOf(s *storedRecord) []string {
@@ -241,7 +259,8 @@ func (l *loader) make(id string) *record {
 func (l *loader) reconcileLocked(r *record) {
 	for i := range r.blobs {
 		b := &r.blobs[i]
-		_, ok := l.blobs[b.desc.Digest]
+		info, ok := l.blobs[b.desc.Digest]
+		b.disk = info.Disk
 		if ok == b.stored {
 			continue
 		}

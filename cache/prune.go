@@ -100,7 +100,7 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 
 // plan returns the records to remove, in order.
 func (m *Manager) plan(ctx context.Context, opts PruneOptions, filter filters.Filter) ([]*entry, error) {
-	entries := m.survey()
+	entries, _ := m.survey()
 	may := candidates(entries, opts, filter)
 	limited := opts.MaxUsedSpace != 0 || opts.ReservedSpace != 0 || opts.MinFreeSpace != 0
 	sized := may

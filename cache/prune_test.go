@@ -378,7 +378,7 @@ func TestPruneRace(t *testing.T) {
 	ra := get(e.m.Get(t.Context(), a))(t)
 	b := e.aged(ra, "b", 1, time.Unix(2, 0), 1, Options{})
 	ra.Release()
-	entries := e.m.survey()
+	entries, _ := e.m.survey()
 	slices.Reverse(entries) // the child first
 	rb := get(e.m.Get(t.Context(), b))(t)
 	must(t, e.m.evict(entries, "", func(u Usage) error { t.Errorf("removed %s", u.Description); return nil }))

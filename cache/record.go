@@ -79,7 +79,8 @@ const sizeUnknown = -1
 // with or was first exported as.
 type blob struct {
 	desc   ocispec.Descriptor
-	stored bool // in the blob store when last seen; otherwise its source has it
+	stored bool  // in the blob store when last seen; otherwise its source has it
+	disk   int64 // bytes it takes there, while it is stored
 }
 
 func newID() string {

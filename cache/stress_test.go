@@ -291,3 +291,7 @@ func (e *env) scenario(src BlobSource, layers []Layer) (err error) {
 	_, err = e.m.DiskUsage(ctx, nil, 0)
 	return err
 }
+
+func (f *faulty) Extra(ctx context.Context) (snapshot.Extra, error) {
+	return f.Snapshotter.(measured).Extra(ctx)
+}

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -27,6 +29,7 @@ type Usage struct {
 	Description string
 	Type        RecordType
 	Shared      bool
+	Index       map[string]string // what Options.Index said; not to be changed
 }
 
 // DiskUsage lists the records that match any of filters (CTL-102), or all, and
@@ -40,7 +43,8 @@ func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Dur
 	}
 	cutoff := time.Now().Add(-age)
 	var found []*entry
-	for _, e := range m.survey() {
+	entries, _ := m.survey()
+	for _, e := range entries {
 		recent := age > 0 && e.usage.LastUsedAt.After(cutoff)
 		if !recent && filter.Match(adapt(&e.usage)) {
 			found = append(found, e)
@@ -56,11 +60,13 @@ func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Dur
 	return out, nil
 }
 
-// adapt gives filters the fields of a record.
+// adapt gives filters the fields of a record: those of the protocol, and what
+// the record is found by, such as cachemount.id.
 func adapt(u *Usage) filters.Adaptor {
 	return filters.AdapterFunc(func(path []string) (string, bool) {
 		if len(path) != 1 {
-			return "", false
+			v, ok := u.Index[strings.Join(path, ".")]
+			return v, ok
 		}
 		switch path[0] {
 		case "id":
@@ -88,49 +94,61 @@ func adapt(u *Usage) filters.Adaptor {
 
 // entry is a record as of one moment.
 type entry struct {
-	r        *record
-	usage    Usage // Size is that of the blobs until measured
-	snap     string
-	snapSize int64
-	uses     int
-	needs    []*record
-	blobs    []digest.Digest
-	sizes    []int64 // of blobs that are stored, 0 of others
+	r          *record
+	usage      Usage // Size is that of the blobs until measured
+	held, kept bool
+	snap       string
+	snapSize   int64
+	uses       int
+	needs      []*record
+	blobs      []digest.Digest
+	sizes      []int64 // of blobs that are stored, 0 of others
 }
 
-// survey describes all records, oldest first.
-func (m *Manager) survey() []*entry {
-	m.mu.Lock()
-	entries := make([]*entry, 0, len(m.records))
-	for _, r := range m.records {
-		entries = append(entries, entryLocked(r))
-	}
+// survey describes all records, oldest first, and names the blobs that only
+// images and holds point at.
+func (m *Manager) survey() (entries []*entry, ownerless []digest.Digest) {
+	entries, images, holds := m.copyRecords()
 	slices.SortFunc(entries, func(a, b *entry) int {
 		return cmp.Or(a.usage.CreatedAt.Compare(b.usage.CreatedAt), cmp.Compare(a.usage.ID, b.usage.ID))
 	})
-	c := contents{images: m.images, holds: m.holds, records: make([]fact, len(entries))}
+	v := liveness(contentsOf(entries, images, holds))
 	for i, e := range entries {
-		c.records[i] = factLocked(e)
-	}
-	v := liveness(c)
-	m.mu.Unlock()
-
-	for _, e := range entries {
 		u := &e.usage
-		u.InUse, u.Shared = v.inUse[u.ID], v.shared[u.ID]
-		for i, d := range e.blobs {
-			if v.owner[d] == u.ID {
-				u.Size += e.sizes[i]
+		u.InUse, u.Shared = v.inUse[i], v.shared[i]
+		for j, d := range e.blobs {
+			if v.owner[d] == i {
+				u.Size += e.sizes[j]
 			}
 		}
 	}
-	return entries
+	for d, owner := range v.owner {
+		if owner == nobody {
+			ownerless = append(ownerless, d)
+		}
+	}
+	return entries, ownerless
 }
 
-func entryLocked(r *record) *entry {
-	e := &entry{r: r, snapSize: r.snapSize, uses: r.uses, needs: r.needs(), usage: Usage{
-		ID: r.id, Parents: ids(r.parents), Mutable: r.state == mutable, CreatedAt: r.opts.CreatedAt,
-		LastUsedAt: r.lastUsed, UsageCount: r.uses, Description: r.opts.Description, Type: r.opts.Type,
+// copyRecords copies what there is, and nothing else, under the lock, which
+// builds wait for.
+func (m *Manager) copyRecords() (entries []*entry, images []Image, holds []digest.Digest) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	backing := make([]entry, len(m.records))
+	entries = make([]*entry, 0, len(m.records))
+	for _, r := range m.records {
+		e := &backing[len(entries)]
+		fillLocked(e, r)
+		entries = append(entries, e)
+	}
+	return entries, slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))
+}
+
+func fillLocked(e *entry, r *record) {
+	*e = entry{r: r, snapSize: r.snapSize, uses: r.uses, needs: r.needs(), held: r.handles > 0, kept: r.kept(), usage: Usage{
+		ID: r.id, Mutable: r.state == mutable, CreatedAt: r.opts.CreatedAt,
+		LastUsedAt: r.lastUsed, UsageCount: r.uses, Description: r.opts.Description, Type: r.opts.Type, Index: r.opts.Index,
 	}}
 	switch {
 	case !r.owns(), r.state == mutable && r.handles > 0:
@@ -141,17 +159,50 @@ func entryLocked(r *record) *entry {
 	for _, b := range r.blobs {
 		size := int64(0)
 		if b.stored {
-			size = b.desc.Size
+			size = b.disk
 		}
 		e.blobs = append(e.blobs, b.desc.Digest)
 		e.sizes = append(e.sizes, size)
 	}
-	return e
 }
 
-func factLocked(e *entry) fact {
-	r := e.r
-	return fact{id: r.id, needs: ids(e.needs), blobs: e.blobs, held: r.handles > 0, kept: r.kept()}
+// contentsOf is what liveness wants to know, and names the parents of entries.
+func contentsOf(entries []*entry, images []Image, holds []digest.Digest) contents {
+	places := make(map[*record]int, len(entries))
+	for i, e := range entries {
+		places[e.r] = i
+	}
+	c := contents{records: make([]fact, len(entries))}
+	for i, e := range entries {
+		f := fact{blobs: e.blobs, held: e.held, kept: e.kept}
+		for _, n := range e.needs {
+			place, ok := places[n]
+			if !ok {
+				place = nobody
+			}
+			f.needs = append(f.needs, place)
+		}
+		for _, p := range e.r.parents {
+			if place, ok := places[p]; ok {
+				e.usage.Parents = append(e.usage.Parents, entries[place].usage.ID)
+			}
+		}
+		c.records[i] = f
+	}
+	ids := sync.OnceValue(func() map[string]int { // only for those who have images
+		ids := make(map[string]int, len(entries))
+		for i, e := range entries {
+			ids[e.usage.ID] = i
+		}
+		return ids
+	})
+	c.mark(images, holds, func(id string) int {
+		if i, ok := ids()[id]; ok {
+			return i
+		}
+		return nobody
+	})
+	return c
 }
 
 // measure completes the sizes of entries. What had to be walked is remembered
@@ -174,7 +225,7 @@ func (m *Manager) measureOne(ctx context.Context, e *entry) error {
 	m.mu.Lock()
 	same := e.r.state != gone && e.r.snap == e.snap && e.r.uses == e.uses
 	changing := e.r.state == mutable && e.r.handles > 0
-	if err == nil && same && !changing {
+	if err == nil && same && !changing && !u.Linked {
 		e.r.snapSize = u.Size
 		if e.r.persisted { // written with the last uses, at leisure
 			m.used[e.r] = struct{}{}

@@ -106,18 +106,6 @@ func (o *Overlay) load() {
 // removal isn't durable yet aren't waited for.
 func (o *Overlay) Settle(ctx context.Context) error { return o.trash.settle(ctx) }
 
-// Removed measures what is left of removed snapshots.
-func (o *Overlay) Removed(ctx context.Context) (Usage, error) {
-	u := usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
-	for _, path := range o.trash.paths() {
-		if err := u.dir(unix.AT_FDCWD, path); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-			return Usage{}, fmt.Errorf("measure what is being removed: %w", err)
-		}
-	}
-	u.shareLinks()
-	return u.Usage, nil
-}
-
 // Close waits for files to be deleted.
 func (o *Overlay) Close() error { return o.trash.Close() }
 

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // trash deletes files and directory trees in the background. What is given to
@@ -96,11 +98,19 @@ func (t *trash) has(path string) bool {
 	return t.pending[path]
 }
 
-// paths are what is being deleted.
-func (t *trash) paths() []string {
+// size measures what isn't gone yet.
+func (t *trash) size(ctx context.Context) (int64, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Collect(maps.Keys(t.pending))
+	paths := slices.Collect(maps.Keys(t.pending))
+	t.mu.Unlock()
+	u := newUsageWalk(ctx)
+	for _, path := range paths {
+		if err := u.path(path); err != nil && !errors.Is(err, unix.ENOENT) {
+			return 0, fmt.Errorf("measure what is being deleted: %w", err)
+		}
+	}
+	u.shareLinks()
+	return u.Size, nil
 }
 
 // settle waits until what was discarded is gone.

@@ -22,7 +22,7 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	if _, err := os.Lstat(o.fsPath(id)); err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
-	u := usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
+	u := newUsageWalk(ctx)
 	if err := u.dir(unix.AT_FDCWD, o.path(id)); err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
@@ -35,6 +35,23 @@ type usageWalk struct {
 	ctx   context.Context
 	buf   []byte
 	links map[uint64]*links // inodes with several names, which count in the end
+}
+
+func newUsageWalk(ctx context.Context) *usageWalk {
+	return &usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
+}
+
+// path adds the file or directory tree at path.
+func (u *usageWalk) path(path string) error {
+	var st unix.Stat_t
+	if err := lstatAt(unix.AT_FDCWD, path, &st); err != nil {
+		return err
+	}
+	if isDir(&st) {
+		return u.dir(unix.AT_FDCWD, path)
+	}
+	u.add(&st)
+	return nil
 }
 
 // links is an inode with several names.

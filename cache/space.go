@@ -1,0 +1,100 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// Space says where the bytes below the root are, in allocated blocks: each is
+// in exactly one of the fields.
+type Space struct {
+	Records  int64 // what DiskUsage lists
+	Writing  int64 // mutable records in use, whose usage is 0, and blobs that aren't complete
+	Images   int64 // configs and manifests of images
+	Removed  int64 // of removed records, about to be deleted
+	Database int64
+	Reserve  int64 // kept free, for the database on a full disk
+	Other    int64 // directories, the worker's id, what belongs to running steps
+}
+
+// Total is all.
+func (s Space) Total() int64 {
+	return s.Records + s.Writing + s.Images + s.Removed + s.Database + s.Reserve + s.Other
+}
+
+// measured is a store that takes more than what it lists.
+type measured interface {
+	Extra(ctx context.Context) (snapshot.Extra, error)
+}
+
+// Space measures all that is below the root. While builds run it is true for no
+// one moment, but no byte is left out.
+func (m *Manager) Space(ctx context.Context) (Space, error) {
+	s, err := m.space(ctx)
+	if err != nil {
+		return Space{}, fmt.Errorf("measure %s: %w", m.root, err)
+	}
+	return s, nil
+}
+
+func (m *Manager) space(ctx context.Context) (s Space, err error) {
+	entries, ownerless := m.survey()
+	if err := m.measure(ctx, entries); err != nil {
+		return s, err
+	}
+	for _, e := range entries {
+		s.Records += e.usage.Size
+	}
+	if s.Writing, err = m.writing(ctx); err != nil {
+		return s, err
+	}
+	for _, d := range ownerless {
+		if info, err := m.blobs.Stat(d); err == nil { // a hold may be for one that isn't stored yet
+			s.Images += info.Disk
+		}
+	}
+	database, reserve, known, err := m.db.Size()
+	if err != nil {
+		return s, err
+	}
+	s.Database, s.Reserve = database, reserve
+	for _, part := range []any{m.snapshots, m.blobs} {
+		p, ok := part.(measured)
+		if !ok {
+			continue
+		}
+		x, err := p.Extra(ctx)
+		if err != nil {
+			return s, err
+		}
+		s.Writing += x.Writing
+		s.Removed += x.Removed
+		s.Other += x.Fixed
+		known = append(known, x.Dirs...)
+	}
+	other, err := snapshot.Elsewhere(ctx, m.root, known)
+	s.Other += other
+	return s, err
+}
+
+// writing measures the snapshots of mutable records in use.
+func (m *Manager) writing(ctx context.Context) (total int64, err error) {
+	m.mu.Lock()
+	var snaps []string
+	for _, r := range m.records {
+		if r.state == mutable && r.handles > 0 && r.owns() {
+			snaps = append(snaps, r.snap)
+		}
+	}
+	m.mu.Unlock()
+	for _, snap := range snaps {
+		u, err := m.snapshots.Usage(ctx, snap)
+		if err != nil && !isGone(err) {
+			return 0, err
+		}
+		total += u.Size
+	}
+	return total, nil
+}
