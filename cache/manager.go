@@ -36,6 +36,7 @@ type Manager struct {
 	pruning    chan struct{} // holds a token while a Prune runs
 
 	writes  sync.Mutex   // see the package comment
+	journal journal      // guarded by writes
 	blobsMu sync.RWMutex // see the package comment
 
 	mu          sync.Mutex // guards the fields below and all records; never held across I/O
@@ -49,7 +50,7 @@ type Manager struct {
 	holds       map[digest.Digest]int
 	dirty       map[*record]struct{} // persisted records that changed
 	used        map[*record]struct{} // persisted records whose last use or size isn't written
-	hooks       []func(b *store.Batch, ids []string)
+	hooks       []removeHook
 	lastSnap    uint64
 	closed      bool
 }
@@ -105,20 +106,32 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// OnRemove registers fn to be called with the ids of persisted records inside
-// the batch that removes them, so that what points at them goes with them. fn
-// must not call the manager, and no lock that it takes may be held around a
-// call of the manager other than Persist.
-func (m *Manager) OnRemove(fn func(b *store.Batch, ids []string)) {
+// removeHook is told of persisted records inside the batch b that removes them,
+// so that what points at them goes with them. It returns, by id, the cache keys
+// that led to them, in binary; the journal keeps those.
+type removeHook func(b *store.Batch, ids []string) (keys map[string][]string)
+
+// OnRemove registers fn. It must not call the manager, and no lock that it takes
+// may be held around a call of the manager other than Persist.
+func (m *Manager) OnRemove(fn func(b *store.Batch, ids []string) (keys map[string][]string)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.hooks = append(m.hooks, fn)
 }
 
-func (m *Manager) removalHooks() []func(*store.Batch, []string) {
+func (m *Manager) callHooks(b *store.Batch, ids []string) (keys map[string][]string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.hooks)
+	hooks := slices.Clone(m.hooks)
+	m.mu.Unlock()
+	for _, fn := range hooks {
+		for id, more := range fn(b, ids) {
+			if keys == nil {
+				keys = map[string][]string{}
+			}
+			keys[id] = append(keys[id], more...)
+		}
+	}
+	return keys
 }
 
 // New starts a mutable record on top of parent, which may be nil for an empty

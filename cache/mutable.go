@@ -197,9 +197,7 @@ func (m *Manager) rename(r *record) {
 
 	if r.persisted {
 		b.Delete(bucketRecords, old)
-		for _, fn := range m.removalHooks() {
-			fn(b, []string{old})
-		}
+		m.callHooks(b, []string{old})
 	}
 	if err := joinProblems("reopen "+old, m.removeBlobs(b, free)); err != nil {
 		m.log.Error("remove blobs of reopened cache record", "record", old, "error", err)

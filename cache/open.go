@@ -275,6 +275,20 @@ func (l *loader) reconcileLocked(r *record) {
 	}
 }
 
+// mourn writes into the journal that a record is lost. The keys that led to it
+// aren't known here; those who come by them find that there is no such record.
+func (l *loader) mourn(b *store.Batch, id string) {
+	s := l.stored[id]
+	if s.Mutable {
+		return
+	}
+	why := cmp.Or(l.missing(s), "a record that it builds on is gone")
+	e := storedEviction{Record: id, Desc: s.Desc, Type: s.Type, Rule: "lost: " + why, At: time.Now().UnixNano()}
+	if err := l.m.journal.add(l.m.db, b, e); err != nil {
+		l.m.log.Error("remember eviction", "record", id, "error", err)
+	}
+}
+
 // clean removes what turned out dead.
 func (l *loader) clean(context.Context) error {
 	m := l.m
@@ -287,6 +301,7 @@ func (l *loader) clean(context.Context) error {
 		if r == nil {
 			b.Delete(bucketRecords, id)
 			m.deleteMetadata(b, cmp.Or(l.stored[id].Birth, id))
+			l.mourn(b, id)
 		} else if r.open {
 			m.deleteMetadata(b, r.birth)
 			r.open = false

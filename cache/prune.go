@@ -1,8 +1,6 @@
 package cache
 
 import (
-	"cmp"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // PruneOptions say what may go (CTL-107 to -111). Sizes are bytes.
@@ -22,11 +18,23 @@ type PruneOptions struct {
 	ReservedSpace int64
 	MaxUsedSpace  int64
 	MinFreeSpace  int64
-	Rule          string // named in the log of each eviction
+	Rule          string // named in the log and the journal
 }
 
-// evictBatch is how many records go in one batch.
-const evictBatch = 256
+// limited reports whether there is a space target: without one, all that
+// matches goes.
+func (o *PruneOptions) limited() bool {
+	return o.MaxUsedSpace != 0 || o.ReservedSpace != 0 || o.MinFreeSpace != 0
+}
+
+const (
+	// evictBatch is how many records go in one batch, which others who change
+	// records wait for.
+	evictBatch = 128
+	// syncEvery is after how many batches their removal is awaited, so that no
+	// commit, which others may wait for, becomes long.
+	syncEvery = 8
+)
 
 // Prune removes unused records as opts say and calls removed, unless nil, for
 // each. Without a space target everything that matches goes; with one, the
@@ -34,9 +42,17 @@ const evictBatch = 256
 // that it builds on. What comes into use in the meantime stays. When Prune
 // returns, the removal is on disk. An error of removed ends it.
 func (m *Manager) Prune(ctx context.Context, opts PruneOptions, removed func(Usage) error) error {
-	filter, err := filters.ParseAll(opts.Filters...)
-	if err != nil {
-		return fmt.Errorf("parse prune filters %q: %w", opts.Filters, err)
+	return m.Collect(ctx, []PruneOptions{opts}, removed)
+}
+
+// Collect is Prune by several rules, one after the other.
+func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed func(Usage) error) error {
+	parsed := make([]filters.Filter, len(rules))
+	for i, r := range rules {
+		var err error
+		if parsed[i], err = filters.ParseAll(r.Filters...); err != nil {
+			return fmt.Errorf("parse prune filters %q: %w", r.Filters, err)
+		}
 	}
 	select {
 	case m.pruning <- struct{}{}:
@@ -45,22 +61,41 @@ func (m *Manager) Prune(ctx context.Context, opts PruneOptions, removed func(Usa
 		return context.Cause(ctx)
 	}
 	m.flush(flushAll)
-	victims, err := m.plan(ctx, opts, filter)
-	if err != nil {
-		return err
+	entries, _ := m.survey()
+	for i, rule := range rules {
+		victims, err := m.plan(ctx, entries, rule, parsed[i])
+		if err != nil {
+			return err
+		}
+		if len(victims) == 0 {
+			continue
+		}
+		if err := m.evictAll(ctx, victims, rule.Rule, removed); err != nil {
+			return err
+		}
+		entries, _ = m.survey()
 	}
+	return nil
+}
+
+// evictAll removes the entries that are still unused, and waits until that is
+// on disk.
+func (m *Manager) evictAll(ctx context.Context, victims []*entry, rule string, removed func(Usage) error) error {
+	n := 0
 	for batch := range slices.Chunk(victims, evictBatch) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := m.evict(batch, opts.Rule, removed); err != nil {
+		if err := m.evict(batch, rule, removed); err != nil {
 			return err
 		}
+		if n++; n%syncEvery == 0 {
+			if err := m.db.Sync(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	if len(victims) > 0 {
-		return m.db.Sync(ctx)
-	}
-	return nil
+	return m.db.Sync(ctx)
 }
 
 // evict removes the entries of one batch that are still unused.
@@ -78,6 +113,7 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 			orphaned[n]++
 		}
 		m.forgetLocked(r)
+		r.rule, r.freed = rule, e.usage.Size
 		doomed = append(doomed, r)
 		usages = append(usages, e.usage)
 	}
@@ -87,7 +123,7 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 	}
 	err := m.remove(doomed)
 	for _, u := range usages {
-		m.log.Debug("evicted cache record", "record", u.ID, "description", u.Description, "size", u.Size, "rule", rule)
+		m.log.Info("evicted cache record", "record", u.ID, "size", u.Size, "description", u.Description, "rule", rule)
 		if removed == nil {
 			continue
 		}
@@ -96,223 +132,4 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 		}
 	}
 	return err
-}
-
-// plan returns the records to remove, in order.
-func (m *Manager) plan(ctx context.Context, opts PruneOptions, filter filters.Filter) ([]*entry, error) {
-	entries, _ := m.survey()
-	may := candidates(entries, opts, filter)
-	limited := opts.MaxUsedSpace != 0 || opts.ReservedSpace != 0 || opts.MinFreeSpace != 0
-	sized := may
-	if limited {
-		sized = entries
-	}
-	if err := m.measure(ctx, sized); err != nil {
-		return nil, err
-	}
-	s := newSimulation(entries, rank(may))
-	if !limited {
-		return s.evict(0), nil
-	}
-	keep, err := m.target(ctx, opts, s.total)
-	if err != nil {
-		return nil, err
-	}
-	if s.total <= keep {
-		return nil, nil
-	}
-	return s.evict(s.total - keep), nil
-}
-
-// simulation is what remains while records are chosen one after another.
-type simulation struct {
-	total    int64 // bytes of records that no image shares
-	scores   map[*entry]float64
-	entries  map[*record]*entry
-	children map[*record]int
-	blobUse  map[digest.Digest]int
-	ready    evictQueue // may go next
-}
-
-func newSimulation(entries []*entry, scores map[*entry]float64) *simulation {
-	s := &simulation{
-		scores:   scores,
-		entries:  make(map[*record]*entry, len(entries)),
-		children: map[*record]int{},
-		blobUse:  map[digest.Digest]int{},
-	}
-	for _, e := range entries {
-		s.entries[e.r] = e
-		if !e.usage.Shared {
-			s.total += e.usage.Size
-		}
-		for _, n := range e.needs {
-			s.children[n]++
-		}
-		for _, d := range e.blobs {
-			s.blobUse[d]++
-		}
-	}
-	for e, score := range scores {
-		if s.children[e.r] == 0 {
-			s.ready = append(s.ready, ranked{e, score})
-		}
-	}
-	heap.Init(&s.ready)
-	return s
-}
-
-// evict chooses records until they free that many bytes, or all if it is 0.
-func (s *simulation) evict(bytes int64) (order []*entry) {
-	for freed := int64(0); s.ready.Len() > 0 && (bytes == 0 || freed < bytes); {
-		e := heap.Pop(&s.ready).(ranked).entry
-		order = append(order, e)
-		freed += s.remove(e)
-	}
-	return order
-}
-
-// remove returns what is freed, in bytes that count.
-func (s *simulation) remove(e *entry) (freed int64) {
-	if !e.usage.Shared {
-		freed = max(e.snapSize, 0)
-	}
-	for i, d := range e.blobs {
-		if s.blobUse[d]--; s.blobUse[d] == 0 && !e.usage.Shared {
-			freed += e.sizes[i]
-		}
-	}
-	for _, n := range e.needs {
-		s.children[n]--
-		below := s.entries[n]
-		if score, ok := s.scores[below]; ok && s.children[n] == 0 {
-			heap.Push(&s.ready, ranked{below, score})
-		}
-	}
-	return freed
-}
-
-// target returns how many bytes of total may stay.
-func (m *Manager) target(ctx context.Context, opts PruneOptions, total int64) (keep int64, err error) {
-	keep = opts.MaxUsedSpace
-	if opts.MinFreeSpace != 0 {
-		free, err := m.free(ctx)
-		if err != nil {
-			return 0, err
-		}
-		short := opts.MinFreeSpace - free
-		switch {
-		case short > 0 && keep == 0:
-			keep = total - short
-		case short > 0:
-			keep = min(keep, total-short)
-		case keep == 0:
-			keep = total // enough is free, and that is all that was asked for
-		}
-	}
-	return max(keep, opts.ReservedSpace, 0), nil
-}
-
-// settler is a store that removes files later, and can wait for it.
-type settler interface {
-	Settle(ctx context.Context) error
-}
-
-// removed waits until what was removed is gone from disk.
-func (m *Manager) removed(ctx context.Context) error {
-	if err := m.db.Sync(ctx); err != nil {
-		return fmt.Errorf("wait for removals: %w", err)
-	}
-	if s, ok := m.snapshots.(settler); ok {
-		if err := s.Settle(ctx); err != nil {
-			return err
-		}
-	}
-	return m.blobs.Settle(ctx)
-}
-
-// freeSpace waits for the files of removed records to go: counted as used, they
-// would cost others their place.
-func (m *Manager) freeSpace(ctx context.Context) (int64, error) {
-	if m.root == "" {
-		return 0, fmt.Errorf("internal error: prune by free space without a root directory")
-	}
-	if err := m.removed(ctx); err != nil {
-		return 0, err
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(m.root, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", m.root, err)
-	}
-	return int64(st.Bfree) * st.Bsize, nil
-}
-
-// candidates are the entries that opts allow to go.
-func candidates(entries []*entry, opts PruneOptions, filter filters.Filter) []*entry {
-	cutoff := time.Now().Add(-opts.KeepDuration)
-	var out []*entry
-	for _, e := range entries {
-		u := &e.usage
-		reserved := u.Shared || u.Type == TypeInternal || u.Type == TypeFrontend
-		used := u.LastUsedAt
-		if used.IsZero() {
-			used = u.CreatedAt // by a process that didn't live to note the use
-		}
-		switch {
-		case u.InUse, reserved && !opts.All:
-		case opts.KeepDuration > 0 && used.After(cutoff):
-		case filter.Match(adapt(u)):
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// rank scores entries, lowest first to go: by where they stand in the order of
-// last use plus where they stand in the order of use counts, each from 0 to 1.
-func rank(entries []*entry) map[*entry]float64 {
-	score := make(map[*entry]float64, len(entries))
-	add := func(compare func(a, b *entry) int) {
-		sorted := slices.Clone(entries)
-		slices.SortFunc(sorted, compare)
-		place := make([]float64, len(sorted))
-		last := 1.0
-		for i := range sorted {
-			if i > 0 && compare(sorted[i-1], sorted[i]) != 0 {
-				last++
-			}
-			place[i] = last
-		}
-		for i, e := range sorted {
-			score[e] += place[i] / last
-		}
-	}
-	add(func(a, b *entry) int { return a.usage.LastUsedAt.Compare(b.usage.LastUsedAt) })
-	add(func(a, b *entry) int { return cmp.Compare(a.usage.UsageCount, b.usage.UsageCount) })
-	return score
-}
-
-// ranked is an entry that may go now, since nothing builds on it any more.
-type ranked struct {
-	*entry
-	score float64
-}
-
-// evictQueue is a heap of entries, the next to go first.
-type evictQueue []ranked
-
-func (q evictQueue) Len() int { return len(q) }
-func (q evictQueue) Less(i, j int) bool {
-	if q[i].score != q[j].score {
-		return q[i].score < q[j].score
-	}
-	return q[i].usage.ID < q[j].usage.ID
-}
-func (q evictQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *evictQueue) Push(x any)   { *q = append(*q, x.(ranked)) }
-func (q *evictQueue) Pop() any {
-	last := len(*q) - 1
-	e := (*q)[last]
-	*q = (*q)[:last]
-	return e
 }

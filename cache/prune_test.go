@@ -337,11 +337,12 @@ func TestPruneMany(t *testing.T) {
 		r.Release()
 	}
 	forgotten := map[string]bool{}
-	e.m.OnRemove(func(b *store.Batch, ids []string) {
+	e.m.OnRemove(func(b *store.Batch, ids []string) map[string][]string {
 		for _, id := range ids {
 			forgotten[id] = true
 			b.Delete("test", id)
 		}
+		return nil
 	})
 	boom := errors.New("client is gone")
 	seen := 0

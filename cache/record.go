@@ -55,9 +55,11 @@ type record struct {
 	opts      Options
 	lastUsed  time.Time
 	uses      int
-	snapSize  int64 // of the record's own snapshot, sizeUnknown until measured
-	lost      error // why the record isn't handed out any more
-	broken    bool  // lost for good: goes with the last handle
+	snapSize  int64  // of the record's own snapshot, sizeUnknown until measured
+	lost      error  // why the record isn't handed out any more
+	broken    bool   // lost for good: goes with the last handle
+	rule      string // that evicts it
+	freed     int64  // what that frees
 	handles   int
 	children  int // records that have this one among parents or as twin
 	persisted bool
@@ -263,7 +265,7 @@ func (m *Manager) removeSome(records []*record, stored bool) (later []*record, p
 	defer m.blobsMu.Unlock()
 
 	b := &store.Batch{}
-	var gone []string // ids of persisted records
+	var gone []*record // persisted ones
 	for len(records) > 0 {
 		r := records[0]
 		records = records[1:]
@@ -288,15 +290,13 @@ func (m *Manager) removeSome(records []*record, stored bool) (later []*record, p
 		m.mu.Unlock()
 		problems = append(problems, m.removeBlobs(b, free)...)
 		if r.persisted {
-			gone = append(gone, r.id)
+			gone = append(gone, r)
 			b.Delete(bucketRecords, r.id)
 			m.deleteMetadata(b, r.birth)
 		}
 	}
 	if gone != nil {
-		for _, fn := range m.removalHooks() {
-			fn(b, gone)
-		}
+		m.writeEvictions(b, gone, m.callHooks(b, ids(gone)))
 	}
 	m.db.Write(b)
 	return later, problems

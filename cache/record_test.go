@@ -157,7 +157,10 @@ func TestRetainedMutable(t *testing.T) {
 func TestReopenedImmutableIsAnother(t *testing.T) {
 	e := newEnv(t)
 	var forgotten []string
-	e.m.OnRemove(func(b *store.Batch, ids []string) { forgotten = append(forgotten, ids...) })
+	e.m.OnRemove(func(b *store.Batch, ids []string) map[string][]string {
+		forgotten = append(forgotten, ids...)
+		return nil
+	})
 	u := get(e.m.New(t.Context(), nil, Options{Retain: true, Type: TypeLocal, Index: map[string]string{"local": "ctx"}}))(t)
 	e.write(u, "a=1")
 	u.SetMetadata("tree", []byte("a"))

@@ -96,6 +96,7 @@ func adapt(u *Usage) filters.Adaptor {
 type entry struct {
 	r          *record
 	usage      Usage // Size is that of the blobs until measured
+	measured   bool
 	held, kept bool
 	snap       string
 	snapSize   int64
@@ -211,11 +212,15 @@ func (m *Manager) measure(ctx context.Context, entries []*entry) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for _, e := range entries {
-		if e.snapSize != sizeUnknown {
+		switch {
+		case e.measured:
+		case e.snapSize != sizeUnknown:
+			e.measured = true
 			e.usage.Size += e.snapSize
-			continue
+		default:
+			e.measured = true
+			g.Go(func() error { return m.measureOne(gctx, e) })
 		}
-		g.Go(func() error { return m.measureOne(gctx, e) })
 	}
 	return g.Wait()
 }

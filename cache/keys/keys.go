@@ -198,8 +198,8 @@ func (s *Store) Drop(ids []string) error {
 
 // Forget adds to b the removal of results, and of the keys and links that lead
 // nowhere without them. The caller writes b, before or after other changes of
-// the graph.
-func (s *Store) Forget(b *store.Batch, ids []string) {
+// the graph. It returns the keys that the results hung off, by id.
+func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var gone []entry
@@ -210,6 +210,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) {
 		gone = append(gone, e)
 	}
 	var bare []solver.Key
+	keys = map[string][]string{}
 	for _, id := range ids {
 		s.scan(byID, id+"\x00", func(k string) bool {
 			if len(k) != len(id)+1+keyLen {
@@ -219,6 +220,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) {
 			remove(entry{byID, k})
 			remove(entry{results, key + id})
 			bare = append(bare, solver.Key([]byte(key)))
+			keys[id] = append(keys[id], key)
 			return true
 		})
 	}
@@ -232,6 +234,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) {
 	if gone != nil {
 		b.OnDurable(func() { s.removed(gone) })
 	}
+	return keys
 }
 
 func (s *Store) deadEnds(bare []solver.Key) []solver.Key {
