@@ -15,6 +15,7 @@ type Core struct {
 	order []*node         // every node, inputs first
 	calls map[int]*edge   // the open requests
 	avoid map[string]bool // records that turned out lost in this build
+	twins bool            // some vertex ignores the cache
 
 	effects []Effect
 	dirty   []*node // to be decided before Step returns
@@ -37,7 +38,11 @@ func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
 type node struct {
 	vertex *Vertex
 	inputs []input
-	edges  []*edge // outputs that somebody asked for, by index
+	edges  []*edge  // outputs that somebody asked for, by index
+	first  struct { // where most vertices' one edge is
+		edge edge
+		list [1]*edge
+	}
 
 	maps []*CacheMap // what the op said it is, cheapest first
 	more bool        // there are further ones
@@ -94,7 +99,8 @@ type edge struct {
 	// content only.
 	forced bool
 
-	asked  int // candidates in the last lookup; -1 if it must be repeated
+	asked  int    // candidates in the last lookup; -1 if it must be repeated
+	query  Lookup // the last lookup
 	found  Found
 	result Result
 	spare  Result // made by an execution though nobody had asked for it
@@ -186,8 +192,12 @@ func (c *Core) add(root *Vertex) *node {
 // lookup finds the node that v joins: a plain vertex that of its ignore-cache
 // twin, not the reverse (LLB-007).
 func (c *Core) lookup(v *Vertex) *node {
-	if n := c.nodes[nodeID{v.Digest, true}]; n != nil || v.IgnoreCache {
-		return n
+	if c.twins {
+		if n := c.nodes[nodeID{v.Digest, true}]; n != nil || v.IgnoreCache {
+			return n
+		}
+	} else if v.IgnoreCache {
+		return nil
 	}
 	return c.nodes[nodeID{v.Digest, false}]
 }
@@ -197,19 +207,30 @@ func (c *Core) node(v *Vertex) *node { return c.nodes[idOf(v)] }
 
 func (c *Core) insert(v *Vertex) {
 	n := &node{vertex: v, more: true, inputs: make([]input, len(v.Inputs))}
-	inputs := make([]EdgeRef, len(v.Inputs))
+	inputs := v.Inputs
 	for i, in := range v.Inputs {
 		e := c.lookup(in.Vertex).edge(in.Index)
 		n.inputs[i] = input{node: n, index: i, edge: e}
 		e.users = append(e.users, &n.inputs[i])
-		inputs[i] = e.ref()
+		if joined := e.ref(); joined.Vertex != in.Vertex {
+			if &inputs[0] == &v.Inputs[0] {
+				inputs = slices.Clone(inputs)
+			}
+			inputs[i] = joined
+		}
 	}
 	c.nodes[idOf(v)] = n
+	c.twins = c.twins || v.IgnoreCache
 	c.order = append(c.order, n)
 	c.do(&Announce{Vertex: v, Inputs: inputs})
 }
 
 func (n *node) edge(index int) *edge {
+	if n.edges == nil {
+		n.first.edge = edge{node: n, index: index, asked: -1}
+		n.first.list[0] = &n.first.edge
+		n.edges = n.first.list[:]
+	}
 	i, ok := slices.BinarySearchFunc(n.edges, index, func(e *edge, index int) int { return e.index - index })
 	if !ok {
 		n.edges = slices.Insert(n.edges, i, &edge{node: n, index: index, asked: -1})
@@ -295,6 +316,7 @@ func (c *Core) digest(in *input) {
 func (c *Core) succeed(e *edge, r Result) {
 	delete(c.avoid, r.ID())
 	e.status, e.result, e.told = done, r, allKeys
+	e.query, e.found.Matched, e.found.Records = Lookup{}, nil, nil
 	if e.spare != nil {
 		c.do(&Release{Result: e.spare})
 		e.spare = nil
@@ -340,7 +362,6 @@ func (c *Core) lose(e *edge, why error) {
 	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1
-	e.found.Records = nil
 	for _, in := range e.users {
 		in.outdated = in.node.running || in.digest == digesting
 		if in.digest == digested {

@@ -2,6 +2,7 @@ package solver
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -157,7 +158,8 @@ func (c *Core) askStore(e *edge) bool {
 		return false
 	}
 	e.status = matching
-	c.do(&Query{Edge: e.ref(), Lookup: e.lookup()})
+	e.query = e.lookup()
+	c.do(&Query{Edge: e.ref(), Lookup: e.query})
 	return true
 }
 
@@ -192,16 +194,18 @@ func (e *edge) identity(all bool) Lookup {
 		return l
 	}
 	l.Inputs = make([][]InputKey, len(n.inputs))
+	keys := make([]InputKey, 0, e.candidates())
 	for i := range n.inputs {
-		in := &n.inputs[i]
+		in, start := &n.inputs[i], len(keys)
 		if all || !in.edge.forced {
 			for _, k := range in.edge.keys {
-				l.Inputs[i] = append(l.Inputs[i], InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
+				keys = append(keys, InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
 			}
 		}
 		if in.digest == digested {
-			l.Inputs[i] = append(l.Inputs[i], InputKey{Key: in.content})
+			keys = append(keys, InputKey{Key: in.content})
 		}
+		l.Inputs[i] = slices.Clip(keys[start:])
 	}
 	return l
 }
@@ -301,14 +305,14 @@ func (c *Core) execute(e *edge) {
 	n := e.node
 	n.running = true
 	n.open++
-	x := &Execute{
-		Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Reason: e.runReason(),
-		Inputs: make([]Result, len(n.inputs)), Contents: make([]Key, len(n.inputs)),
-	}
+	x := &Execute{Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Reason: e.runReason(), Inputs: make([]Result, len(n.inputs))}
 	for i := range n.inputs {
 		in := &n.inputs[i]
 		x.Inputs[i] = in.edge.result.Clone()
 		if in.digest == digested {
+			if x.Contents == nil {
+				x.Contents = make([]Key, len(n.inputs))
+			}
 			x.Contents[i] = in.content
 		}
 	}
@@ -317,9 +321,19 @@ func (c *Core) execute(e *edge) {
 			continue
 		}
 		o.status = executing
-		x.Wanted = append(x.Wanted, Wanted{Lookup: o.lookup(), Save: o.save()})
+		w := Wanted{Lookup: o.lastLookup()}
+		w.Save = o.save(w.Lookup)
+		x.Wanted = append(x.Wanted, w)
 	}
 	c.do(x)
+}
+
+// lastLookup is e's lookup, which mostly is what was asked for last.
+func (e *edge) lastLookup() Lookup {
+	if e.asked > 0 && e.asked == e.candidates() {
+		return e.query
+	}
+	return e.lookup()
 }
 
 // runReason says why nothing was found.
@@ -348,8 +362,11 @@ func (e *edge) runReason() string {
 
 // save is how e's result is made findable: under the keys that its inputs
 // already lead to, or else under a new one.
-func (e *edge) save() Save {
-	s := Save{Lookup: e.identity(true), Keys: e.found.Keys}
+func (e *edge) save(l Lookup) Save {
+	if slices.ContainsFunc(e.node.inputs, func(in input) bool { return in.edge.forced }) {
+		l = e.identity(true)
+	}
+	s := Save{Lookup: l, Keys: e.found.Keys}
 	if len(s.Inputs) == 0 || len(s.Keys) == 0 {
 		s.Keys = s.newKeys()
 	}

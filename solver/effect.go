@@ -15,7 +15,7 @@ type Effect interface{ String() string }
 // Announce shows a vertex that entered the graph.
 type Announce struct {
 	Vertex *Vertex
-	Inputs []EdgeRef // the vertices that its inputs joined
+	Inputs []Edge // the vertices that its inputs joined
 }
 
 // GetCacheMap asks an op what it is.
@@ -26,13 +26,13 @@ type GetCacheMap struct {
 
 // Query asks the key stores.
 type Query struct {
-	Edge   EdgeRef
+	Edge   Edge
 	Lookup Lookup
 }
 
 // Load turns a record into a result.
 type Load struct {
-	Edge   EdgeRef
+	Edge   Edge
 	Record Record
 	Reason string
 }
@@ -52,7 +52,7 @@ type Execute struct {
 	Deps   []Dep
 	Inputs []Result
 	// Contents identify what matters of each input, whichever result it is; the
-	// zero Key if it was not digested.
+	// zero Key if it was not digested. It is nil if none was.
 	Contents []Key
 	Wanted   []Wanted
 	Reason   string

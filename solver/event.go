@@ -9,15 +9,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// EdgeRef names an edge outside the core.
-type EdgeRef struct {
-	Vertex *Vertex
-	Index  int
-}
+// ref names e outside the core.
+func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
 
-func (e *edge) ref() EdgeRef { return EdgeRef{Vertex: e.node.vertex, Index: e.index} }
-
-func (c *Core) edge(r EdgeRef) *edge { return c.node(r.Vertex).edge(r.Index) }
+func (c *Core) edge(e Edge) *edge { return c.node(e.Vertex).edge(e.Index) }
 
 // Event is something that happened. String gives its line in the text format
 // (text.go).
@@ -108,7 +103,7 @@ func (n *node) check(m *CacheMap, more bool) error {
 
 // Queried is the outcome of Query.
 type Queried struct {
-	Edge  EdgeRef
+	Edge  Edge
 	Found Found
 	Err   error
 	bringsNothing
@@ -132,7 +127,7 @@ func (ev *Queried) apply(c *Core) {
 
 // Loaded is the outcome of Load.
 type Loaded struct {
-	Edge   EdgeRef
+	Edge   Edge
 	Record Record
 	Result Result
 	Err    error

@@ -145,8 +145,8 @@ func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%s\x00%s\x00%v", eff.Ops[len(eff.Ops)-1], b.opts.Domain, eff.Vertex.IgnoreCache)
 	for i, in := range eff.Inputs {
-		if content := eff.Contents[i]; content != (Key{}) {
-			fmt.Fprintf(&s, "\x00content\x00%s", content)
+		if eff.Contents != nil && eff.Contents[i] != (Key{}) {
+			fmt.Fprintf(&s, "\x00content\x00%s", eff.Contents[i])
 		} else {
 			fmt.Fprintf(&s, "\x00%s\x00%s", in.ID(), eff.Deps[i].Selector)
 		}

@@ -81,7 +81,7 @@ func (p *player) define(line string) {
 		v.Name, _ = strconv.Unquote(name)
 	}
 	for _, in := range items(w.values["inputs"]) {
-		v.Inputs = append(v.Inputs, Edge(p.edge(in)))
+		v.Inputs = append(v.Inputs, p.edge(in))
 	}
 	p.vertices[id] = v
 }
@@ -94,10 +94,10 @@ func (p *player) vertex(id string) *Vertex {
 	return v
 }
 
-func (p *player) edge(s string) EdgeRef {
+func (p *player) edge(s string) Edge {
 	id, index, _ := strings.Cut(s, "/")
 	n, _ := strconv.Atoi(index)
-	return EdgeRef{p.vertex(id), n}
+	return Edge{p.vertex(id), n}
 }
 
 func (p *player) result(id string) Result {
@@ -171,7 +171,7 @@ func (p *player) event(line string) Event {
 	}
 	switch w.fields[0] {
 	case "request":
-		return &Requested{Call: number(1), Edge: Edge(p.edge(w.fields[2]))}
+		return &Requested{Call: number(1), Edge: p.edge(w.fields[2])}
 	case "abandon":
 		return &Abandoned{Call: number(1)}
 	case "cachemap":

@@ -58,7 +58,7 @@ func (v *Vertex) id() string {
 }
 
 // String is the edge in the text format.
-func (e EdgeRef) String() string {
+func (e Edge) String() string {
 	if e.Index == 0 {
 		return e.Vertex.id()
 	}
@@ -104,7 +104,7 @@ func lostInputs(err error) string {
 // The events.
 
 func (ev *Requested) String() string {
-	return fmt.Sprintf("request %d %s", ev.Call, EdgeRef(ev.Edge))
+	return fmt.Sprintf("request %d %s", ev.Call, ev.Edge)
 }
 
 func (ev *Abandoned) String() string { return fmt.Sprintf("abandon %d", ev.Call) }
@@ -156,7 +156,7 @@ func (ev *Executed) String() string {
 // The effects.
 
 func (e *Announce) String() string {
-	return line("announce", e.Vertex.id(), list("inputs", e.Inputs, EdgeRef.String), quoted("name", e.Vertex.Name))
+	return line("announce", e.Vertex.id(), list("inputs", e.Inputs, Edge.String), quoted("name", e.Vertex.Name))
 }
 
 func (e *GetCacheMap) String() string {
