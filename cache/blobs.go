@@ -185,6 +185,7 @@ func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Desc
 		return desc, err
 	}
 	m.flush(flushChanged)
+	m.grown()
 	return desc, nil
 }
 

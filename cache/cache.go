@@ -77,6 +77,9 @@ type Config struct {
 	// Root is a directory on the file system whose free space MinFreeSpace of
 	// PruneOptions is about.
 	Root string
+	// Grown, if set, is called when the cache has come to hold more. It must not
+	// wait for anything.
+	Grown func()
 }
 
 // Options describe a new record.

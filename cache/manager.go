@@ -28,6 +28,7 @@ type Manager struct {
 	blobs     *snapshot.Blobs
 	log       *slog.Logger
 	root      string
+	grown     func()
 	free      func(ctx context.Context) (free int64, err error)
 
 	extracting flights[*record]
@@ -68,6 +69,7 @@ func newManager(cfg Config) *Manager {
 		blobs:       cfg.Blobs,
 		log:         log,
 		root:        cfg.Root,
+		grown:       cfg.Grown,
 		pruning:     make(chan struct{}, 1),
 		records:     map[string]*record{},
 		byChain:     map[digest.Digest]*record{},
@@ -81,6 +83,9 @@ func newManager(cfg Config) *Manager {
 		used:        map[*record]struct{}{},
 	}
 	m.free = m.freeSpace
+	if m.grown == nil {
+		m.grown = func() {}
+	}
 	return m
 }
 

@@ -69,6 +69,7 @@ func (u *Mutable) Commit(ctx context.Context) (*Ref, error) {
 	m.changedLocked(r)
 	m.mu.Unlock()
 	m.flush(flushChanged)
+	m.grown()
 	return m.newRef(r), nil
 }
 
@@ -98,6 +99,7 @@ func (u *Mutable) end(discard bool) error {
 	if changed {
 		u.m.flush(flushChanged)
 	}
+	u.m.grown() // what stays may have been written to
 	return u.m.release(u.r)
 }
 

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/version"
 	control "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
@@ -61,6 +62,7 @@ type Worker interface {
 	ID() string
 	Labels() map[string]string
 	Platforms() []ocispec.Platform
+	GCRules() []cache.PruneOptions
 }
 
 // WorkerRecord describes w as clients list it (CTL-121).
@@ -68,6 +70,12 @@ func WorkerRecord(w Worker) *apitypes.WorkerRecord {
 	rec := &apitypes.WorkerRecord{ID: w.ID(), Labels: w.Labels(), BuildkitVersion: Version()}
 	for _, p := range w.Platforms() {
 		rec.Platforms = append(rec.Platforms, pb.PlatformFromSpec(p))
+	}
+	for _, r := range w.GCRules() {
+		rec.GCPolicy = append(rec.GCPolicy, &apitypes.GCPolicy{
+			All: r.All, Filters: r.Filters, KeepDuration: int64(r.KeepDuration),
+			ReservedSpace: r.ReservedSpace, MaxUsedSpace: r.MaxUsedSpace, MinFreeSpace: r.MinFreeSpace,
+		})
 	}
 	return rec
 }

@@ -56,7 +56,7 @@ func Check(ctx context.Context, root string, deep bool) (_ Report, err error) {
 		return Report{}, err
 	}
 	r.Problems = append(r.Problems, problems...)
-	if err := w.openCache(ctx, &undo); err != nil {
+	if err := w.openCache(ctx, &undo, nil); err != nil {
 		return Report{}, err
 	}
 	if r.Cache, err = w.cache.Check(ctx, deep); err != nil {

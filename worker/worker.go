@@ -41,6 +41,7 @@ type Config struct {
 	Parallelism  int
 	DNS          *executor.DNS
 	Registry     registry.Config
+	GC           GC
 	Log          *slog.Logger // nil discards
 }
 
@@ -61,6 +62,8 @@ type Worker struct {
 	layout    *ocilayout.Source
 	loader    *ops.Loader
 	solver    *solver.Solver
+	rules     []cache.PruneOptions
+	collector *collector
 
 	release func() error
 }
@@ -70,7 +73,7 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{cfg: cfg}
+	w := &Worker{cfg: cfg, collector: newCollector(cfg.Log)}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 
@@ -80,7 +83,10 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openFiles(&undo, cfg.Log.Warn); err != nil {
 		return nil, err
 	}
-	if err := w.openCache(ctx, &undo); err != nil {
+	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
+		return nil, err
+	}
+	if w.rules, err = cfg.GC.rules(cfg.Root); err != nil {
 		return nil, err
 	}
 	exec, err := executor.New(executor.Config{
@@ -98,6 +104,8 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openOps(exec); err != nil {
 		return nil, err
 	}
+	w.collector.start(w.collect)
+	undo.Add(w.collector.close)
 	w.release = undo.Keep()
 	return w, nil
 }
@@ -140,8 +148,11 @@ func (w *Worker) closeFiles() error {
 	return err
 }
 
-func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack) (err error) {
-	w.cache, err = cache.Open(ctx, cache.Config{Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root})
+// openCache opens the cache, which calls grown when it holds more.
+func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack, grown func()) (err error) {
+	w.cache, err = cache.Open(ctx, cache.Config{
+		Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root, Grown: grown,
+	})
 	if err != nil {
 		return err
 	}

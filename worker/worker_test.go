@@ -65,6 +65,23 @@ func use(t *testing.T, w *Worker) {
 	b.Close()
 }
 
+// record makes a stored record with a file of size bytes. The caller holds it.
+func record(t *testing.T, w *Worker, description string, size int) *cache.Ref {
+	t.Helper()
+	u, err := w.Cache().New(t.Context(), nil, cache.Options{Description: description})
+	must(t, err)
+	v, err := u.Open(t.Context())
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(v.Path(), "f"), make([]byte, size), 0o644))
+	must(t, v.Close())
+	ref, err := u.Commit(t.Context())
+	must(t, err)
+	b := &store.Batch{}
+	must(t, ref.Persist(b))
+	w.Store().Write(b)
+	return ref
+}
+
 func used(t *testing.T) (root string) {
 	t.Helper()
 	root = t.TempDir()

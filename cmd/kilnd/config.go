@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/worker"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v3"
 )
@@ -63,11 +64,13 @@ type config struct {
 			NetworkMode         string            `toml:"networkMode"`
 			DefaultCgroupParent string            `toml:"defaultCgroupParent"`
 			MaxParallelism      int               `toml:"max-parallelism"`
+			gcConfig
 		} `toml:"oci"`
 	} `toml:"worker"`
 	Registry map[string]registryConfig `toml:"registry"`
 
 	historyAge time.Duration // History.MaxAge, read
+	gc         worker.GC     // of the OCI worker, read
 
 	// These have flags only.
 	group    string
@@ -118,7 +121,11 @@ func loadConfig(c *cli.Command) (*config, []string, error) {
 		return nil, nil, fmt.Errorf("--oci-worker %s: the OCI worker is the only one there is; auto or true", c.String("oci-worker"))
 	}
 	cfg.applyFlags(c)
-	warnings = append(warnings, unbuiltWarnings(c)...)
+	more, err := cfg.Worker.OCI.gcConfig.applyFlags(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings = slices.Concat(warnings, more, unbuiltWarnings(c))
 	return cfg, warnings, cfg.check()
 }
 
@@ -224,6 +231,9 @@ func (cfg *config) check() error {
 		return errors.New("TLS needs both a certificate and a key (--tlscert, --tlskey)")
 	}
 	var err error
+	if cfg.gc, err = cfg.Worker.OCI.gcConfig.read("worker.oci"); err != nil {
+		return err
+	}
 	cfg.historyAge, err = parseDuration("history.maxAge", cfg.History.MaxAge)
 	return err
 }

@@ -32,8 +32,11 @@ var configKeys = map[string]bool{
 	"worker.oci.userRemapUnsupported": false, "worker.oci.networkMode": true,
 	"worker.oci.cniConfigPath": false, "worker.oci.cniBinaryPath": false, "worker.oci.cniPoolSize": false,
 	"worker.oci.bridgeName": false, "worker.oci.bridgeSubnet": false,
-	"worker.oci.gc": false, "worker.oci.gckeepstorage": false, "worker.oci.reservedSpace": false,
-	"worker.oci.maxUsedSpace": false, "worker.oci.minFreeSpace": false, "worker.oci.gcpolicy": false,
+	"worker.oci.gc": true, "worker.oci.gckeepstorage": true, "worker.oci.reservedSpace": true,
+	"worker.oci.maxUsedSpace": true, "worker.oci.minFreeSpace": true,
+	"worker.oci.gcpolicy.all": true, "worker.oci.gcpolicy.filters": true, "worker.oci.gcpolicy.keepDuration": true,
+	"worker.oci.gcpolicy.keepBytes": true, "worker.oci.gcpolicy.reservedSpace": true,
+	"worker.oci.gcpolicy.maxUsedSpace": true, "worker.oci.gcpolicy.minFreeSpace": true,
 	"worker.oci.stargzSnapshotter": false,
 	"worker.containerd":            false,
 
@@ -58,22 +61,41 @@ func checkKeys(tree map[string]any) (warnings []string, err error) {
 }
 
 // walkKeys calls fn for every leaf, in order. A table that is a key by itself
-// is a leaf.
+// is a leaf, and a list of tables is as each of them.
 func walkKeys(tree map[string]any, prefix []string, fn func(path []string) error) error {
 	for _, name := range slices.Sorted(maps.Keys(tree)) {
 		path := append(slices.Clone(prefix), name)
-		sub, isTable := tree[name].(map[string]any)
-		if _, whole := matchKey(path); isTable && !whole {
-			if err := walkKeys(sub, path, fn); err != nil {
+		subs := tables(tree[name])
+		if _, whole := matchKey(path); subs == nil || whole {
+			if err := fn(path); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := fn(path); err != nil {
-			return err
+		for _, sub := range subs {
+			if err := walkKeys(sub, path, fn); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// tables are the tables that a value consists of; nil if it is something else.
+func tables(value any) (out []map[string]any) {
+	switch v := value.(type) {
+	case map[string]any:
+		return []map[string]any{v}
+	case []any:
+		for _, e := range v {
+			t, ok := e.(map[string]any)
+			if !ok {
+				return nil
+			}
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 // matchKey returns the entry of configKeys that path is.

@@ -137,10 +137,10 @@ func TestDurations(t *testing.T) {
 }
 
 func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
-	_, warnings, err := loaded(t, "[worker.oci]\ngc = true\n[frontend.\"gateway.v0\"]\nenabled = true\n", "--cdi-disabled")
+	_, warnings, err := loaded(t, "[worker.oci]\nselinux = true\n[frontend.\"gateway.v0\"]\nenabled = true\n", "--cdi-disabled")
 	must(t, err)
 	all := strings.Join(warnings, "\n")
-	for _, want := range []string{"worker.oci.gc", "frontend.gateway.v0.enabled", "--cdi-disabled"} {
+	for _, want := range []string{"worker.oci.selinux", "frontend.gateway.v0.enabled", "--cdi-disabled"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no warning of %s in %q", want, all)
 		}

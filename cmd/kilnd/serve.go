@@ -98,7 +98,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Linger:       buildLinger,
 		Log:          log,
 		Started:      started,
-		Ended:        ended,
+		Ended:        func(b *build.Build) { ended(b); w.CollectSoon() },
 	})
 	srv := control.New(control.Config{
 		Builds: builds, History: hist, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log,

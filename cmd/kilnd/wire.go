@@ -13,7 +13,7 @@ func workerConfig(cfg *config, log *slog.Logger) worker.Config {
 	oci := cfg.Worker.OCI
 	out := worker.Config{
 		Root: cfg.Root, Labels: oci.Labels, Platforms: oci.Platforms, Runtime: oci.Binary,
-		CgroupParent: oci.DefaultCgroupParent, Parallelism: oci.MaxParallelism, Log: log,
+		CgroupParent: oci.DefaultCgroupParent, Parallelism: oci.MaxParallelism, GC: cfg.gc, Log: log,
 		Registry: registry.Config{Hosts: map[string]registry.HostConfig{}, MaxConcurrency: cfg.System.MaxRegistryConcurrency},
 	}
 	if d := cfg.DNS; d != nil {
