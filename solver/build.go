@@ -43,6 +43,17 @@ func New(opts Options) *Solver {
 // first.
 func (s *Solver) Close() { s.flights.running.Wait() }
 
+// Import is a cache from elsewhere that a build may use, such as one in a
+// registry. What a build uses of it becomes the daemon's own: the result with
+// its keys, and those of the steps that it stands on.
+type Import struct {
+	Keys KeyIndex
+	// Results loads what Keys names, as a result that the solver's own
+	// ResultStore knows by its ID from then on. It transfers no content: a
+	// result whose content can't be had later is lost, as others are.
+	Results ResultStore
+}
+
 // BuildOptions describe one build.
 type BuildOptions struct {
 	ID string
@@ -50,7 +61,9 @@ type BuildOptions struct {
 	Value any
 	// Domain must agree for two builds to share executions; it is never part
 	// of a cache key.
-	Domain   string
+	Domain string
+	// Imports are asked beside the solver's own stores, after them.
+	Imports  []Import
 	Progress progress.Writer
 	// Trace, if set, gets every event, and indented every effect, in the text
 	// format (text.go). It is called from one goroutine.

@@ -98,10 +98,13 @@ type edge struct {
 	// vertex ignores the cache, or ran on such an input. Its consumers match by
 	// content only.
 	forced bool
+	// adopted is set if what an import knows of the edge has been saved.
+	adopted bool
 
 	asked  int    // candidates in the last lookup; -1 if it must be repeated
 	query  Lookup // the last lookup
 	found  Found
+	record Record // that result was loaded from; none if it was made
 	result Result
 	spare  Result // made by an execution though nobody had asked for it
 	saved  []Key  // what spare is saved under
@@ -358,7 +361,8 @@ func (c *Core) refuse(n *node) {
 // lose forgets the result of e, so that it is found or made again.
 func (c *Core) lose(e *edge, why error) {
 	id := e.result.ID()
-	c.avoid[id] = true
+	c.avoid[id], c.avoid[e.record.id()] = true, true
+	e.record = Record{}
 	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1

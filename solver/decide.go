@@ -24,7 +24,9 @@ import (
 //     made of it.
 //  5. An execution makes all outputs, so one that is asked for later is there.
 //  6. A record that can't be had is a miss, and so is a lookup that fails.
-//  7. An execution that nobody wants any more is cancelled; if somebody wants
+//  7. All key stores are asked, the daemon's own and those that the build
+//     imports. What was used of an import is saved.
+//  8. An execution that nobody wants any more is cancelled; if somebody wants
 //     it again, it starts over.
 func (c *Core) decide(n *node) {
 	if n.err != nil {

@@ -94,6 +94,13 @@ type Cached struct{ Vertex *Vertex }
 // Link saves further links to keys that exist.
 type Link struct{ Save Save }
 
+// Adopt saves what an import has: Save with its Result, which it owns, or, of a
+// step that this one stands on, with Record if there is one.
+type Adopt struct {
+	Save   Save
+	Record Record
+}
+
 // Drop forgets records that are lost.
 type Drop struct {
 	Records []string

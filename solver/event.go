@@ -120,7 +120,7 @@ func (ev *Queried) apply(c *Core) {
 		e.found = Found{Matched: make([]bool, len(e.node.inputs))}
 	}
 	if len(c.avoid) > 0 {
-		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.Result] })
+		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.id()] })
 	}
 	c.touch(e.node)
 }
@@ -138,8 +138,8 @@ func (ev *Loaded) unused() { release(ev.Result) }
 func (ev *Loaded) apply(c *Core) {
 	e := c.edge(ev.Edge)
 	if ev.Err != nil {
-		c.avoid[ev.Record.Result] = true
-		if errors.Is(ev.Err, ErrNoResult) {
+		c.avoid[ev.Record.id()] = true
+		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
 			c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}
 		e.found.Records = e.found.Records[1:]
@@ -148,12 +148,41 @@ func (ev *Loaded) apply(c *Core) {
 		return
 	}
 	c.do(&Cached{Vertex: e.node.vertex})
-	if l := e.lookup(); l.alternatives() {
+	e.record = ev.Record
+	if l := e.lookup(); ev.Record.Import > 0 {
+		c.do(&Adopt{Save: Save{Lookup: l, Keys: e.found.Keys, Result: ev.Result.Clone()}, Record: ev.Record})
+		c.adoptBelow(e.node)
+	} else if l.alternatives() {
 		// What led here by content leads here by definition from now on.
 		c.do(&Link{Save: Save{Lookup: l, Keys: e.found.Keys}})
 	}
 	e.forced = false
 	c.succeed(e, ev.Result)
+}
+
+// adoptBelow makes what n stands on the daemon's own, as far as only an import
+// has it: otherwise the way of keys to n would end with the import.
+func (c *Core) adoptBelow(n *node) {
+	stack := []*node{n}
+	for len(stack) > 0 {
+		n := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		for i := range n.inputs {
+			e := n.inputs[i].edge
+			if e.adopted || e.status == done || e.forced || len(e.found.Keys) == 0 {
+				continue
+			}
+			e.adopted = true
+			var r Record
+			if len(e.found.Records) > 0 {
+				r = e.found.Records[0]
+			}
+			if r.Import > 0 || r.Result == "" && len(e.node.inputs) > 0 {
+				c.do(&Adopt{Save: Save{Lookup: e.lookup(), Keys: e.found.Keys}, Record: r})
+				stack = append(stack, e.node)
+			}
+		}
+	}
 }
 
 // alternatives reports whether there is a candidate that may not lead to what

@@ -101,10 +101,38 @@ type Found struct {
 	Records []Record
 }
 
+// add joins what an import found to f. Its records come after those that are
+// there: what the daemon has itself needs no transfer.
+func (f *Found) add(other Found, importNumber int) {
+	for _, k := range other.Keys {
+		if !slices.Contains(f.Keys, k) {
+			f.Keys = append(slices.Clip(f.Keys), k)
+		}
+	}
+	for i, matched := range other.Matched {
+		f.Matched[i] = f.Matched[i] || matched
+	}
+	for _, r := range other.Records {
+		r.Import = importNumber
+		f.Records = append(slices.Clip(f.Records), r)
+	}
+}
+
 // Record is a result in a ResultStore that a key leads to.
 type Record struct {
 	Result    string
 	CreatedAt time.Time
+	// Import is the number of the build's import that has it, from 1; 0 is the
+	// daemon's own store.
+	Import int
+}
+
+// id names the record within a build.
+func (r Record) id() string {
+	if r.Import == 0 {
+		return r.Result
+	}
+	return "import" + itoa(r.Import) + ":" + r.Result
 }
 
 // Save makes a result findable: it hangs it off every key, and links every
@@ -116,10 +144,17 @@ type Save struct {
 	Result Result // nil: links only
 }
 
+// KeyIndex can be asked what a step's identity leads to. Root keys and content
+// keys are the same in all of them; the others are names that only their own
+// index has to know. It answers at once, without asking anyone.
+type KeyIndex interface {
+	Lookup(Lookup) (Found, error)
+}
+
 // KeyStore holds the key graph. Methods are safe for concurrent use; reads
 // don't write.
 type KeyStore interface {
-	Lookup(Lookup) (Found, error)
+	KeyIndex
 	// Save is one change: after a crash all of it is there or none.
 	Save(Save) error
 	// Drop forgets the results with these ids, which turned out to be lost, and

@@ -27,6 +27,8 @@ func (b *Build) perform(eff Effect) {
 		b.storage.put(func() { b.query(eff) })
 	case *Link:
 		b.storage.put(func() { b.save("link cache keys", eff.Save) })
+	case *Adopt:
+		b.adopt(eff)
 	case *Drop:
 		b.storage.put(func() { b.drop(eff) })
 	case *GetCacheMap:
@@ -73,12 +75,54 @@ func (b *Build) stop(v *Vertex) {
 	}
 }
 
+// query asks all key stores. One that can't be read has nothing.
 func (b *Build) query(eff *Query) {
 	found, err := b.solver.opts.Keys.Lookup(eff.Lookup)
 	if err != nil {
 		b.solver.opts.Warn("look up cache keys", "vertex", eff.Edge.Vertex.Name, "error", err)
+		found = Found{Keys: eff.Lookup.Roots, Matched: make([]bool, len(eff.Lookup.Inputs))}
 	}
-	b.events.put(&Queried{Edge: eff.Edge, Found: found, Err: err})
+	for i, im := range b.opts.Imports {
+		more, ierr := im.Keys.Lookup(eff.Lookup)
+		if ierr != nil {
+			b.solver.opts.Warn("look up imported cache keys", "vertex", eff.Edge.Vertex.Name, "error", ierr)
+			continue
+		}
+		found.add(more, i+1)
+	}
+	b.events.put(&Queried{Edge: eff.Edge, Found: found})
+}
+
+// adopt makes what an import has the daemon's own: the result if there is one
+// and it can be had, at least the keys.
+func (b *Build) adopt(eff *Adopt) {
+	save := eff.Save
+	if eff.Record.Import == 0 || save.Result != nil {
+		b.storage.put(func() {
+			b.save("keep an imported result", save)
+			release(save.Result)
+		})
+		return
+	}
+	b.work.Go(func() {
+		r, err := b.results(eff.Record).Load(b.ctx, eff.Record.Result)
+		if err != nil && b.ctx.Err() == nil {
+			b.solver.opts.Warn("load an imported result", "record", eff.Record.id(), "error", err)
+		}
+		save.Result = r
+		b.storage.put(func() {
+			b.save("keep an imported result", save)
+			release(r)
+		})
+	})
+}
+
+// results is the store that has r.
+func (b *Build) results(r Record) ResultStore {
+	if r.Import == 0 {
+		return b.solver.opts.Results
+	}
+	return b.opts.Imports[r.Import-1].Results
 }
 
 // save warns if it can't: the result is good, it is only not found again.
@@ -96,7 +140,7 @@ func (b *Build) drop(eff *Drop) {
 
 func (b *Build) load(eff *Load) *Loaded {
 	ev := &Loaded{Edge: eff.Edge, Record: eff.Record}
-	ev.Result, ev.Err = b.solver.opts.Results.Load(b.ctx, eff.Record.Result)
+	ev.Result, ev.Err = b.results(eff.Record).Load(b.ctx, eff.Record.Result)
 	return ev
 }
 

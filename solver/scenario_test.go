@@ -189,11 +189,11 @@ func (p *player) event(line string) Event {
 			ev.Found.Matched[i] = s == "true"
 		}
 		for _, r := range items(w.values["records"]) {
-			ev.Found.Records = append(ev.Found.Records, Record{Result: r})
+			ev.Found.Records = append(ev.Found.Records, record(r))
 		}
 		return ev
 	case "load":
-		ev := &Loaded{Edge: p.edge(w.fields[1]), Record: Record{Result: w.fields[2]}, Err: w.err()}
+		ev := &Loaded{Edge: p.edge(w.fields[1]), Record: record(w.fields[2]), Err: w.err()}
 		if ev.Err == nil {
 			ev.Result = p.result(w.fields[2])
 		}
@@ -225,6 +225,16 @@ func deps(words []string) (out []Dep) {
 		out = append(out, d)
 	}
 	return out
+}
+
+// record is an id, or "importN:id".
+func record(s string) Record {
+	n, id, ok := strings.Cut(strings.TrimPrefix(s, "import"), ":")
+	if !ok {
+		return Record{Result: s}
+	}
+	number, _ := strconv.Atoi(n)
+	return Record{Result: id, Import: number}
 }
 
 // executed is "execute V outputs=0:r1", with the keys that the core has chosen,
@@ -263,6 +273,8 @@ func (p *player) step(line string) (out []string) {
 			eff.Result.Release()
 		case *Answer:
 			release(eff.Result)
+		case *Adopt:
+			release(eff.Save.Result)
 		case *Execute:
 			p.execute[eff.Vertex] = eff
 			for _, r := range eff.Inputs {

@@ -133,11 +133,11 @@ func (d Dep) text() (s string) {
 func (ev *Queried) String() string {
 	return line("lookup", ev.Edge.String(), list("keys", ev.Found.Keys, Key.String),
 		list("matched", ev.Found.Matched, func(m bool) string { return fmt.Sprint(m) }),
-		list("records", ev.Found.Records, func(r Record) string { return r.Result }), outcome(ev.Err))
+		list("records", ev.Found.Records, Record.id), outcome(ev.Err))
 }
 
 func (ev *Loaded) String() string {
-	return line("load", ev.Edge.String(), ev.Record.Result, mark("gone", errors.Is(ev.Err, ErrNoResult)), outcome(ev.Err))
+	return line("load", ev.Edge.String(), ev.Record.id(), mark("gone", errors.Is(ev.Err, ErrNoResult)), outcome(ev.Err))
 }
 
 func (ev *Digested) String() string {
@@ -166,7 +166,7 @@ func (e *GetCacheMap) String() string {
 func (e *Query) String() string { return fmt.Sprintf("start lookup %s %s", e.Edge, e.Lookup) }
 
 func (e *Load) String() string {
-	return fmt.Sprintf("start load %s %s %q", e.Edge, e.Record.Result, e.Reason)
+	return fmt.Sprintf("start load %s %s %q", e.Edge, e.Record.id(), e.Reason)
 }
 
 func (e *Digest) String() string {
@@ -185,6 +185,14 @@ func (e *Cancel) String() string { return "cancel " + e.Vertex.id() }
 func (e *Cached) String() string { return "cached " + e.Vertex.id() }
 
 func (e *Link) String() string { return "link " + e.Save.String() }
+
+func (e *Adopt) String() string {
+	result := e.Record.id()
+	if e.Save.Result != nil {
+		result = e.Save.Result.ID()
+	}
+	return line("adopt", e.Save.String(), mark("result="+result, result != ""))
+}
 
 func (e *Drop) String() string {
 	return fmt.Sprintf("drop %s %q", strings.Join(e.Records, ","), e.Reason)
