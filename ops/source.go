@@ -48,10 +48,11 @@ func (s *sourceOp) CacheMap(ctx context.Context, asker solver.Asker, index int) 
 		return nil, false, err
 	}
 	dgst := digest.FromString(sourceCacheType + ":" + key)
-	if strings.HasPrefix(key, "session:") {
+	transient := strings.HasPrefix(key, "session:")
+	if transient {
 		dgst = digest.Digest("random:" + dgst.Encoded())
 	}
-	return &solver.CacheMap{Digest: dgst}, more, nil
+	return &solver.CacheMap{Digest: dgst, Transient: transient}, more, nil
 }
 
 // Exec fetches the source.

@@ -114,6 +114,12 @@ type edge struct {
 	calls  []int                // requests from outside
 }
 
+// byContentOnly reports whether what is saved under e's keys may not be what e
+// is now.
+func (e *edge) byContentOnly() bool { return e.forced || e.node.transient() }
+
+func (n *node) transient() bool { return len(n.maps) > 0 && n.maps[0].Transient }
+
 func (e *edge) want() level {
 	if len(e.calls) > 0 {
 		return theResult

@@ -19,9 +19,9 @@ import (
 //     a content function, and the other inputs can still match: an input that
 //     is matched by definition only, and isn't, rules every record out. Before
 //     an execution the rest is digested too, for the keys it is saved under.
-//  4. A vertex that ignores the cache looks nothing up and runs. What it made,
-//     unless it has no inputs, is matched by content only; so is what others
-//     made of it.
+//  4. A vertex that ignores the cache looks nothing up and runs, and so does one
+//     whose key is transient. What they made, unless it is an ignore-cache one
+//     without inputs, is matched by content only; so is what others made of it.
 //  5. An execution makes all outputs, so one that is asked for later is there.
 //  6. A record that can't be had is a miss, and so is a lookup that fails.
 //  7. All key stores are asked, the daemon's own and those that the build
@@ -151,7 +151,7 @@ func (c *Core) askInputs(n *node, l level) {
 // askStore starts a lookup if there are candidates that weren't looked up yet.
 func (c *Core) askStore(e *edge) bool {
 	count := e.candidates()
-	if count == e.asked {
+	if count == e.asked || e.node.transient() {
 		return false
 	}
 	e.asked = count
@@ -173,7 +173,7 @@ func (e *edge) candidates() (count int) {
 	}
 	for i := range n.inputs {
 		in := &n.inputs[i]
-		if !in.edge.forced {
+		if !in.edge.byContentOnly() {
 			count += len(in.edge.keys)
 		}
 		if in.digest == digested {
@@ -199,7 +199,7 @@ func (e *edge) identity(all bool) Lookup {
 	keys := make([]InputKey, 0, e.candidates())
 	for i := range n.inputs {
 		in, start := &n.inputs[i], len(keys)
-		if all || !in.edge.forced {
+		if all || !in.edge.byContentOnly() {
 			for _, k := range in.edge.keys {
 				keys = append(keys, InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
 			}
@@ -307,7 +307,10 @@ func (c *Core) execute(e *edge) {
 	n := e.node
 	n.running = true
 	n.open++
-	x := &Execute{Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Reason: e.runReason(), Inputs: make([]Result, len(n.inputs))}
+	x := &Execute{
+		Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Transient: n.transient(), Reason: e.runReason(),
+		Inputs: make([]Result, len(n.inputs)),
+	}
 	for i := range n.inputs {
 		in := &n.inputs[i]
 		x.Inputs[i] = in.edge.result.Clone()
@@ -344,11 +347,14 @@ func (e *edge) runReason() string {
 	if n.vertex.IgnoreCache {
 		return "run: ignore-cache"
 	}
+	if n.transient() {
+		return "run: it is asked for in every build"
+	}
 	missed := -1
 	for i := range n.inputs {
 		switch {
-		case n.inputs[i].edge.forced && n.inputs[i].digest != digested:
-			return fmt.Sprintf("run: input %d ran without the cache", i)
+		case n.inputs[i].edge.byContentOnly() && n.inputs[i].digest != digested:
+			return fmt.Sprintf("run: input %d is new in every build", i)
 		case !e.found.Matched[i] && missed < 0:
 			missed = i
 		}
@@ -365,10 +371,13 @@ func (e *edge) runReason() string {
 // save is how e's result is made findable: under the keys that its inputs
 // already lead to, or else under a new one.
 func (e *edge) save(l Lookup) Save {
-	if slices.ContainsFunc(e.node.inputs, func(in input) bool { return in.edge.forced }) {
+	if slices.ContainsFunc(e.node.inputs, func(in input) bool { return in.edge.byContentOnly() }) {
 		l = e.identity(true)
 	}
 	s := Save{Lookup: l, Keys: e.found.Keys}
+	if e.node.transient() {
+		return s // findable by nothing
+	}
 	if len(s.Inputs) == 0 || len(s.Keys) == 0 {
 		s.Keys = s.newKeys()
 	}
@@ -382,7 +391,7 @@ func (c *Core) made(e *edge, r Result, keys []Key) {
 	e.forced = n.vertex.IgnoreCache && len(n.inputs) > 0
 	for i := range n.inputs {
 		in := &n.inputs[i]
-		e.forced = e.forced || in.edge.forced && in.digest != digested
+		e.forced = e.forced || in.edge.byContentOnly() && in.digest != digested
 	}
 	c.succeed(e, r)
 }

@@ -53,9 +53,10 @@ type Execute struct {
 	Inputs []Result
 	// Contents identify what matters of each input, whichever result it is; the
 	// zero Key if it was not digested. It is nil if none was.
-	Contents []Key
-	Wanted   []Wanted
-	Reason   string
+	Contents  []Key
+	Transient bool // the outputs are findable by nothing
+	Wanted    []Wanted
+	Reason    string
 }
 
 // Wanted is an output that an execution is for.
@@ -67,6 +68,9 @@ type Wanted struct {
 // saves are how the outputs made are found: those that are wanted, and the
 // others, so that who asks for them later need not execute again.
 func (e *Execute) saves(made map[int]Result) (out []Save) {
+	if e.Transient {
+		return nil
+	}
 	identity := e.Wanted[0].Save.Lookup
 	for _, i := range slices.Sorted(maps.Keys(made)) {
 		n := slices.IndexFunc(e.Wanted, func(w Wanted) bool { return w.Save.Output == i })

@@ -93,7 +93,7 @@ func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed
 	for i, r := range f.outputs {
 		ev.Outputs[i] = r.Clone()
 	}
-	if f.cached || f.leader != eff {
+	if (f.cached || f.leader != eff) && !eff.Transient {
 		for _, w := range eff.Wanted {
 			b.save("link cache keys", f.known(w.Save))
 		}

@@ -145,7 +145,7 @@ func (s *Solver) run(f *flight, inputs []Result) error {
 	v := f.leader.Vertex
 	ctx := progress.With(f.ctx, progress.NewScope(&f.log, v.Digest))
 	who := flightAsker{f, &s.flights}
-	if !v.IgnoreCache {
+	if !v.IgnoreCache && !f.leader.Transient {
 		if f.cached = s.landed(ctx, f); f.cached {
 			return nil
 		}

@@ -65,6 +65,12 @@ func TestRandomImports(t *testing.T) {
 		w := newWorld()
 		s := New(Options{Keys: NewMemoryKeys(), Results: w})
 		there := newElsewhere(w)
+		defer func() {
+			s.Close()
+			there.solver.Close()
+			w.check(t)
+			there.check(t)
+		}()
 		shape := r.Uint64()
 		o := newOracle()
 		for version := range 2 {
@@ -86,13 +92,12 @@ func TestRandomImports(t *testing.T) {
 			t.Errorf("executed with the import:\n%s\nwant:\n%s", describe(got), describe(o.executed))
 		}
 		solveIn(t, w, s, nil, edges)
+		if slices.ContainsFunc(edges, ignoresCache) {
+			return // and runs again
+		}
 		if again := w.executions(); !maps.Equal(again, got) {
 			t.Errorf("executed again without the import:\n%s\nbefore:\n%s", describe(again), describe(got))
 		}
-		s.Close()
-		there.solver.Close()
-		w.check(t)
-		there.check(t)
 	})
 }
 

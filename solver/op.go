@@ -81,6 +81,10 @@ type Sharer interface {
 type CacheMap struct {
 	Digest digest.Digest
 	Deps   []Dep // one per input
+	// Transient says that Digest tells who is asked, not what is there: no
+	// record is saved under it, and consumers are matched by content only. It
+	// is for ops without inputs.
+	Transient bool
 }
 
 // Dep says how an input enters the key.

@@ -104,6 +104,8 @@ func (b *plainBuild) edge(e Edge) *plain {
 
 func (p *plain) id() plainID { return plainID{idOf(p.v), p.index} }
 
+func (p *plain) byContentOnly() bool { return p.forced || p.step.transient }
+
 // lookup asks with what is known of the inputs now.
 func (p *plain) lookup(all bool) Lookup {
 	l := Lookup{Op: digest.Digest(p.step.ids[0]), Output: p.index}
@@ -115,7 +117,7 @@ func (p *plain) lookup(all bool) Lookup {
 	}
 	for i, in := range p.inputs {
 		var keys []InputKey
-		if all || !in.forced {
+		if all || !in.byContentOnly() {
 			for _, k := range in.keys {
 				keys = append(keys, InputKey{k, p.step.deps[i].selector})
 			}
@@ -130,7 +132,7 @@ func (p *plain) lookup(all bool) Lookup {
 
 // find looks up, and reports whether there is a record.
 func (p *plain) find() bool {
-	if p.v.IgnoreCache {
+	if p.v.IgnoreCache || p.step.transient {
 		if len(p.inputs) == 0 {
 			p.keys = p.lookup(false).Roots
 		}
@@ -266,7 +268,10 @@ func (p *plain) keep(id string) {
 	p.forced = p.v.IgnoreCache && len(p.inputs) > 0
 	for i, in := range p.inputs {
 		_, byContent := p.contents[i]
-		p.forced = p.forced || in.forced && !byContent
+		p.forced = p.forced || in.byContentOnly() && !byContent
+	}
+	if p.step.transient {
+		return
 	}
 	if err := p.o.keys.Save(s); err != nil {
 		panic(err) // memory doesn't fail

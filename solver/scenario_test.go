@@ -177,7 +177,7 @@ func (p *player) event(line string) Event {
 	case "cachemap":
 		ev := &GotCacheMap{Vertex: p.vertex(w.fields[1]), More: w.flags["more"], Err: w.err()}
 		if op, ok := w.values["op"]; ok {
-			ev.Map = &CacheMap{Digest: digest.Digest(op), Deps: deps(items(w.values["deps"]))}
+			ev.Map = &CacheMap{Digest: digest.Digest(op), Deps: deps(items(w.values["deps"])), Transient: w.flags["transient"]}
 			p.callRoots(ev.Map.Digest)
 		}
 		return ev

@@ -113,7 +113,7 @@ func (ev *GotCacheMap) String() string {
 	if ev.Err != nil || ev.Map == nil {
 		return line("cachemap", ev.Vertex.id(), outcome(ev.Err))
 	}
-	return line("cachemap", ev.Vertex.id(), "op="+string(ev.Map.Digest), list("deps", ev.Map.Deps, Dep.text), mark("more", ev.More))
+	return line("cachemap", ev.Vertex.id(), "op="+string(ev.Map.Digest), list("deps", ev.Map.Deps, Dep.text), mark("transient", ev.Map.Transient), mark("more", ev.More))
 }
 
 // text is "+content" and "@selector", as they apply, or "-".

@@ -137,13 +137,14 @@ func (w *world) check(t testing.TB) {
 // step is an op of the tests: what it makes is a function of its name and of
 // what it sees of its inputs.
 type step struct {
-	w       *world
-	name    string // of the op; steps of one name are the same op
-	vertex  digest.Digest
-	ids     []string
-	deps    []stepDep
-	outputs int
-	fails   bool
+	w         *world
+	name      string // of the op; steps of one name are the same op
+	vertex    digest.Digest
+	ids       []string
+	deps      []stepDep
+	outputs   int
+	fails     bool
+	transient bool // its key says only who is asked
 	// before, if set, is called by each execution.
 	before func(ctx context.Context, asker Asker) error
 }
@@ -156,7 +157,7 @@ type stepDep struct {
 var errStep = errors.New("exit code 1")
 
 func (s *step) CacheMap(ctx context.Context, _ Asker, index int) (*CacheMap, bool, error) {
-	m := &CacheMap{Digest: digest.Digest(s.ids[index])}
+	m := &CacheMap{Digest: digest.Digest(s.ids[index]), Transient: s.transient}
 	for _, d := range s.deps {
 		dep := Dep{Selector: d.selector}
 		if d.content {
@@ -230,7 +231,7 @@ type in struct {
 
 // vertex makes a vertex of w; the same parts give the same digest.
 func (w *world) vertex(name string, outputs int, inputs ...in) *Vertex {
-	s := &step{w: w, name: name, ids: []string{name}, outputs: outputs, fails: strings.HasPrefix(name, "fail")}
+	s := &step{w: w, name: name, ids: []string{name}, outputs: outputs, fails: strings.HasPrefix(name, "fail"), transient: strings.HasPrefix(name, "client")}
 	v := &Vertex{Name: name, Op: s}
 	id := name
 	for _, i := range inputs {
