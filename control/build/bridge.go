@@ -68,7 +68,7 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*fronten
 	}
 	edge, err := br.b.engine.cfg.Worker.Loader().Load(req.Definition, ops.LoadOptions{Entitlements: br.b.granted})
 	if err != nil {
-		return nil, err
+		return nil, located(err, req.Definition)
 	}
 	if edge.Vertex == nil {
 		return &frontend.Result{}, nil

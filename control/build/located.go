@@ -11,19 +11,29 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// located adds to a solve's error what clients are told of it beside its text:
-// the vertex that failed (CTL-081), the lines of the client's source that it
-// came from (CTL-082), and the op (CTL-086).
+// located adds to an error about a definition what clients are told of it
+// beside its text: the lines of their source that it came from (CTL-082), and
+// of a vertex that failed which one it was (CTL-081) and its op (CTL-086).
 func located(err error, def *pb.Definition) error {
-	var ve *solver.VertexError
-	if !errors.As(err, &ve) {
-		return err
+	var (
+		failed *solver.VertexError
+		fault  *ops.DefinitionError
+	)
+	switch {
+	case errors.As(err, &failed):
+		dgst := failed.Vertex.Digest
+		err = &errdefs.SolveError{Solve: failedOp(err, def, dgst), Err: err}
+		return withSource(errdefs.WrapVertex(err, dgst), def, dgst)
+	case errors.As(err, &fault):
+		return withSource(err, def, fault.Op)
 	}
-	dgst := ve.Vertex.Digest
-	err = &errdefs.SolveError{Solve: failedOp(err, def, dgst), Err: err}
-	err = errdefs.WrapVertex(err, dgst)
+	return err
+}
+
+// withSource adds the lines of source that the op came from.
+func withSource(err error, def *pb.Definition, op digest.Digest) error {
 	src := def.GetSource()
-	for _, loc := range src.GetLocations()[dgst.String()].GetLocations() {
+	for _, loc := range src.GetLocations()[op.String()].GetLocations() {
 		if i := int(loc.SourceIndex); i >= 0 && i < len(src.Infos) {
 			err = errdefs.WithSource(err, &errdefs.Source{Info: src.Infos[i], Ranges: loc.Ranges})
 		}

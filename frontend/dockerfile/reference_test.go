@@ -181,12 +181,12 @@ func TestReference(t *testing.T) {
 	}
 }
 
-// dropLines forgets where images stand that mounts name: the reference doesn't
-// tell, so that an error about one would point nowhere.
+// dropLines forgets where images stand that mounts name, and what ADD fetches:
+// the reference doesn't tell, so that an error about one would point nowhere.
 func (o *outcome) dropLines(ref *outcome) {
 	for k, info := range o.Ops {
 		want := ref.Ops[k].Lines
-		if strings.Contains(info.Name, "FROM ") && strings.HasPrefix(info.Lines, want) {
+		if (strings.Contains(info.Name, "FROM ") || strings.Contains(info.Name, "ADD ")) && strings.HasPrefix(info.Lines, want) {
 			info.Lines = want
 			o.Ops[k] = info
 		}

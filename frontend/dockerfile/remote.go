@@ -45,7 +45,7 @@ func (t *transfer) addURL(src string) error {
 		return err
 	}
 	name := downloadName(src)
-	st := llb.HTTP(src, llb.Filename(name), llb.WithCustomName(t.title), llb.Checksum(dgst), description(""))
+	st := llb.HTTP(src, llb.Filename(name), llb.WithCustomName(t.title), llb.Checksum(dgst), description(""), t.location(t.command.Location()))
 	// Downloads stay packed unless asked otherwise.
 	t.addAction(st, name, llb.CopyInfo{AttemptUnpack: t.unpack != nil && *t.unpack})
 	return nil
@@ -92,6 +92,7 @@ func (t *transfer) addGit(repo *llb.GitRepo) error {
 		src.Checksum = t.checksum
 	}
 	opts := append(gitOptions(&src, t.cfg.gitAdvice), llb.WithCustomName(t.title))
+	opts = append(opts, t.location(t.command.Location()))
 	t.addAction(llb.Git(src.Remote, "", opts...), "/", llb.CopyInfo{})
 	return nil
 }
