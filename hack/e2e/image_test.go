@@ -31,8 +31,18 @@ type layout struct {
 	blob     func(digest.Digest) []byte
 }
 
-// readArchive reads an OCI or Docker archive and checks every digest in it.
+// readArchive reads an OCI or Docker archive of one image and checks every
+// digest in it.
 func readArchive(t *testing.T, path string) (layout, map[string][]byte) {
+	t.Helper()
+	l, content := readArchiveIndex(t, path)
+	l.load(t, l.index.Manifests[0].Digest)
+	return l, content
+}
+
+// readArchiveIndex is readArchive for an image of several platforms, none of
+// which is loaded yet.
+func readArchiveIndex(t *testing.T, path string) (layout, map[string][]byte) {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
@@ -65,7 +75,10 @@ func readArchive(t *testing.T, path string) (layout, map[string][]byte) {
 		}
 		return data
 	}
-	l.load(t, l.index.Manifests[0].Digest)
+	if m := l.index.Manifests[0]; m.MediaType == ocispec.MediaTypeImageIndex {
+		l.index = ocispec.Index{}
+		unmarshal(t, l.blob(m.Digest), &l.index)
+	}
 	return l, content
 }
 
