@@ -68,6 +68,8 @@ type BuildOptions struct {
 	// Trace, if set, gets every event, and indented every effect, in the text
 	// format (text.go). It is called from one goroutine.
 	Trace func(line string)
+	// Observer, if set, is told what becomes of the vertices.
+	Observer Observer
 }
 
 // Build is one request's graph. Its methods are safe for concurrent use.
@@ -108,6 +110,9 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	b := &Build{
 		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[nodeID]*shown{}},
 		calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{}, reasons: map[digest.Digest]string{},
+	}
+	if b.opts.Observer == nil {
+		b.opts.Observer = unobserved{}
 	}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	b.owner.Go(b.own)

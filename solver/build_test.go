@@ -671,3 +671,57 @@ func TestLossIsNotShared(t *testing.T) {
 		}
 	})
 }
+
+// observed writes down what an Observer is told.
+type observed struct {
+	mu    sync.Mutex // guards lines
+	lines []string
+}
+
+func (o *observed) add(format string, args ...any) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lines = append(o.lines, fmt.Sprintf(format, args...))
+}
+
+func (o *observed) Announced(e *Announce) { o.add("announced %s", e.Vertex.Name) }
+func (o *observed) Loading(e *Load) {
+	o.add("loading %s inputs=%d", e.Edge.Vertex.Name, len(e.Lookup.Inputs))
+}
+func (o *observed) Dropped(e *Drop) { o.add("dropped %d", len(e.Records)) }
+func (o *observed) Starts(e *Execute, scope progress.Scope) {
+	for _, in := range e.Inputs {
+		in.Clone().Release() // valid
+	}
+	o.add("starts %s", e.Vertex.Name)
+	scope.Write(progress.Event{Log: &progress.Log{Data: []byte("observed " + e.Vertex.Name)}})
+}
+func (o *observed) Ended(e *Execute, ev *Executed) {
+	o.add("ended %s outputs=%d cached=%v failed=%v", e.Vertex.Name, len(ev.Outputs), ev.Cached, ev.Err != nil)
+}
+
+func TestObserverSeesWhatBecomesOfVertices(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		b := s.w.vertex("b", 1, in{v: a})
+		run := func(want ...string) *recorder {
+			t.Helper()
+			o, rec := &observed{}, &recorder{}
+			build := s.s.NewBuild(BuildOptions{Observer: o, Progress: rec})
+			r, err := build.Solve(context.Background(), Edge{Vertex: b})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+			build.Close()
+			if !slices.Equal(o.lines, want) {
+				t.Errorf("observed %q\nwant %q", o.lines, want)
+			}
+			return rec
+		}
+		rec := run("announced a", "announced b", "starts a", "ended a outputs=1 cached=false failed=false",
+			"starts b", "ended b outputs=1 cached=false failed=false")
+		rec.expect(t, b, "announced; started; observed b; ran b; completed")
+		run("announced a", "announced b", "loading b inputs=1")
+	})
+}

@@ -229,7 +229,7 @@ func (c *Core) hit(e *edge, want level) bool {
 	c.tell(e, allKeys)
 	if want == theResult {
 		e.status = loading
-		c.do(&Load{Edge: e.ref(), Record: e.found.Records[0], Reason: e.hitReason()})
+		c.do(&Load{Edge: e.ref(), Lookup: e.lookup(), Record: e.found.Records[0], Reason: e.hitReason()})
 		c.touch(e.node)
 	}
 	return true

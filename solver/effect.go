@@ -33,6 +33,7 @@ type Query struct {
 // Load turns a record into a result.
 type Load struct {
 	Edge   Edge
+	Lookup Lookup // by which Record was found
 	Record Record
 	Reason string
 }

@@ -28,6 +28,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 	if ctx.Err() != nil && ev.Err != nil {
 		ev.Err = context.Cause(ctx) // and no failure of the vertex
 	}
+	b.opts.Observer.Ended(eff, ev)
 	switch {
 	case ev.Err == nil && ev.Cached:
 		b.report.cached(eff.Vertex)
@@ -50,7 +51,7 @@ func (b *Build) board(ctx context.Context, key string, eff *Execute, ev *Execute
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
-		b.follow(followCtx, f, eff.Vertex)
+		b.follow(followCtx, f, eff)
 	}()
 	select {
 	case <-f.done:
@@ -121,7 +122,8 @@ func (f *flight) known(s Save) Save {
 }
 
 // follow copies the flight's log to this build, from the start.
-func (b *Build) follow(ctx context.Context, f *flight, v *Vertex) {
+func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
+	v := eff.Vertex
 	scope := b.report.scope(v)
 	r := f.log.NewReader()
 	for {
@@ -132,6 +134,7 @@ func (b *Build) follow(ctx context.Context, f *flight, v *Vertex) {
 		for _, e := range events {
 			if e.Vertex != nil { // the mark that it really runs
 				b.report.start(v)
+				b.opts.Observer.Starts(eff, scope)
 				continue
 			}
 			scope.Write(e)

@@ -15,6 +15,7 @@ func (b *Build) perform(eff Effect) {
 	switch eff := eff.(type) {
 	case *Announce:
 		b.report.announce(eff)
+		b.opts.Observer.Announced(eff)
 	case *Cached:
 		b.report.cached(eff.Vertex)
 	case *Release:
@@ -30,10 +31,12 @@ func (b *Build) perform(eff Effect) {
 	case *Adopt:
 		b.adopt(eff)
 	case *Drop:
+		b.opts.Observer.Dropped(eff)
 		b.storage.put(func() { b.drop(eff) })
 	case *GetCacheMap:
 		b.work.Go(func() { b.events.put(b.cacheMap(eff)) })
 	case *Load:
+		b.opts.Observer.Loading(eff)
 		b.setReason(eff.Edge.Vertex, eff.Reason)
 		b.work.Go(func() { b.events.put(b.load(eff)) })
 	case *Digest:

@@ -1,0 +1,31 @@
+package solver
+
+import "github.com/kilnbuild/kiln/internal/progress"
+
+// Observer is told what becomes of a build's vertices, so that it can be
+// explained afterwards. Vertices are those of Announced. Calls of one vertex
+// come in order, those of several may come at once, and each holds up the
+// build: they should be short. Effects and events must not be changed.
+type Observer interface {
+	// Announced comes first, for inputs before what consumes them.
+	Announced(*Announce)
+	// Loading says that a record was found.
+	Loading(*Load)
+	// Dropped says that records turned out to be lost.
+	Dropped(*Drop)
+	// Starts says that a vertex is really executed, by this build or one that
+	// this one joined. What is written to scope comes before the vertex's own
+	// log. The inputs are valid during the call and may be cloned.
+	Starts(eff *Execute, scope progress.Scope)
+	// Ended says how an execution ended, also one that turned out not to be
+	// needed or was never started.
+	Ended(*Execute, *Executed)
+}
+
+type unobserved struct{}
+
+func (unobserved) Announced(*Announce)             {}
+func (unobserved) Loading(*Load)                   {}
+func (unobserved) Dropped(*Drop)                   {}
+func (unobserved) Starts(*Execute, progress.Scope) {}
+func (unobserved) Ended(*Execute, *Executed)       {}
