@@ -130,7 +130,7 @@ func solve(ctx context.Context, c *cli.Command, cl *client.Client, opts client.S
 
 // solveOptions reads the flags of both forms.
 func solveOptions(c *cli.Command) (client.SolveOptions, error) {
-	opts := client.SolveOptions{Ref: newRef(), Frontend: c.String("frontend"), Entitlements: c.StringSlice("allow"), SharedKey: sharedKey()}
+	opts := client.SolveOptions{Ref: newRef(), Frontend: c.String("frontend"), Entitlements: c.StringSlice("allow")}
 	var err error
 	if opts.Attrs, err = pairs("opt", c.StringSlice("opt")); err != nil {
 		return opts, err
@@ -156,6 +156,7 @@ func solveOptions(c *cli.Command) (client.SolveOptions, error) {
 	if err != nil {
 		return opts, err
 	}
+	opts.SharedKey = sharedKey(opts.Locals)
 	for _, o := range outputs {
 		fields, err := csvvalue.Fields(o, nil)
 		if err != nil {

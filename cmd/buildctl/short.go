@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -111,17 +112,21 @@ func shortOutputs(c *cli.Command) (outputs []string, err error) {
 // newRef is a build's id.
 func newRef() string { return strings.ToLower(rand.Text()) }
 
-// sharedKey identifies this user on this machine, so that a later build of the
-// same directory sends only what changed.
-func sharedKey() string {
+// sharedKey identifies these directories on this machine, for this user: a
+// later build of them sends only what changed, and is compared with this one.
+func sharedKey(locals map[string]string) string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown" // any constant does: the key only has to be stable
 	}
-	wd, err := os.Getwd()
-	if err != nil {
-		wd = "/"
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\x00%d", host, os.Getuid())
+	for _, name := range slices.Sorted(maps.Keys(locals)) {
+		dir, err := filepath.Abs(locals[name])
+		if err != nil {
+			dir = locals[name]
+		}
+		fmt.Fprintf(h, "\x00%s=%s", name, dir)
 	}
-	sum := sha256.Sum256([]byte(fmt.Sprintf("%s\x00%d\x00%s", host, os.Getuid(), wd)))
-	return hex.EncodeToString(sum[:])
+	return hex.EncodeToString(h.Sum(nil))
 }
