@@ -32,7 +32,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 	switch {
 	case ev.Err == nil && ev.Cached:
 		b.report.cached(eff.Vertex)
-	case errors.Is(ev.Err, errClosed), errors.Is(ev.Err, errUnwanted), isLost(ev.Err):
+	case ev.Interrupted():
 	default:
 		b.report.complete(eff.Vertex, ev.Err)
 	}

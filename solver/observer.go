@@ -1,6 +1,10 @@
 package solver
 
-import "github.com/kilnbuild/kiln/internal/progress"
+import (
+	"errors"
+
+	"github.com/kilnbuild/kiln/internal/progress"
+)
 
 // Observer is told what becomes of a build's vertices, so that it can be
 // explained afterwards. Vertices are those of Announced. Calls of one vertex
@@ -20,6 +24,12 @@ type Observer interface {
 	// Ended says how an execution ended, also one that turned out not to be
 	// needed or was never started.
 	Ended(*Execute, *Executed)
+}
+
+// Interrupted reports whether the execution ended for reasons that aren't its
+// own: nobody wanted it any more, or an input was lost.
+func (ev *Executed) Interrupted() bool {
+	return errors.Is(ev.Err, errClosed) || errors.Is(ev.Err, errUnwanted) || isLost(ev.Err)
 }
 
 type unobserved struct{}
