@@ -13,8 +13,10 @@ import (
 
 	"github.com/kilnbuild/kiln/client"
 	"github.com/kilnbuild/kiln/control/build"
+	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
@@ -37,6 +39,7 @@ type daemon struct {
 	worker   *worker.Worker
 	builds   *build.Engine
 	history  *history.Log
+	explain  *explain.Journal
 	conn     *grpc.ClientConn
 	frontend *fakeFrontend
 }
@@ -78,16 +81,17 @@ func newDaemon(t testing.TB, linger time.Duration) *daemon {
 	w, err := worker.New(context.Background(), worker.Config{Root: filepath.Join(dir, "state")})
 	must(t, err)
 	log := slog.New(slog.DiscardHandler)
-	d := &daemon{t: t, worker: w, frontend: &fakeFrontend{}, history: history.Open(history.Config{Store: w.Store(), MaxAge: time.Hour, MaxEntries: 10})}
+	d := &daemon{t: t, worker: w, frontend: &fakeFrontend{}, explain: explain.Open(explain.Config{Store: w.Store()})}
+	d.history = history.Open(history.Config{Store: w.Store(), MaxAge: time.Hour, MaxEntries: 10, Forgotten: d.explain.Forget})
 	started, ended := Record(d.history, log)
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{WorkerRecord(w)} }
 	d.builds = build.NewEngine(build.Config{
 		Worker:    w,
 		Export:    export.Config{Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
-		Frontends: map[string]frontend.Frontend{"fake": d.frontend}, Workers: workers, LLBCaps: ops.Caps(),
+		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.New()}, Explain: d.explain, Workers: workers, LLBCaps: ops.Caps(),
 		Entitlements: []string{"network.host", "device"}, Linger: linger, Log: log, Started: started, Ended: ended,
 	})
-	d.Server = New(Config{Builds: d.builds, History: d.history, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log})
+	d.Server = New(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log})
 	g := grpc.NewServer(d.Options()...)
 	d.Register(g)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
@@ -103,6 +107,7 @@ func newDaemon(t testing.TB, linger time.Duration) *daemon {
 		cancel(errors.New("the test is over"))
 		d.builds.Drain(ctx)
 		d.history.Close()
+		d.explain.Close()
 		g.Stop()
 		<-served
 		must(t, w.Close())

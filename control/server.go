@@ -1,5 +1,6 @@
 // Package control serves the daemon's gRPC API: moby.buildkit.v1.Control, the
-// LLBBridge of client-driven builds, health and reflection. It checks requests,
+// LLBBridge of client-driven builds, health and reflection; beside these,
+// kiln's own kiln.v1.Explain (internal/explanation). It checks requests,
 // translates wire types, and leaves the work to control/build and below.
 package control
 
@@ -11,7 +12,9 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/control/build"
+	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
+	"github.com/kilnbuild/kiln/internal/explanation"
 	control "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
@@ -32,6 +35,7 @@ const maxMessage = 16 << 20
 type Config struct {
 	Builds   *build.Engine
 	History  *history.Log
+	Explain  *explain.Journal // nil: the service isn't there
 	Cache    *cache.Manager
 	Sessions *session.Manager
 	Workers  func() []*apitypes.WorkerRecord
@@ -61,6 +65,9 @@ func (s *Server) Options() []grpc.ServerOption {
 func (s *Server) Register(g *grpc.Server) {
 	control.RegisterControlServer(g, s)
 	gwpb.RegisterLLBBridgeServer(g, &bridgeRouter{builds: s.cfg.Builds})
+	if s.cfg.Explain != nil {
+		explanation.Register(g, explainServer{s.cfg})
+	}
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(g, h)
 	reflection.Register(g)

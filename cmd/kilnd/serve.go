@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/control"
 	"github.com/kilnbuild/kiln/control/build"
+	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
@@ -77,12 +78,14 @@ type daemon struct {
 	log     *slog.Logger
 	builds  *build.Engine
 	history *history.Log
+	explain *explain.Journal
 	grpc    *grpc.Server
 }
 
 func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
+	why := explain.Open(explain.Config{Store: w.Store(), Log: log})
 	hist := history.Open(history.Config{
-		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log,
+		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: why.Forget,
 	})
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)
@@ -97,15 +100,16 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Entitlements: cfg.InsecureEntitlements,
 		Linger:       buildLinger,
 		Log:          log,
+		Explain:      why,
 		Started:      started,
 		Ended:        func(b *build.Build) { ended(b); w.CollectSoon() },
 	})
 	srv := control.New(control.Config{
-		Builds: builds, History: hist, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log,
+		Builds: builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log,
 	})
 	g := grpc.NewServer(srv.Options()...)
 	srv.Register(g)
-	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, grpc: g}
+	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, explain: why, grpc: g}
 }
 
 // run serves until a signal, or until nobody was connected for the idle time.
@@ -165,6 +169,7 @@ const hangUpWait = 2 * time.Second
 // the answers were read.
 func (d *daemon) hangUp() {
 	d.history.Close()
+	d.explain.Close()
 	done := make(chan struct{})
 	go func() { d.grpc.GracefulStop(); close(done) }()
 	timer := time.NewTimer(hangUpWait)

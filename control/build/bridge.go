@@ -73,12 +73,16 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*fronten
 	if edge.Vertex == nil {
 		return &frontend.Result{}, nil
 	}
+	if br.b.explain != nil {
+		br.b.explain.Located(req.Definition.GetSource())
+	}
 	return &frontend.Result{Ref: &ref{br: br, def: req.Definition, edge: edge}}, nil
 }
 
 // runFrontend runs a built-in frontend. gateway.v0 with a Dockerfile frontend
 // as its source is the built-in one (CTL-013).
 func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	br.b.explainTo(req.Opts)
 	name := req.Frontend
 	if name == "gateway.v0" {
 		source := req.Opts["source"]

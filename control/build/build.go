@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/gateway"
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -31,8 +32,9 @@ type Build struct {
 	stream  *progress.Stream
 	solver  *solver.Build
 	bridge  *bridge
-	gateway *gateway.Server // of builds that the client drives; nil for others
-	granted map[string]bool // entitlements
+	gateway *gateway.Server   // of builds that the client drives; nil for others
+	granted map[string]bool   // entitlements
+	explain *explain.Recorder // nil if nobody is to know
 
 	started time.Time
 
@@ -59,12 +61,18 @@ func newBuild(ctx context.Context, e *Engine, req Request) *Build {
 	for _, name := range req.Entitlements {
 		b.granted[name] = true
 	}
-	b.solver = e.cfg.Worker.Solver().NewBuild(solver.BuildOptions{
+	opts := solver.BuildOptions{
 		ID:       req.Ref,
 		Value:    &ops.Build{SessionIDs: []string{req.Session}, Entitlements: b.granted},
 		Domain:   strings.Join(slices.Sorted(maps.Keys(b.granted)), ","),
 		Progress: progress.WriterFunc(b.write),
-	})
+	}
+	if e.cfg.Explain != nil && !req.Internal {
+		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
+		opts.Observer = b.explain
+		b.explainTo(req.Opts)
+	}
+	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
 	b.bridge = &bridge{b: b}
 	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
 		b.gateway = gateway.NewServer(gateway.Config{
@@ -108,6 +116,9 @@ func (b *Build) write(e progress.Event) {
 		b.mu.Lock()
 		b.warnings++
 		b.mu.Unlock()
+	}
+	if e.Vertex != nil && b.explain != nil {
+		b.explain.Shown(e.Vertex)
 	}
 	b.stream.Write(e)
 }
@@ -196,6 +207,9 @@ func (b *Build) finish(resp map[string]string, err error) {
 	b.cancel(errEnded)
 	b.bridge.release()
 	b.solver.Close()
+	if b.explain != nil {
+		b.explain.Close(err != nil)
+	}
 
 	b.mu.Lock()
 	b.outcome.Started, b.outcome.Ended = b.started, time.Now()

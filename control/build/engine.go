@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
@@ -30,6 +31,8 @@ type Config struct {
 	// Linger is how long an ended build stays addressable (CTL-010).
 	Linger time.Duration
 	Log    *slog.Logger
+	// Explain keeps why the steps of builds ran; nil keeps nothing.
+	Explain *explain.Journal
 	// Ended is told of every build that is over.
 	Ended func(*Build)
 	// Started is told of every build that begins.

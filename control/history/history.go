@@ -30,6 +30,9 @@ type Config struct {
 	MaxAge     time.Duration
 	MaxEntries int
 	Log        *slog.Logger // nil discards
+	// Forgotten is told of builds whose records are deleted; may be nil. It must
+	// not call back.
+	Forgotten func(ref string)
 }
 
 // Log is the history. All methods are safe for concurrent use.
@@ -138,6 +141,9 @@ func (l *Log) deleteLocked(ref string) {
 	b.Delete(bucket, ref)
 	l.cfg.Store.Write(&b)
 	delete(l.ended, ref)
+	if l.cfg.Forgotten != nil {
+		l.cfg.Forgotten(ref)
+	}
 	l.tellLocked(control.BuildHistoryEventType_DELETED, &control.BuildHistoryRecord{Ref: ref})
 }
 

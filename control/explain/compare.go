@@ -1,0 +1,142 @@
+package explain
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/explanation"
+)
+
+// difference is what two records of a step don't agree in.
+type difference struct {
+	op     bool     // the definition
+	facets []string // the parts of it that differ, by name
+	inputs []int
+}
+
+func (d difference) none() bool { return !d.op && len(d.inputs) == 0 }
+
+// size is for finding the nearest record.
+func (d difference) size() int { return max(len(d.facets), boolInt(d.op)) + len(d.inputs) }
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// compare tells now from old.
+func compare(now, old *record) (d difference) {
+	if d.op = now.Op != old.Op; d.op {
+		a, b := comparable(now.Facets, old.Facets)
+		for _, name := range slices.Sorted(maps.Keys(union(a, b))) {
+			if a[name] != b[name] {
+				d.facets = append(d.facets, name)
+			}
+		}
+		d.facets = withoutOrders(d.facets)
+	}
+	if len(now.Inputs) != len(old.Inputs) {
+		d.op = true
+		return d
+	}
+	for i := range now.Inputs {
+		if !now.Inputs[i].same(old.Inputs[i]) {
+			d.inputs = append(d.inputs, i)
+		}
+	}
+	return d
+}
+
+// comparable folds in each what is folded in the other.
+func comparable(a, b map[string]string) (map[string]string, map[string]string) {
+	for _, group := range groups {
+		if name := folded(group); a[name] != "" || b[name] != "" {
+			a, b = fold(a, group), fold(b, group)
+		}
+	}
+	return a, b
+}
+
+func union(a, b map[string]string) map[string]bool {
+	out := make(map[string]bool, len(a))
+	for name := range a {
+		out[name] = true
+	}
+	for name := range b {
+		out[name] = true
+	}
+	return out
+}
+
+// withoutOrders leaves out that things are in another order when the things
+// themselves differ.
+func withoutOrders(facets []string) []string {
+	isOrder := func(name string) bool { return strings.HasPrefix(name, "order of ") }
+	if rest := slices.DeleteFunc(slices.Clone(facets), isOrder); len(rest) > 0 {
+		return rest
+	}
+	return facets
+}
+
+// facetCauses names the differing parts of a definition, the command first.
+func (d difference) facetCauses(now, old *record, isArgument func(string) bool) (out []explanation.Cause) {
+	a, b := comparable(now.Facets, old.Facets)
+	for _, name := range d.facets {
+		c := facetCause(name, b[name], a[name], isArgument)
+		switch {
+		case c.Kind == explanation.Command && old.Step.Text != now.Step.Text:
+			c.From = old.Step.Text
+		case c.Kind == explanation.Image && c.Subject == "digest":
+			c.Subject = now.Facets["image"]
+			if slices.Contains(d.facets, "image") {
+				continue // another image has another digest
+			}
+		}
+		if c.Kind == explanation.Command {
+			out = slices.Insert(out, 0, c)
+		} else {
+			out = append(out, c)
+		}
+	}
+	if d.op && len(out) == 0 {
+		out = append(out, explanation.Cause{Kind: explanation.Definition, Certain: true})
+	}
+	return out
+}
+
+func facetCause(name, from, to string, isArgument func(string) bool) explanation.Cause {
+	c := explanation.Cause{Subject: name, From: value(from), To: value(to), Certain: true}
+	variable, isEnv := strings.CutPrefix(name, "env ")
+	switch {
+	case name == folded("env"):
+		c.Kind, c.Subject = explanation.Definition, "environment"
+	case name == folded(""):
+		c.Kind, c.Subject, c.From, c.To = explanation.Definition, "", "", ""
+	case strings.HasSuffix(name, " *"):
+		c.Kind, c.Subject = explanation.Definition, strings.TrimSuffix(name, " *")+"s"
+	case isEnv && isArgument(variable):
+		c.Kind, c.Subject = explanation.Argument, variable
+	case isEnv:
+		c.Kind, c.Subject = explanation.Env, variable
+	case name == "command":
+		c = explanation.Cause{Kind: explanation.Command, Certain: true}
+	case name == "image":
+		c.Kind, c.Subject = explanation.Image, ""
+	case name == "digest":
+		c.Kind = explanation.Image
+	default:
+		c.Kind = explanation.Definition
+	}
+	return c
+}
+
+// value is a facet's as people may see it.
+func value(v string) string {
+	if strings.HasPrefix(v, "#") {
+		return explanation.Hidden
+	}
+	return v
+}

@@ -1,0 +1,280 @@
+package explain
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/explanation"
+)
+
+// inquiry is the search for the causes of one step.
+type inquiry struct {
+	r      *Recorder
+	s      *state
+	family *family
+	files  *content
+}
+
+// causes says why the step runs, and which record it was compared with.
+func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
+	if c, ok := q.plain(); ok {
+		return []explanation.Cause{c}, nil
+	}
+	old, ok := q.r.journal.nearest(q.s.record, q.family)
+	if !ok {
+		return []explanation.Cause{{Kind: explanation.New, Certain: true}}, nil
+	}
+	if old.diff.none() {
+		return []explanation.Cause{q.without(old.record)}, old.record
+	}
+	args := q.arguments(old.record)
+	causes := old.diff.facetCauses(q.s.record, old.record, args.has)
+	for i := range causes {
+		args.behind(&causes[i], q.s.record, old.record)
+	}
+	for _, i := range old.diff.inputs {
+		causes = append(causes, q.input(ctx, i, old.record)...)
+	}
+	if !old.sure() {
+		for i := range causes {
+			causes[i].Certain = false
+		}
+	}
+	return causes, old.record
+}
+
+// plain finds causes that need no comparison.
+func (q *inquiry) plain() (explanation.Cause, bool) {
+	s := q.s
+	if s.vertex.IgnoreCache {
+		return explanation.Cause{Kind: explanation.NoCache, Subject: q.noCache(), Certain: true}, true
+	}
+	if !s.recorded() {
+		return explanation.Cause{Kind: explanation.Always, Certain: true}, true
+	}
+	if dropped, ok := q.r.lost(s); ok {
+		return explanation.Cause{Kind: explanation.Lost, From: clip(dropped, maxName), Certain: true}, true
+	}
+	for i, in := range s.inputs {
+		if in.forced(0) && s.record.Inputs[i].Content == "" {
+			return explanation.Cause{Kind: explanation.Parent, Subject: in.name(), Certain: true, By: q.r.causesOf(in)}, true
+		}
+	}
+	return explanation.Cause{}, false
+}
+
+// lost reports whether a record was found for s and was of no use.
+func (r *Recorder) lost(s *state) (why string, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return s.dropped, s.load != nil && slices.Contains(s.wanted, s.load.Edge.Index)
+}
+
+// noCache is who asks for the step to run.
+func (q *inquiry) noCache() string {
+	if _, ok := q.r.opts.Opts["no-cache"]; ok {
+		return "--no-cache"
+	}
+	return "ignore-cache in the definition"
+}
+
+// maxDepth bounds how far a cause is followed from step to step.
+const maxDepth = 64
+
+// forced reports whether s ran without the cache, or on something that did, so
+// that what it makes isn't what the cache has.
+func (s *state) forced(depth int) bool {
+	if s.vertex.IgnoreCache {
+		return len(s.inputs) > 0
+	}
+	if s.record == nil || depth > maxDepth {
+		return false
+	}
+	for i, in := range s.inputs {
+		if s.record.Inputs[i].Content == "" && in.forced(depth+1) {
+			return true
+		}
+	}
+	return false
+}
+
+// causesOf is why s ran, as far as that is known by now. Who runs after it
+// knows it: steps are explained before they end.
+func (r *Recorder) causesOf(s *state) []explanation.Cause {
+	r.mu.Lock()
+	explained := s.explained
+	r.mu.Unlock()
+	if explained == nil {
+		return nil
+	}
+	<-explained
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(s.causes) == 0 || !s.causes[0].Certain {
+		return nil
+	}
+	root := s.causes[0].Root()
+	return []explanation.Cause{root}
+}
+
+// without says what became of a result that should be there.
+func (q *inquiry) without(old *record) explanation.Cause {
+	if old.Failed {
+		return explanation.Cause{Kind: explanation.FailedBefore, Certain: true}
+	}
+	if ev := q.r.journal.cfg.Evictions; ev != nil {
+		for _, id := range old.Results {
+			if rule, at, ok := ev.Evicted(id); ok {
+				return explanation.Cause{Kind: explanation.Evicted, Subject: rule, Time: at, Certain: true}
+			}
+		}
+	}
+	return explanation.Cause{Kind: explanation.Gone, Certain: true}
+}
+
+// arguments tells build arguments from other variables, as far as requests name
+// them, and which of them differ.
+type arguments struct{ now, before map[string]string }
+
+func (q *inquiry) arguments(old *record) arguments {
+	q.r.journal.mu.Lock()
+	defer q.r.journal.mu.Unlock()
+	a := arguments{now: q.r.args()}
+	if b := q.r.journal.builds[old.Build]; b != nil {
+		a.before = b.Args
+	}
+	return a
+}
+
+func (a arguments) has(name string) bool { return a.now[name] != "" || a.before[name] != "" }
+
+// behind adds to a cause what may be behind it: instructions are expanded before
+// they become steps, so that an argument isn't seen in them any more.
+func (a arguments) behind(c *explanation.Cause, now, old *record) {
+	var differ []string
+	for name := range union(a.now, a.before) {
+		if a.now[name] != a.before[name] {
+			differ = append(differ, name)
+		}
+	}
+	if len(differ) == 1 && now.Step.Text != old.Step.Text && (c.Kind == explanation.Definition || c.Kind == explanation.Command) {
+		c.By = []explanation.Cause{{Kind: explanation.Argument, Subject: differ[0]}}
+	}
+}
+
+// input says why the step's input isn't what it was in an earlier run.
+func (q *inquiry) input(ctx context.Context, i int, old *record) []explanation.Cause {
+	now := q.s.record.Inputs[i]
+	if now.Content != "" && old.Inputs[i].Content != "" {
+		return q.content(ctx, i, old)
+	}
+	return []explanation.Cause{q.r.parent(q.s, i, old, 0)}
+}
+
+// content names the files of an input that differ.
+func (q *inquiry) content(ctx context.Context, i int, old *record) (out []explanation.Cause) {
+	q.r.mu.Lock()
+	sketched := q.s.record.Sketch
+	q.r.mu.Unlock()
+	changes, err := q.files.changed(ctx, old.Sketch, sketched)
+	if err != nil {
+		q.r.journal.cfg.Log.Debug("the files of a step can't be compared", "step", q.s.vertex.Name, "err", err)
+	}
+	var by []explanation.Cause
+	if in := q.s.inputs[i]; in.recorded() { // a step, not the client's files
+		by = []explanation.Cause{{Kind: explanation.Parent, Subject: in.name(), Certain: true, By: q.r.causesOf(in)}}
+	}
+	for _, c := range changes {
+		if c.input == i {
+			cause := c.cause()
+			cause.By = by
+			out = append(out, cause)
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, explanation.Cause{Kind: explanation.Files, Certain: true, By: by})
+	}
+	return out
+}
+
+// parent says why input i of s, which counts by what made it, isn't what it was
+// in the run of which old is the record.
+func (r *Recorder) parent(s *state, i int, old *record, depth int) explanation.Cause {
+	in := s.inputs[i]
+	name := in.name()
+	c := explanation.Cause{Kind: explanation.Parent, Subject: name, Certain: true}
+	before := r.journal.byKey(old.Inputs[i].Keys)
+	if before != nil && !r.sameStep(in, before) {
+		return explanation.Cause{Kind: explanation.Order, Subject: name, From: before.Step.name(), Certain: true}
+	}
+	if before != nil && depth < maxDepth {
+		c.By = r.differs(in, before, depth+1)
+	}
+	if len(c.By) == 0 {
+		c.By = r.causesOf(in)
+	}
+	if len(c.By) > 0 && c.By[0].Kind == explanation.Image && len(in.inputs) == 0 {
+		return c.By[0]
+	}
+	return c
+}
+
+// sameStep reports whether s may be the step of which old is a record.
+func (r *Recorder) sameStep(s *state, old *record) bool {
+	f := r.kin()
+	switch now := stepOf(s.vertex); {
+	case now.Text == old.Step.Text:
+		return true
+	case f.has(old.Step):
+		return false
+	default:
+		return now.samePlace(old.Step) || now.Index == 0 && now.alike(old.Step)
+	}
+}
+
+// differs says how the definition of s, or of a step before it, is another than
+// in an earlier run; nil if it is the content of files that is, or not known.
+func (r *Recorder) differs(s *state, old *record, depth int) []explanation.Cause {
+	now := r.present(s)
+	d := compare(now, old)
+	if now.Op == "" {
+		d.op = len(d.facets) > 0 // of a step that wasn't looked at only these are known
+	}
+	if causes := d.facetCauses(now, old, func(string) bool { return false }); len(causes) > 0 {
+		return causes[:1]
+	}
+	for i := range s.inputs {
+		if i >= len(old.Inputs) || now.Op != "" && !slices.Contains(d.inputs, i) || old.Inputs[i].Content != "" {
+			continue
+		}
+		if c := r.parent(s, i, old, depth); len(c.By) > 0 || c.Kind != explanation.Parent {
+			return []explanation.Cause{c.Root()}
+		}
+	}
+	return nil
+}
+
+// present is what is known of s in this build, in the form of a record.
+func (r *Recorder) present(s *state) *record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case s.record != nil:
+		return s.record
+	case s.load != nil:
+		return loadedRecord(s.load)
+	}
+	return &record{Step: stepOf(s.vertex), Facets: facetValues(s.vertex)}
+}
+
+// earlier is where rec comes from.
+func (j *Journal) earlier(rec *record) *explanation.Earlier {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e := &explanation.Earlier{Time: time.Unix(rec.Time, 0).UTC()}
+	if b := j.builds[rec.Build]; b != nil {
+		e.Ref = b.Ref
+	}
+	return e
+}

@@ -1,0 +1,293 @@
+// Package explain finds out why the steps of a build ran, and keeps the answers.
+//
+// A Recorder watches one build. Of every step that runs it makes a record: what
+// identifies the step by its definition, value by value, what its inputs were,
+// and a summary of the files that it reads. The Journal keeps records of many
+// builds. The record nearest to a step that runs, that of the same step with
+// the fewest differences, tells what changed (nearest.go, compare.go); where
+// that is the result of another step, the search goes on there.
+//
+// A cause is certain if two records were compared and it is what differs. It is
+// only probable if it isn't sure that they are of the same step.
+//
+// Nothing here holds up a build: records are made and compared while the step
+// runs, and written after the build has ended. A step that can't be explained
+// is no error of its build.
+//
+// Locks: Recorder.mu before Journal.mu. Neither is held during I/O.
+package explain
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/explanation"
+	"github.com/kilnbuild/kiln/internal/store"
+)
+
+const (
+	// stepsBucket holds records, by the order in which they were made.
+	stepsBucket = "explain.steps"
+	// buildsBucket holds explained builds, by ref.
+	buildsBucket = "explain.builds"
+
+	// maxRecords bounds the records that are kept, those used last: some 3 MB.
+	maxRecords = 4096
+	// maxBuilds bounds the builds that are kept.
+	maxBuilds = 256
+)
+
+// Evictions knows what was removed from the cache by a rule, not by being
+// replaced.
+type Evictions interface {
+	// Evicted says which rule removed the result, and when; ok is false if
+	// that isn't known.
+	Evicted(result string) (rule string, at time.Time, ok bool)
+}
+
+// Config is what a Journal works with.
+type Config struct {
+	Store *store.DB
+	// Evictions may be nil.
+	Evictions Evictions
+	Log       *slog.Logger // nil discards
+}
+
+// Journal keeps what is known of steps that ran and of builds that were
+// explained. Methods are safe for concurrent use.
+type Journal struct {
+	cfg  Config
+	load sync.Once
+
+	mu      sync.Mutex                  // guards the fields below
+	idle    *sync.Cond                  // on mu: pending became 0
+	pending int                         // builds that are about to be kept
+	kinds   map[string]map[*record]bool // by the kind of step
+	keys    map[string]*record          // the last one that made a result of that key
+	used    []*record                   // those used last at the end
+	next    uint64                      // id of the next record
+	builds  map[string]*build           // by ref
+}
+
+// build is an explained build as it is stored.
+type build struct {
+	explanation.Build
+	// Texts are shorts of the steps that the build had, whether they ran or
+	// not; Args are its build arguments, each with the short of its value.
+	Texts []string          `json:"texts,omitempty"`
+	Args  map[string]string `json:"args,omitempty"`
+}
+
+// Open returns the journal in cfg.Store. What is in it is read when a step is
+// first explained.
+func Open(cfg Config) *Journal {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	j := &Journal{cfg: cfg, kinds: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j.idle = sync.NewCond(&j.mu)
+	return j
+}
+
+// Close waits until everything is handed to the store. It is called after the
+// last build.
+func (j *Journal) Close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.settleLocked()
+}
+
+func (j *Journal) settleLocked() {
+	for j.pending > 0 {
+		j.idle.Wait()
+	}
+}
+
+// later runs fn, which keeps a build that has ended; whoever asks waits for it.
+func (j *Journal) later(fn func()) {
+	j.mu.Lock()
+	j.pending++
+	j.mu.Unlock()
+	go func() {
+		fn()
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.pending--
+		j.idle.Broadcast()
+	}()
+}
+
+// Get returns the explanation of the build named ref, or with "" of the last
+// one that ended. It reports false if there is none.
+func (j *Journal) Get(ref string) (explanation.Build, bool) {
+	j.ready()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.settleLocked()
+	found := j.builds[short(ref)]
+	for _, b := range j.builds {
+		if ref == "" && (found == nil || b.Ended.After(found.Ended)) {
+			found = b
+		}
+	}
+	if found == nil {
+		return explanation.Build{}, false
+	}
+	return found.Build, true
+}
+
+// Forget drops the explanation of a build; what is known of its steps stays.
+func (j *Journal) Forget(ref string) {
+	j.ready()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.settleLocked()
+	var b store.Batch
+	j.forgetLocked(ref, &b)
+	j.cfg.Store.Write(&b)
+}
+
+func (j *Journal) forgetLocked(ref string, b *store.Batch) {
+	delete(j.builds, short(ref))
+	b.Delete(buildsBucket, ref)
+}
+
+// ready reads what is stored. What can't be read is dropped with a word in the
+// log.
+func (j *Journal) ready() {
+	j.load.Do(func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		var bad store.Batch
+		j.cfg.Store.Scan(stepsBucket, "", func(id string, data []byte) bool {
+			rec := &record{id: id}
+			n, err := strconv.ParseUint(id, 16, 64)
+			if err == nil {
+				err = unpack(data, rec)
+			}
+			if err != nil {
+				j.cfg.Log.Warn("a record of a step can't be read and is dropped", "record", id, "err", err)
+				bad.Delete(stepsBucket, id)
+				return true
+			}
+			j.next = max(j.next, n+1)
+			j.addLocked(rec)
+			return true
+		})
+		j.cfg.Store.Scan(buildsBucket, "", func(ref string, data []byte) bool {
+			b := &build{}
+			if err := unpack(data, b); err != nil || b.Ref != ref {
+				j.cfg.Log.Warn("an explanation of a build can't be read and is dropped", "build", ref, "err", err)
+				bad.Delete(buildsBucket, ref)
+				return true
+			}
+			j.builds[short(ref)] = b
+			return true
+		})
+		j.cfg.Store.Write(&bad)
+	})
+}
+
+func (j *Journal) addLocked(rec *record) {
+	k := rec.Step.Kind
+	if j.kinds[k] == nil {
+		j.kinds[k] = map[*record]bool{}
+	}
+	j.kinds[k][rec] = true
+	for _, k := range rec.Keys {
+		j.keys[k] = rec
+	}
+	j.used = append(j.used, rec)
+}
+
+func (j *Journal) removeLocked(rec *record) {
+	delete(j.kinds[rec.Step.Kind], rec)
+	for _, k := range rec.Keys {
+		if j.keys[k] == rec {
+			delete(j.keys, k)
+		}
+	}
+}
+
+// keep adds an explained build and the records of its steps, and drops what is
+// beyond the bounds: all in one change of the store.
+func (j *Journal) keep(b *build, records []*record) {
+	var batch store.Batch
+	packed := make([][]byte, len(records))
+	for i, rec := range records {
+		var err error
+		if packed[i], err = rec.pack(); err != nil {
+			j.cfg.Log.Warn("a step isn't kept for later explanations", "step", rec.Step.name(), "err", err)
+		}
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i, rec := range records {
+		if packed[i] == nil {
+			continue
+		}
+		rec.id = fmtID(j.next)
+		j.next++
+		j.replaceLocked(rec, &batch)
+		j.addLocked(rec)
+		batch.Put(stepsBucket, rec.id, packed[i])
+	}
+	for len(j.used) > maxRecords {
+		j.dropLocked(j.used[0], &batch)
+	}
+	if data, err := pack(b); err != nil {
+		j.cfg.Log.Warn("the explanation of a build is lost", "build", b.Ref, "err", err)
+	} else {
+		batch.Put(buildsBucket, b.Ref, data)
+		j.builds[short(b.Ref)] = b
+	}
+	j.trimBuildsLocked(&batch)
+	j.cfg.Store.Write(&batch)
+}
+
+func fmtID(n uint64) string {
+	s := strconv.FormatUint(n, 16)
+	return strings.Repeat("0", 16-len(s)) + s
+}
+
+// replaceLocked drops the record that rec says the same as, and more.
+func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
+	for old := range j.kinds[rec.Step.Kind] {
+		if old.Project == rec.Project && old.Step == rec.Step && old.Op == rec.Op && compare(rec, old).none() {
+			j.dropLocked(old, batch)
+			return
+		}
+	}
+}
+
+func (j *Journal) dropLocked(rec *record, batch *store.Batch) {
+	j.removeLocked(rec)
+	j.used = slices.DeleteFunc(j.used, func(r *record) bool { return r == rec })
+	batch.Delete(stepsBucket, rec.id)
+}
+
+// touchLocked notes that a record was of use, so that it is kept.
+func (j *Journal) touchLocked(rec *record) {
+	if i := slices.Index(j.used, rec); i >= 0 {
+		j.used = append(slices.Delete(j.used, i, i+1), rec)
+	}
+}
+
+func (j *Journal) trimBuildsLocked(batch *store.Batch) {
+	if len(j.builds) <= maxBuilds {
+		return
+	}
+	all := make([]*build, 0, len(j.builds))
+	for _, b := range j.builds {
+		all = append(all, b)
+	}
+	slices.SortFunc(all, func(a, b *build) int { return cmp.Or(a.Ended.Compare(b.Ended), cmp.Compare(a.Ref, b.Ref)) })
+	for _, b := range all[:len(all)-maxBuilds] {
+		j.forgetLocked(b.Ref, batch)
+	}
+}

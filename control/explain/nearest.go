@@ -1,0 +1,143 @@
+package explain
+
+// family is what of a build tells which earlier records are of its steps.
+type family struct {
+	project string
+	known   bool            // the client says what project it is
+	texts   map[string]bool // shorts of its steps
+	claimed map[step]bool   // its steps
+}
+
+// likeness says how a record came to be taken for the same step, the best
+// first.
+type likeness int
+
+const (
+	identical likeness = iota // nothing differs
+	sameText                  // the same instruction of the same stage
+	moved                     // the same instruction in another stage
+	samePlace                 // what now stands where it stood
+	edited                    // the same sort of step, where places aren't known
+	unlike
+)
+
+// candidate is a record that may be of the same step as another.
+type candidate struct {
+	*record
+	diff     difference
+	distance int // how much differs
+	like     likeness
+	home     bool // it is of the same project, for sure
+	kin      bool // its build had much in common with this one
+}
+
+// sure reports whether it is of the same step. Projects may be copies of one
+// another, so that steps of the same text say nothing alone.
+func (c candidate) sure() bool {
+	return c.like == identical || c.home && (c.like == sameText || c.kin && c.like < edited)
+}
+
+// nearest finds the record of the same step that differs least from rec: of the
+// same project if possible, of those that are as alike the one with the fewest
+// differences, and of these the newest. It reports false if none can be meant.
+func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
+	j.ready()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	kin := map[string]bool{}
+	for old := range j.kinds[rec.Step.Kind] {
+		c := candidate{record: old, like: f.likeness(rec, old), home: f.known && old.Project == f.project}
+		if c.like == unlike {
+			continue
+		}
+		if _, known := kin[old.Build]; !known {
+			kin[old.Build] = j.kinLocked(old.Build, f)
+		}
+		if c.kin = kin[old.Build]; !c.kin && !c.home && c.like != identical {
+			continue
+		}
+		c.diff = compare(rec, old)
+		if c.like == edited && 2*len(c.diff.facets) > len(rec.Facets) {
+			continue // there is too little that they have in common
+		}
+		c.distance = c.diff.size() + contentDistance(rec, old)
+		if !ok || c.nearer(best) {
+			best, ok = c, true
+		}
+	}
+	if ok {
+		j.touchLocked(best.record)
+	}
+	return best, ok
+}
+
+func (c candidate) nearer(than candidate) bool {
+	switch {
+	case (c.like == identical) != (than.like == identical):
+		return c.like == identical
+	case c.home != than.home:
+		return c.home
+	case c.kin != than.kin:
+		return c.kin
+	case c.like != than.like:
+		return c.like < than.like
+	case c.distance != than.distance:
+		return c.distance < than.distance
+	}
+	return c.Time > than.Time || c.Time == than.Time && c.id > than.id
+}
+
+func (f *family) likeness(rec, old *record) likeness {
+	now, was := rec.Step, old.Step
+	if rec.Op == old.Op && compare(rec, old).none() {
+		return identical
+	}
+	if now.Text == was.Text && now.Stage == was.Stage {
+		return sameText
+	}
+	if now.Text != was.Text && f.has(was) {
+		return unlike // it is another step of this build
+	}
+	switch {
+	case now.Text == was.Text && !f.has(was):
+		return moved
+	case now.samePlace(was):
+		return samePlace
+	case now.Index == 0 && was.Index == 0 && now.alike(was):
+		return edited
+	}
+	return unlike
+}
+
+// has reports whether the build has the step, wherever in its stage.
+func (f *family) has(s step) bool {
+	s.Index = 0
+	return f.claimed[s]
+}
+
+// kinLocked reports whether at least half of the build's steps were in the
+// earlier build, too.
+func (j *Journal) kinLocked(earlier string, f *family) bool {
+	b := j.builds[earlier]
+	if b == nil {
+		return false
+	}
+	common := 0
+	for _, t := range b.Texts {
+		common += boolInt(f.texts[t])
+	}
+	return 2*common >= len(f.texts)
+}
+
+// byKey is the last record of a step one of whose results had one of the keys.
+func (j *Journal) byKey(keys []string) *record {
+	j.ready()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, k := range keys {
+		if rec := j.keys[k]; rec != nil {
+			return rec
+		}
+	}
+	return nil
+}

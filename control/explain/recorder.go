@@ -1,0 +1,309 @@
+package explain
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/explanation"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+)
+
+// Options describe the build that a Recorder watches.
+type Options struct {
+	Ref  string
+	Opts map[string]string // of the frontend
+	// Key is what the client says tells its directories apart, "" if it says
+	// nothing; ok is false as long as the client isn't there. It is called from
+	// when the first step runs until it is known.
+	Key func() (key string, ok bool)
+}
+
+// Recorder watches one build. It is the observer of its solver.Build.
+type Recorder struct {
+	journal *Journal
+	opts    Options
+	started time.Time
+	work    sync.WaitGroup // steps that are being explained
+
+	mu     sync.Mutex // guards the fields below, and the states
+	show   bool
+	order  []*state
+	states map[*solver.Vertex]*state
+	shown  map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
+	lines  map[digest.Digest]string
+	key    *string // once it is known
+	family *family // of the first known vertices
+	known  int     // so many
+}
+
+// state is what is known of a vertex in this build.
+type state struct {
+	vertex *solver.Vertex
+	inputs []*state
+	load   *solver.Load // the record that was found last
+
+	dropped string // why that record was of no use
+	wanted  []int  // the outputs that an execution is for
+	ran     bool
+	ended   bool
+	failed  bool
+	record  *record // of the execution, once it starts
+	// explained is closed when causes and compared are set; nil before the
+	// execution starts.
+	explained chan struct{}
+	causes    []explanation.Cause
+	compared  *record
+}
+
+var _ solver.Observer = (*Recorder)(nil)
+
+// NewRecorder returns the recorder of a build that begins.
+func (j *Journal) NewRecorder(opts Options) *Recorder {
+	return &Recorder{
+		journal: j, opts: opts, started: time.Now(), states: map[*solver.Vertex]*state{},
+		shown: map[digest.Digest]*progress.Vertex{}, lines: map[digest.Digest]string{},
+	}
+}
+
+// Show makes the log of each step that runs begin with the reason.
+func (r *Recorder) Show() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.show = true
+}
+
+// Located tells where the vertices of a definition stand in its source.
+func (r *Recorder) Located(src *pb.Source) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for dgst, locations := range src.GetLocations() {
+		for _, l := range locations.GetLocations() {
+			i := int(l.GetSourceIndex())
+			if i >= 0 && i < len(src.Infos) && len(l.Ranges) > 0 {
+				r.lines[digest.Digest(dgst)] = fmt.Sprintf("%s:%d", src.Infos[i].GetFilename(), l.Ranges[0].GetStart().GetLine())
+				break
+			}
+		}
+	}
+}
+
+// Shown takes note of what watchers are told of a vertex.
+func (r *Recorder) Shown(v *progress.Vertex) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shown[v.Digest] = v
+}
+
+// Announced implements solver.Observer.
+func (r *Recorder) Announced(eff *solver.Announce) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := &state{vertex: eff.Vertex}
+	for _, in := range eff.Inputs {
+		s.inputs = append(s.inputs, r.states[in.Vertex])
+	}
+	r.states[eff.Vertex] = s
+	r.order = append(r.order, s)
+}
+
+// Loading implements solver.Observer.
+func (r *Recorder) Loading(eff *solver.Load) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.states[eff.Edge.Vertex].load = eff
+}
+
+// Dropped implements solver.Observer.
+func (r *Recorder) Dropped(eff *solver.Drop) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.order {
+		if s.load != nil && slices.Contains(eff.Records, s.load.Record.Result) {
+			s.dropped = eff.Reason
+		}
+	}
+}
+
+// Starts implements solver.Observer. The step is explained while it runs,
+// unless its log is to begin with the reason.
+func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
+	rec := executedRecord(eff)
+	files := contentOf(eff)
+
+	r.mu.Lock()
+	s, show := r.states[eff.Vertex], r.show
+	s.ran, s.record, s.explained = true, rec, make(chan struct{})
+	for _, w := range eff.Wanted {
+		s.wanted = append(s.wanted, w.Save.Output)
+	}
+	r.mu.Unlock()
+	if !show {
+		r.work.Go(func() { r.explain(s, files) })
+		return
+	}
+	r.explain(s, files)
+	r.mu.Lock()
+	line := "kiln: " + r.stepLocked(s).Sentence()
+	r.mu.Unlock()
+	scope.Write(progress.Event{Log: &progress.Log{Stream: 2, Data: []byte(line + "\n"), Timestamp: time.Now()}})
+}
+
+// Ended implements solver.Observer.
+func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.states[eff.Vertex]
+	if !s.ran || ev.Cached || ev.Interrupted() {
+		return // whatever it was like, it says nothing of the next time
+	}
+	s.ended, s.failed = true, ev.Err != nil
+	for _, out := range ev.Outputs {
+		s.record.Results = append(s.record.Results, out.ID())
+	}
+	slices.Sort(s.record.Results)
+}
+
+// Close explains what is left to explain. After it nothing of the build is
+// held; the explanation is kept a moment later.
+func (r *Recorder) Close(failed bool) {
+	r.work.Wait()
+	ended := time.Now()
+	f := r.kin()
+	r.journal.later(func() { r.keep(f, ended, failed) })
+}
+
+func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
+	r.journal.ready()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := &build{Build: explanation.Build{Ref: r.opts.Ref, Started: r.started, Ended: ended, Failed: failed}}
+	var records []*record
+	for _, s := range r.order {
+		shown := r.shown[s.vertex.Digest]
+		if !s.ran && (shown == nil || !shown.Cached) {
+			continue
+		}
+		b.Steps = append(b.Steps, r.stepLocked(s))
+		if s.ended && s.recorded() {
+			s.record.Build, s.record.Project, s.record.Failed = short(r.opts.Ref), f.project, s.failed
+			s.record.Time = r.started.Unix()
+			records = append(records, s.record)
+		}
+	}
+	for t := range f.texts {
+		b.Texts = append(b.Texts, t)
+	}
+	slices.Sort(b.Texts)
+	b.Args = r.args()
+	r.journal.keep(b, records)
+}
+
+// args are the build's arguments, each with the short of its value.
+func (r *Recorder) args() map[string]string {
+	out := map[string]string{}
+	for name, value := range r.opts.Opts {
+		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok {
+			out[arg] = short(value)
+		}
+	}
+	return out
+}
+
+// recorded reports whether s is compared with later steps. What is read from
+// the client runs in every build, and whoever uses it knows what changed.
+func (s *state) recorded() bool { return ops.Kind(s.vertex) != "local" }
+
+// name is what people know s by.
+func (s *state) name() string { return clip(s.vertex.Name, maxName) }
+
+// stepLocked is what the explanation says of s.
+func (r *Recorder) stepLocked(s *state) explanation.Step {
+	out := explanation.Step{
+		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Failed: s.failed, Causes: s.causes,
+	}
+	if v := r.shown[s.vertex.Digest]; v != nil && s.ran && v.Started != nil && v.Completed != nil {
+		out.Duration = v.Completed.Sub(*v.Started)
+	}
+	if s.compared != nil {
+		out.Compared = r.journal.earlier(s.compared)
+	}
+	return out
+}
+
+// maxName bounds the names in explanations.
+const maxName = 200
+
+// kin is what of this build tells which records are of its steps. It grows with
+// the graph.
+func (r *Recorder) kin() *family {
+	key := r.clientKey()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.family != nil && r.known == len(r.order) {
+		return r.family
+	}
+	o := r.opts.Opts
+	f := &family{
+		project: short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00")), known: key != "",
+		texts: map[string]bool{}, claimed: map[step]bool{},
+	}
+	for _, s := range r.order {
+		if !s.recorded() {
+			continue
+		}
+		st := stepOf(s.vertex)
+		f.texts[short(st.Text)] = true
+		st.Index = 0
+		f.claimed[st] = true
+	}
+	r.family, r.known = f, len(r.order)
+	return f
+}
+
+// clientKey asks for the key until it is known.
+func (r *Recorder) clientKey() string {
+	r.mu.Lock()
+	known := r.key
+	r.mu.Unlock()
+	if known != nil {
+		return *known
+	}
+	key, ok := r.opts.Key()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if ok {
+		r.key, r.family = &key, nil
+	}
+	return key
+}
+
+// explain finds the causes of s, which starts to run, and lets go of files.
+func (r *Recorder) explain(s *state, files *content) {
+	defer files.release()
+	defer close(s.explained)
+	ctx := context.Background() // it reads memory, and is waited for
+	var sketched []byte
+	if s.recorded() {
+		var err error
+		if sketched, err = files.sketch(ctx); err != nil {
+			// What a step reads is lost at times, and found out by the step.
+			r.journal.cfg.Log.Debug("the files of a step can't be compared", "step", s.vertex.Name, "err", err)
+		}
+	}
+	r.mu.Lock()
+	s.record.Sketch = sketched
+	r.mu.Unlock()
+	q := &inquiry{r: r, s: s, family: r.kin(), files: files}
+	causes, compared := q.causes(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.causes, s.compared = causes, compared
+}

@@ -1,0 +1,69 @@
+package explain
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// step is what stays the same of a step when its content changes: by it the
+// same step of an earlier build is found.
+type step struct {
+	Kind  string `json:"k"`           // as ops.Kind
+	Stage string `json:"s,omitempty"` // of the Dockerfile
+	Index int    `json:"i,omitempty"` // in the stage, from 1; 0 if it isn't numbered
+	Text  string `json:"t"`           // the name without place and digests, or its hash if it is long
+}
+
+// maxText bounds the text that is kept of a step.
+const maxText = 96
+
+var (
+	// placed is the name of a Dockerfile's step: "[linux/amd64 build 2/5] RUN make".
+	placed = regexp.MustCompile(`^\[(?:(.*) )? *([0-9]+)/[0-9]+\] (?s:(.*))$`)
+	pinned = regexp.MustCompile(`@sha256:[0-9a-f]{64}`)
+)
+
+// stepOf reads the identity of v off its kind and its name.
+func stepOf(v *solver.Vertex) step {
+	s := step{Kind: ops.Kind(v), Text: v.Name}
+	if m := placed.FindStringSubmatch(v.Name); m != nil {
+		s.Stage, s.Text = m[1], m[3]
+		s.Index, _ = strconv.Atoi(m[2]) // 0 if it is out of range: not numbered
+	}
+	s.Text = pinned.ReplaceAllString(s.Text, "")
+	if len(s.Text) > maxText {
+		s.Text = clip(s.Text, maxText-len(short(""))) + short(s.Text)
+	}
+	return s
+}
+
+// keyword is the instruction: the first word of the text.
+func (s step) keyword() string {
+	word, _, _ := strings.Cut(s.Text, " ")
+	return word
+}
+
+// samePlace reports whether s stands where other does, and is the same sort of
+// instruction.
+func (s step) samePlace(other step) bool {
+	return s.Index > 0 && s.Index == other.Index && s.Stage == other.Stage && s.alike(other)
+}
+
+// alike reports whether a step may have been edited to become the other.
+func (s step) alike(other step) bool {
+	a, b := s.keyword(), other.keyword()
+	copies := func(k string) bool { return k == "COPY" || k == "ADD" }
+	return s.Kind == other.Kind && (a == b || copies(a) && copies(b))
+}
+
+// name is s as people know it.
+func (s step) name() string {
+	if s.Index == 0 {
+		return s.Text
+	}
+	return strings.TrimSpace("["+s.Stage+" "+strconv.Itoa(s.Index)+"]") + " " + s.Text
+}
