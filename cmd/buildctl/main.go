@@ -49,7 +49,7 @@ func command() *cli.Command {
 			}
 			return ctx, nil
 		},
-		Commands:     []*cli.Command{buildCommand(), duCommand(), pruneCommand(), debugCommand(), dialStdioCommand()},
+		Commands:     []*cli.Command{buildCommand(), explainCommand(), duCommand(), pruneCommand(), debugCommand(), dialStdioCommand()},
 		OnUsageError: func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
 	}
 }
