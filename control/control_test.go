@@ -46,7 +46,7 @@ func TestRefusedRequests(t *testing.T) {
 		{&control.SolveRequest{}, codes.InvalidArgument, "Ref is missing"},
 		{&control.SolveRequest{Ref: strings.Repeat("x", 1000)}, codes.InvalidArgument, "1000 bytes"},
 		{&control.SolveRequest{Ref: "1", Definition: def, Frontend: "fake"}, codes.InvalidArgument, "exclude"},
-		{&control.SolveRequest{Ref: "2", Frontend: "nope"}, codes.InvalidArgument, `"nope"; there are fake`},
+		{&control.SolveRequest{Ref: "2", Frontend: "nope"}, codes.InvalidArgument, `"nope"; there are dockerfile.v0, fake`},
 		{&control.SolveRequest{Ref: "3", Exporters: []*control.Exporter{{}}}, codes.InvalidArgument, "Exporters[0].Type"},
 		{&control.SolveRequest{Ref: "4", Definition: def, Exporters: []*control.Exporter{{Type: "nope"}}}, codes.Unknown, "exporter 0 (nope)"},
 		{&control.SolveRequest{Ref: "5", Entitlements: []string{"root"}}, codes.InvalidArgument, `unknown entitlement "root"`},
