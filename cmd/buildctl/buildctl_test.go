@@ -73,6 +73,7 @@ func TestLongForm(t *testing.T) {
 		"build context":   {filepath.Join(dir, "nope")},
 		"--push needs":    {"--push", dir},
 		"--build-context": {"--build-context", "x", dir},
+		"-f is relative":  {"-f", "nope", dir},
 	} {
 		if _, err := parsed(t, solveOptions, args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", args, err, want)
@@ -82,6 +83,8 @@ func TestLongForm(t *testing.T) {
 
 func TestShortForm(t *testing.T) {
 	dir := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(dir, "sub"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "sub", "D"), []byte("FROM scratch\n"), 0o644))
 	t.Setenv("SET", "value")
 	opts, err := parsed(t, solveOptions, "-t", "a", "-t", "b:1", "--push", "-f", filepath.Join(dir, "sub", "D"), "--build-arg", "X=1,2", "--build-arg", "SET", "--build-arg", "KILN_UNSET",
 		"--label", "l=m", "--target", "t", "--platform", "linux/amd64,linux/arm64", "--build-context", "n="+dir, "--build-context", "i=docker-image://x", dir)
