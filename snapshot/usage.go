@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,12 +18,13 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil || stack {
 		return Usage{}, err
 	}
-	if _, err := os.Lstat(o.fsPath(id)); err != nil {
+	u := newUsageWalk(ctx)
+	err = errors.Join(u.own(o.path(id)), u.dir(unix.AT_FDCWD, o.fsPath(id)))
+	if err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
-	u := newUsageWalk(ctx)
-	if err := u.dir(unix.AT_FDCWD, o.path(id)); err != nil {
-		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
+	if err := u.path(o.path(id) + "/work"); err != nil && !errors.Is(err, unix.ENOENT) {
+		return Usage{}, fmt.Errorf("measure snapshot %s: work: %w", id, err)
 	}
 	u.shareLinks()
 	return u.Usage, nil

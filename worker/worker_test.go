@@ -17,7 +17,7 @@ import (
 )
 
 // needRoot fails the test unless it may mount.
-func needRoot(t *testing.T) {
+func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: it needs root")
@@ -34,7 +34,7 @@ func open(t *testing.T, root string) *Worker {
 	return w
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
