@@ -20,7 +20,11 @@ import (
 // sshSocket mounts a socket whose connections are forwarded to a session,
 // nothing if that is optional and no session forwards (LLB-048).
 func (s *step) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mount, selector string, err error) {
-	caller, err := s.sshCaller(ctx, opt)
+	id := opt.ID
+	if id == "" {
+		id = sshforward.DefaultID
+	}
+	caller, err := s.sshCaller(ctx, id, opt.Optional)
 	if err != nil || caller == nil {
 		return nil, "", err
 	}
@@ -31,24 +35,21 @@ func (s *step) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mo
 	name, path := dir.next()
 	listener, err := listenPrivate(path, opt)
 	if err != nil {
-		return nil, "", fmt.Errorf("make socket for SSH key %q: %w", opt.ID, err)
+		return nil, "", fmt.Errorf("make socket for SSH key %q: %w", id, err)
 	}
-	f := &sshForward{caller: caller, id: opt.ID, listener: listener}
-	if f.id == "" {
-		f.id = sshforward.DefaultID
-	}
+	f := &sshForward{caller: caller, id: id, listener: listener}
 	s.undo.Add(f.start(ctx))
 	return dir.bind(), name, nil
 }
 
 // sshCaller is the first session that forwards the key.
-func (s *step) sshCaller(ctx context.Context, opt *pb.SSHOpt) (caller session.Caller, err error) {
+func (s *step) sshCaller(ctx context.Context, id string, optional bool) (caller session.Caller, err error) {
 	err = s.loader.cfg.Sessions.Any(ctx, s.group, func(ctx context.Context, _ string, c session.Caller) error {
-		if err := sshforward.CheckSSHID(ctx, c, opt.ID); err != nil {
+		if err := sshforward.CheckSSHID(ctx, c, id); err != nil {
 			if grpcerrors.Code(err) == codes.Unimplemented {
-				return fmt.Errorf("no SSH key %q forwarded from the client", opt.ID)
+				return fmt.Errorf("no SSH key %q forwarded from the client; it is with --ssh %s", id, id)
 			}
-			return err
+			return fmt.Errorf("SSH key %q: %w", id, err)
 		}
 		caller = c
 		return nil
@@ -56,7 +57,7 @@ func (s *step) sshCaller(ctx context.Context, opt *pb.SSHOpt) (caller session.Ca
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if err != nil && opt.Optional {
+	if err != nil && optional {
 		return nil, nil
 	}
 	return caller, err
