@@ -44,6 +44,10 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	// comes while it opens or closes its state must not kill it in the middle.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	// Whoever reads the log may be gone; writing to nobody must not be the end.
+	// The signal is caught and not ignored, for what is ignored stays so in the
+	// programs that the daemon starts.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -30,6 +31,7 @@ type daemon struct {
 	args   []string
 	cmd    *exec.Cmd
 	log    *lockedBuffer
+	output io.Writer // where it writes its log; log
 	before leftovers
 }
 
@@ -53,6 +55,7 @@ func newDaemonWithConfig(t *testing.T, config string, args ...string) *daemon {
 func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, root: root, log: &lockedBuffer{}}
+	d.output = d.log
 	// Socket paths are short: t.TempDir may be too long for one.
 	var err error
 	if d.dir, err = os.MkdirTemp("", "kiln"); err != nil {
@@ -101,7 +104,7 @@ func (d *daemon) start() {
 	args := append([]string{"--root", d.root, "--addr", d.addr, "--config", d.config, "--debug"}, d.args...)
 	d.cmd = exec.Command(filepath.Join(env.bin, "kilnd"), args...)
 	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp())
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	d.cmd.Stdout, d.cmd.Stderr = d.output, d.output
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -148,4 +149,22 @@ func TestGarbageDefinitions(t *testing.T) {
 		})
 	}
 	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+}
+
+// A daemon whose log nobody reads any more goes on and ends in order.
+func TestLogReaderIsGone(t *testing.T) {
+	d := newDaemon(t)
+	d.stop()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.output = w
+	d.start()
+	if err := errors.Join(w.Close(), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	d.dockerfile("FROM BASE\nRUN exit 1\n", nil).fails(t, "exit code: 1") // failures are logged
+	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
+	d.stop()
 }
