@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 
@@ -63,7 +64,11 @@ func Record(h *history.Log, log *slog.Logger) (started, ended func(*build.Build)
 				rec.Result.ResultDeprecated = desc
 			}
 		}
-		if err := h.Completed(rec); err != nil {
+		told, err := b.Events().Next(b.Context())
+		if err != nil && err != io.EOF {
+			log.Error("a build's log is lost", "build", rec.Ref, "err", err)
+		}
+		if err := h.Completed(rec, statusMessages(told)...); err != nil {
 			log.Error("a build's history record is lost", "build", rec.Ref, "err", err)
 		}
 	}

@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"io"
 	"slices"
@@ -39,7 +40,7 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 		return status.Error(codes.InvalidArgument, "Ref is missing")
 	}
 	ctx := stream.Context()
-	b, err := s.cfg.Builds.Get(ctx, req.Ref, statusWait)
+	b, told, err := s.find(ctx, req.Ref)
 	var refused *build.RefusedError
 	if errors.As(err, &refused) {
 		// The answer to Solve says why. An error here might reach the client
@@ -48,6 +49,9 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 	}
 	if err != nil {
 		return err
+	}
+	if b == nil {
+		return sendAll(stream, told)
 	}
 	r := b.Events()
 	for {
@@ -58,13 +62,34 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 		if err != nil {
 			return err
 		}
-		for _, msg := range statusMessages(events) {
-			if err := stream.Send(msg); err != nil {
-				return err
-			}
+		if err := sendAll(stream, statusMessages(events)); err != nil {
+			return err
 		}
 		r.Linger(ctx, statusInterval)
 	}
+}
+
+// find returns the build named ref, or what it told if it ended a while ago
+// (CTL-061). Others are waited for.
+func (s *Server) find(ctx context.Context, ref string) (b *build.Build, told []*control.StatusResponse, err error) {
+	if b, err = s.cfg.Builds.Get(ctx, ref, 0); err == nil {
+		return b, nil, nil
+	}
+	told, ended, err := s.cfg.History.Told(ref)
+	if ended || err != nil {
+		return nil, told, err
+	}
+	b, err = s.cfg.Builds.Get(ctx, ref, statusWait)
+	return b, nil, err
+}
+
+func sendAll(stream control.Control_StatusServer, msgs []*control.StatusResponse) error {
+	for _, msg := range msgs {
+		if err := stream.Send(msg); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sendTimestamp lets clients correct their clock's skew (CTL-060).

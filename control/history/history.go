@@ -5,6 +5,7 @@ package history
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -73,6 +74,7 @@ func Open(cfg Config) *Log {
 		if err := proto.Unmarshal(value, rec); err != nil || rec.Ref != ref {
 			cfg.Log.Warn("a history record can't be read and is dropped", "build", ref, "err", err)
 			bad.Delete(bucket, ref)
+			bad.Delete(logsBucket, ref)
 			return true
 		}
 		l.ended[ref] = rec
@@ -97,27 +99,29 @@ func (l *Log) Started(rec *control.BuildHistoryRecord) {
 	l.tellLocked(control.BuildHistoryEventType_STARTED, rec)
 }
 
-// Completed stores the record of an ended build and forgets what is too old.
-// The record must not be changed afterwards.
-func (l *Log) Completed(rec *control.BuildHistoryRecord) error {
+// Completed stores the record of an ended build, with what the build told, and
+// forgets what is too old. Neither must be changed afterwards.
+func (l *Log) Completed(rec *control.BuildHistoryRecord, told ...*control.StatusResponse) error {
+	var b store.Batch
+	err := putLog(&b, rec.Ref, told)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.active, rec.Ref)
-	if err := l.putLocked(rec); err != nil {
+	if err := errors.Join(err, l.putLocked(&b, rec)); err != nil {
 		return err
 	}
 	l.trimLocked(time.Now())
 	return nil
 }
 
-func (l *Log) putLocked(rec *control.BuildHistoryRecord) error {
+// putLocked stores the record with what is in the batch already.
+func (l *Log) putLocked(b *store.Batch, rec *control.BuildHistoryRecord) error {
 	value, err := proto.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("encode history record of build %s: %w", rec.Ref, err)
 	}
-	var b store.Batch
 	b.Put(bucket, rec.Ref, value)
-	l.cfg.Store.Write(&b)
+	l.cfg.Store.Write(b)
 	l.ended[rec.Ref] = rec
 	l.tellLocked(control.BuildHistoryEventType_COMPLETE, rec)
 	return nil
@@ -139,6 +143,7 @@ func (l *Log) trimLocked(now time.Time) {
 func (l *Log) deleteLocked(ref string) {
 	var b store.Batch
 	b.Delete(bucket, ref)
+	b.Delete(logsBucket, ref)
 	l.cfg.Store.Write(&b)
 	delete(l.ended, ref)
 	if l.cfg.Forgotten != nil {
@@ -173,7 +178,7 @@ func (l *Log) Update(req *control.UpdateBuildHistoryRequest) error {
 	next := proto.CloneOf(rec)
 	next.Pinned = req.Pinned
 	next.Generation++
-	return l.putLocked(next)
+	return l.putLocked(&store.Batch{}, next)
 }
 
 func (l *Log) tellLocked(typ control.BuildHistoryEventType, rec *control.BuildHistoryRecord) {
