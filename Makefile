@@ -18,6 +18,10 @@ peer: ## build upstream's buildctl and buildkitd into bin/peer/
 	cd hack/peer && CGO_ENABLED=0 $(GO) build -trimpath -o ../../bin/peer/ \
 		github.com/moby/buildkit/cmd/buildctl github.com/moby/buildkit/cmd/buildkitd
 
+.PHONY: buildx
+buildx: ## build docker's buildx into bin/peer/
+	cd hack/buildx && CGO_ENABLED=0 $(GO) build -trimpath -o ../../bin/peer/docker-buildx github.com/docker/buildx/cmd/buildx
+
 .PHONY: deps
 deps: ## install what the demo and the tests need, from Debian's packages
 	hack/deps
@@ -27,7 +31,7 @@ demo: deps build ## build the example, twice, and run what came out
 	hack/demo
 
 .PHONY: test
-test: deps build peer lint unit e2e ## everything, end-to-end tests included
+test: deps build peer buildx lint unit e2e ## everything, end-to-end tests included
 	@echo
 	@echo "all passed: lint, unit tests, end-to-end tests with the built-in runtime and with runc"
 
@@ -36,7 +40,7 @@ unit: ## unit tests; -race in CI
 	$(GO) test $(if $(CI),-race) ./...
 
 .PHONY: e2e
-e2e: build peer ## end-to-end tests through upstream's buildctl, with both runtimes
+e2e: build peer buildx ## end-to-end tests through upstream's buildctl and buildx, with both runtimes
 	$(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "SameAsUpstream|KilnBuildsKiln" ./hack/e2e
 

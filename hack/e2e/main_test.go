@@ -1,9 +1,9 @@
 //go:build e2e
 
-// Package e2e drives a real kilnd with the real upstream buildctl against a
-// real registry, as users do, and looks at the content of what came out. Every
-// test ends with a check that nothing is left behind and that the store is
-// clean. `make test` builds what it needs and runs it, as root.
+// Package e2e drives a real kilnd with the real upstream buildctl and buildx
+// against real registries, as users do, and looks at the content of what came
+// out. Every test ends with a check that nothing is left behind and that the
+// store is clean. `make test` builds what it needs and runs it, as root.
 package e2e
 
 import (
@@ -46,9 +46,9 @@ func setUpAndRun(m *testing.M) (int, error) {
 	}
 	env.bin, env.peer = filepath.Join(top, "bin"), filepath.Join(top, "bin", "peer")
 	env.runtime = os.Getenv("KILN_E2E_RUNTIME")
-	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl")} {
+	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl"), filepath.Join(env.peer, "docker-buildx")} {
 		if _, err := os.Stat(f); err != nil {
-			return 0, fmt.Errorf("%w: run make build peer first", err)
+			return 0, fmt.Errorf("%w: run make build peer buildx first", err)
 		}
 	}
 	if err := adoptOrphans(); err != nil {
