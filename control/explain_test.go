@@ -243,7 +243,7 @@ var mutations = []mutation{
 	{name: "no cache for a stage", change: func(p *project) { p.opts["no-cache"] = "build" }, step: runEcho, cause: cause{explanation.NoCache, "--no-cache", ""}},
 	{name: "cache pruned", change: func(p *project) {
 		must(p.t, p.d.client().Prune(p.t.Context(), client.PruneOptions{All: true}, func(*control.UsageRecord) error { return nil }))
-	}, step: runEcho, cause: cause{explanation.Gone, "", ""}},
+	}, step: runEcho, cause: cause{explanation.Evicted, "prune", ""}},
 	{name: "failed before", before: func(p *project) {
 		p.edit("RUN true", "RUN false")
 		p.fail = true

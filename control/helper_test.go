@@ -81,7 +81,7 @@ func newDaemon(t testing.TB, linger time.Duration) *daemon {
 	w, err := worker.New(context.Background(), worker.Config{Root: filepath.Join(dir, "state")})
 	must(t, err)
 	log := slog.New(slog.DiscardHandler)
-	d := &daemon{t: t, worker: w, frontend: &fakeFrontend{}, explain: explain.Open(explain.Config{Store: w.Store()})}
+	d := &daemon{t: t, worker: w, frontend: &fakeFrontend{}, explain: explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache()})}
 	d.history = history.Open(history.Config{Store: w.Store(), MaxAge: time.Hour, MaxEntries: 10, Forgotten: d.explain.Forget})
 	started, ended := Record(d.history, log)
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{WorkerRecord(w)} }

@@ -87,7 +87,7 @@ type daemon struct {
 }
 
 func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
-	why := explain.Open(explain.Config{Store: w.Store(), Log: log})
+	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
 	hist := history.Open(history.Config{
 		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: why.Forget,
 	})

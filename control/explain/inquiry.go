@@ -3,6 +3,7 @@ package explain
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/explanation"
@@ -88,6 +89,9 @@ func (s *state) forced(depth int) bool {
 	if s.vertex.IgnoreCache {
 		return len(s.inputs) > 0
 	}
+	if !s.recorded() {
+		return true
+	}
 	if s.record == nil || depth > maxDepth {
 		return false
 	}
@@ -123,12 +127,11 @@ func (q *inquiry) without(old *record) explanation.Cause {
 	if old.Failed {
 		return explanation.Cause{Kind: explanation.FailedBefore, Certain: true}
 	}
-	if ev := q.r.journal.cfg.Evictions; ev != nil {
-		for _, id := range old.Results {
-			if rule, at, ok := ev.Evicted(id); ok {
-				return explanation.Cause{Kind: explanation.Evicted, Subject: rule, Time: at, Certain: true}
-			}
+	for _, e := range q.r.journal.cfg.Evictions.Evicted(old.Results...) {
+		if why, lost := strings.CutPrefix(e.Rule, "lost: "); lost {
+			return explanation.Cause{Kind: explanation.Lost, From: clip(why, maxName), Time: e.At, Certain: true}
 		}
+		return explanation.Cause{Kind: explanation.Evicted, Subject: e.Rule, Time: e.At, Certain: true}
 	}
 	return explanation.Cause{Kind: explanation.Gone, Certain: true}
 }

@@ -24,8 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/explanation"
 	"github.com/kilnbuild/kiln/internal/store"
 )
@@ -42,18 +42,14 @@ const (
 	maxBuilds = 256
 )
 
-// Evictions knows what was removed from the cache by a rule, not by being
-// replaced.
+// Evictions knows what was removed from the cache: *cache.Manager.
 type Evictions interface {
-	// Evicted says which rule removed the result, and when; ok is false if
-	// that isn't known.
-	Evicted(result string) (rule string, at time.Time, ok bool)
+	Evicted(results ...string) map[string]cache.Eviction
 }
 
 // Config is what a Journal works with.
 type Config struct {
-	Store *store.DB
-	// Evictions may be nil.
+	Store     *store.DB
 	Evictions Evictions
 	Log       *slog.Logger // nil discards
 }
