@@ -26,13 +26,22 @@ func (s Step) Sentence() string {
 		certain = certain || c.Certain
 	}
 	if more := len(s.Causes) - maxCauses; more > 0 {
-		parts = append(parts, fmt.Sprintf("%d more things changed", more))
+		parts = append(parts, fmt.Sprintf("%d more", more))
 	}
 	start := "ran because "
 	if !certain {
 		start = "ran, probably because "
 	}
-	return start + plain(strings.Join(parts, ", and "))
+	return start + plain(list(parts))
+}
+
+// list is "a, b and c".
+func list(parts []string) string {
+	last := len(parts) - 1
+	if last == 0 {
+		return parts[0]
+	}
+	return strings.Join(parts[:last], ", ") + " and " + parts[last]
 }
 
 // plain is s on one line and without what terminals act on: names are foreign.
@@ -58,17 +67,17 @@ func (c Cause) String() string {
 	case New:
 		return "no earlier run of it is known"
 	case Evicted:
-		return fmt.Sprintf("its result was removed by %s at %s; nothing changed", c.Subject, c.Time.Local().Format(time.DateTime))
+		return fmt.Sprintf("its result was removed by %s at %s, nothing changed", c.Subject, c.Time.Local().Format(time.DateTime))
 	case Gone:
-		return "its earlier result is no longer in the cache; nothing changed"
+		return "its earlier result is no longer in the cache, nothing changed"
 	case Lost:
 		return "its cached result could not be used" + in(": ", c.From)
 	case FailedBefore:
-		return "it failed the last time; nothing changed since"
+		return "it failed the last time, nothing changed since"
 	case Parent:
 		return c.Subject + " has a new result" + c.behind()
 	case Order:
-		return fmt.Sprintf("it now follows %s, before it followed %s", c.Subject, c.From)
+		return fmt.Sprintf("it now follows %s and followed %s before", c.Subject, c.From)
 	case File:
 		return fmt.Sprintf("%s %s%s", c.Subject, wasOr(c.To), c.behind())
 	case Files:
@@ -83,7 +92,7 @@ func (c Cause) String() string {
 	case Argument:
 		return "the build argument " + c.Subject + " " + c.change()
 	case Command:
-		return "its command changed" + in(", before it was ", c.From) + c.behind()
+		return "its command changed" + in("; it was ", c.From) + c.behind()
 	case Definition:
 		if c.Subject == "" {
 			return "its definition changed"
@@ -182,7 +191,7 @@ func (b *Build) Write(w io.Writer, all bool, now time.Time) error {
 	}
 	fmt.Fprintf(&out, "Build %s ran %d of %s in %s; %s from the cache.\n", b.Ref, ran, steps(ran+cached), round(took), came(cached))
 	if transfers > 0 {
-		fmt.Fprintf(&out, "Besides, %s brought files of the client, as in every build.\n", steps(transfers))
+		fmt.Fprintf(&out, "Besides, %s brought files from the client, as in every build.\n", steps(transfers))
 	}
 	if b.Failed {
 		out.WriteString("The build failed.\n")
@@ -196,17 +205,20 @@ func (b *Build) Write(w io.Writer, all bool, now time.Time) error {
 
 func (s Step) write(w *strings.Builder) {
 	w.WriteString(plain(s.Name))
+	var about []string
 	if s.Line != "" {
-		fmt.Fprintf(w, "  (%s)", s.Line)
+		about = append(about, plain(s.Line))
 	}
-	w.WriteString("\n  " + s.Sentence())
 	if s.Ran {
-		fmt.Fprintf(w, "; %s", round(s.Duration))
+		about = append(about, round(s.Duration))
 	}
 	if s.Failed {
-		w.WriteString(", and failed")
+		about = append(about, "failed")
 	}
-	w.WriteString("\n\n")
+	if len(about) > 0 {
+		fmt.Fprintf(w, "  (%s)", strings.Join(about, ", "))
+	}
+	w.WriteString("\n  " + s.Sentence() + "\n\n")
 }
 
 func steps(n int) string {
