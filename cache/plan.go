@@ -169,19 +169,23 @@ func candidates(entries []*entry, opts PruneOptions, filter filters.Filter) []*e
 	var out []*entry
 	for _, e := range entries {
 		u := &e.usage
-		reserved := u.Shared || u.Type == TypeInternal || u.Type == TypeFrontend
 		used := u.LastUsedAt
 		if used.IsZero() {
 			used = u.CreatedAt // by a process that didn't live to note the use
 		}
 		switch {
-		case u.InUse, reserved && !opts.All:
+		case u.InUse, !opts.covers(u):
 		case opts.KeepDuration > 0 && used.After(cutoff):
 		case filter.Match(adapt(u)):
 			out = append(out, e)
 		}
 	}
 	return out
+}
+
+// covers reports whether records of this kind may go (CTL-108).
+func (o *PruneOptions) covers(u *Usage) bool {
+	return o.All || !u.Shared && u.Type != TypeInternal && u.Type != TypeFrontend
 }
 
 // rank scores entries, lowest first to go: by where they stand in the order of

@@ -91,7 +91,7 @@ func newDaemon(t testing.TB, linger time.Duration) *daemon {
 		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.New()}, Explain: d.explain, Workers: workers, LLBCaps: ops.Caps(),
 		Entitlements: []string{"network.host", "device"}, Linger: linger, Log: log, Started: started, Ended: ended,
 	})
-	d.Server = New(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log})
+	d.Server = New(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log})
 	g := grpc.NewServer(d.Options()...)
 	d.Register(g)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))

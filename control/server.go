@@ -39,6 +39,7 @@ type Config struct {
 	Cache    *cache.Manager
 	Sessions *session.Manager
 	Workers  func() []*apitypes.WorkerRecord
+	GCRules  []cache.PruneOptions // of the garbage collection
 	Log      *slog.Logger
 }
 
@@ -68,6 +69,7 @@ func (s *Server) Register(g *grpc.Server) {
 	if s.cfg.Explain != nil {
 		explanation.Register(g, explainServer{s.cfg})
 	}
+	g.RegisterService(&usageService, s)
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(g, h)
 	reflection.Register(g)

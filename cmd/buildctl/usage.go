@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,15 +41,20 @@ func duCommand() *cli.Command {
 			if c.String("format") != "" {
 				return printFormat(os.Stdout, c.String("format"), usageViews(records))
 			}
+			var report *client.UsageReport
 			if c.Bool("verbose") {
-				printUsageVerbose(os.Stdout, records)
+				report, err = cl.UsageReport(ctx, c.StringSlice("filter")...)
+				if err != nil && !errors.Is(err, client.ErrNoReport) {
+					return err
+				}
+				printUsageVerbose(os.Stdout, records, report)
 			} else if err := printUsageTable(os.Stdout, records); err != nil {
 				return err
 			}
-			if len(c.StringSlice("filter")) == 0 {
-				return printUsageSummary(os.Stdout, records)
+			if len(c.StringSlice("filter")) > 0 {
+				return nil
 			}
-			return nil
+			return errors.Join(printSpace(os.Stdout, report), printUsageSummary(os.Stdout, records))
 		},
 	}
 }
@@ -94,7 +101,7 @@ func runPrune(ctx context.Context, c *cli.Command) error {
 		case c.String("format") != "":
 			removed = append(removed, r)
 		case c.Bool("verbose"):
-			printUsageVerbose(os.Stdout, []*control.UsageRecord{r})
+			printUsageVerbose(os.Stdout, []*control.UsageRecord{r}, nil)
 		default:
 			if first {
 				fmt.Fprintln(tw, usageHeader)
@@ -143,7 +150,8 @@ func printUsageRow(w io.Writer, r *control.UsageRecord) {
 	fmt.Fprintf(w, "%-40s\t%-11v\t%s\t%s\n", id, !r.InUse, sz, last)
 }
 
-func printUsageVerbose(w io.Writer, records []*control.UsageRecord) {
+// printUsageVerbose adds to each record what report says of it, if there is one.
+func printUsageVerbose(w io.Writer, records []*control.UsageRecord, report *client.UsageReport) {
 	for _, r := range records {
 		line := func(k string, v any) { fmt.Fprintf(w, "%-14s\t%v\n", k+":", v) }
 		line("ID", r.ID)
@@ -165,8 +173,39 @@ func printUsageVerbose(w io.Writer, records []*control.UsageRecord) {
 		if r.RecordType != "" {
 			line("Type", r.RecordType)
 		}
+		if report != nil {
+			d := report.Records[r.ID]
+			line("Used by", cmp.Or(strings.Join(d.Users, ", "), "nothing"))
+			line("Removed by", removedBy(d))
+		}
 		fmt.Fprintln(w)
 	}
+}
+
+func removedBy(d client.RecordDetail) string {
+	switch {
+	case d.Rule == "":
+		return "prune only"
+	case d.Due:
+		return d.Rule + ", at the next pass"
+	}
+	return d.Rule + ", not yet due"
+}
+
+// printSpace says where the bytes of the state directory are.
+func printSpace(w io.Writer, report *client.UsageReport) error {
+	if report == nil {
+		return nil
+	}
+	tw := tabwriter.NewWriter(w, 1, 8, 1, '\t', 0)
+	total := int64(0)
+	fmt.Fprintln(tw, "ON DISK\tSIZE")
+	for _, p := range report.Space {
+		total += p.Bytes
+		fmt.Fprintf(tw, "%s\t%s\n", p.Name, size(p.Bytes))
+	}
+	fmt.Fprintf(tw, "State directory\t%s\n\n", size(total))
+	return tw.Flush()
 }
 
 func printUsageSummary(w io.Writer, records []*control.UsageRecord) error {

@@ -109,7 +109,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Ended:        func(b *build.Build) { ended(b); w.CollectSoon() },
 	})
 	srv := control.New(control.Config{
-		Builds: builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, Log: log,
+		Builds: builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log,
 	})
 	g := grpc.NewServer(srv.Options()...)
 	srv.Register(g)
