@@ -77,6 +77,8 @@ type Config struct {
 	// Root is a directory on the file system whose free space MinFreeSpace of
 	// PruneOptions is about.
 	Root string
+	// Rules are those of the garbage collection, for when the disk is full.
+	Rules []PruneOptions
 	// Grown, if set, is called when the cache has come to hold more. It must not
 	// wait for anything.
 	Grown func()

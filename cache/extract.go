@@ -30,6 +30,10 @@ func (r *Ref) Extract(ctx context.Context) error {
 	if r == nil || r.m.snapOf(r.r) != "" {
 		return nil
 	}
+	return r.m.WithRoom(ctx, func() error { return r.extract(ctx) })
+}
+
+func (r *Ref) extract(ctx context.Context) error {
 	fetches := &slots{free: parallelFetches}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, l := range r.m.lazy(r.r) {

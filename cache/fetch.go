@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/progress"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -90,6 +91,8 @@ func (m *Manager) fetchFrom(ctx context.Context, r *record, desc ocispec.Descrip
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case isFull(in.err):
+		return fmt.Errorf("store blob %s of %s: %w", desc.Digest, units.BytesSize(float64(desc.Size)), in.err)
 	case in.err != nil:
 		return in.err
 	case in.read < desc.Size:

@@ -38,6 +38,16 @@ func (r *Ref) Layers(ctx context.Context, c Compression) ([]Layer, error) {
 	if err != nil || r == nil {
 		return nil, err
 	}
+	var out []Layer
+	err = r.m.WithRoom(ctx, func() (err error) {
+		out, err = r.pack(ctx, c)
+		return err
+	})
+	return out, err
+}
+
+// pack makes the layers that aren't blobs yet.
+func (r *Ref) pack(ctx context.Context, c Compression) ([]Layer, error) {
 	m, stack := r.m, r.r.stack()
 	out := make([]Layer, len(stack))
 	g, gctx := errgroup.WithContext(ctx)

@@ -28,6 +28,7 @@ type Manager struct {
 	blobs     *snapshot.Blobs
 	log       *slog.Logger
 	root      string
+	rules     []PruneOptions
 	grown     func()
 	free      func(ctx context.Context) (free int64, err error)
 
@@ -69,6 +70,7 @@ func newManager(cfg Config) *Manager {
 		blobs:       cfg.Blobs,
 		log:         log,
 		root:        cfg.Root,
+		rules:       cfg.Rules,
 		grown:       cfg.Grown,
 		pruning:     make(chan struct{}, 1),
 		records:     map[string]*record{},

@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
 // plan returns the records to remove, in order.
@@ -156,11 +155,8 @@ func (m *Manager) freeSpace(ctx context.Context) (int64, error) {
 	if err := m.removed(ctx); err != nil {
 		return 0, err
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(m.root, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", m.root, err)
-	}
-	return int64(st.Bfree) * st.Bsize, nil
+	free, _, err := m.statfs()
+	return free, err
 }
 
 // candidates are the entries that opts allow to go.

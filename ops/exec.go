@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/solver"
@@ -47,7 +48,7 @@ func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources
 }
 
 // Exec prepares the step's mounts, runs its process and commits what it wrote.
-func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Result) (_ []solver.Result, err error) {
+func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
 	in, err := refs(inputs)
 	if err != nil {
 		return nil, err
@@ -57,6 +58,16 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 			return nil, err
 		}
 	}
+	var out []solver.Result
+	err = e.loader.cfg.Cache.WithRoom(ctx, func() (err error) {
+		out, err = e.once(ctx, asker, in)
+		return err
+	})
+	return out, err
+}
+
+// once is an execution, which leaves nothing behind if it fails.
+func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) (_ []solver.Result, err error) {
 	s := &step{execOp: e, group: SessionGroup(asker), inputs: in}
 	defer func() { err = errors.Join(err, s.close(ctx)) }()
 
@@ -120,6 +131,8 @@ func (s *step) failure(ctx context.Context, err error) error {
 	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", err, cause)
+	} else if cause == nil {
+		err = s.loader.cfg.Cache.SuspectFull(ctx, err)
 	}
 	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(s.op.Meta.Args, " "), err)
 }

@@ -47,8 +47,11 @@ func (f *fileOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Resul
 	if err != nil {
 		return nil, err
 	}
-	out, err := f.run(ctx, in)
-	if err != nil {
+	var out []*cache.Ref
+	if err := f.cache.WithRoom(ctx, func() (err error) {
+		out, err = f.run(ctx, in)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	results := make([]solver.Result, len(out))

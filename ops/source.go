@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -18,6 +19,7 @@ const sourceCacheType = "buildkit.source.v0"
 type sourceOp struct {
 	vertex
 	slots
+	cache    *cache.Manager
 	instance SourceInstance
 }
 
@@ -36,7 +38,7 @@ func (l *Loader) newSourceOp(v vertex, op *pb.SourceOp) (*sourceOp, error) {
 	if err != nil {
 		return nil, invalid("source", "%w", err)
 	}
-	return &sourceOp{vertex: v, slots: l.slots, instance: instance}, nil
+	return &sourceOp{vertex: v, slots: l.slots, cache: l.cfg.Cache, instance: instance}, nil
 }
 
 // CacheMap hashes the source's own key. One that starts with "session:" says
@@ -60,7 +62,11 @@ func (s *sourceOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver
 	if len(inputs) != 0 {
 		return nil, fmt.Errorf("internal error: a source was given %d inputs", len(inputs))
 	}
-	ref, err := s.instance.Fetch(ctx, SessionGroup(asker))
+	var ref *cache.Ref
+	err := s.cache.WithRoom(ctx, func() (err error) {
+		ref, err = s.instance.Fetch(ctx, SessionGroup(asker))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -83,10 +83,10 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openFiles(&undo, cfg.Log.Warn); err != nil {
 		return nil, err
 	}
-	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
+	if w.rules, err = cfg.GC.rules(cfg.Root); err != nil {
 		return nil, err
 	}
-	if w.rules, err = cfg.GC.rules(cfg.Root); err != nil {
+	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
 		return nil, err
 	}
 	exec, err := executor.New(executor.Config{
@@ -151,7 +151,7 @@ func (w *Worker) closeFiles() error {
 // openCache opens the cache, which calls grown when it holds more.
 func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack, grown func()) (err error) {
 	w.cache, err = cache.Open(ctx, cache.Config{
-		Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root, Grown: grown,
+		Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root, Rules: w.rules, Grown: grown,
 	})
 	if err != nil {
 		return err

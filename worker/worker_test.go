@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -70,16 +71,26 @@ func record(t *testing.T, w *Worker, description string, size int) *cache.Ref {
 	t.Helper()
 	u, err := w.Cache().New(t.Context(), nil, cache.Options{Description: description})
 	must(t, err)
-	v, err := u.Open(t.Context())
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(v.Path(), "f"), make([]byte, size), 0o644))
-	must(t, v.Close())
-	ref, err := u.Commit(t.Context())
+	ref, err := fillRecord(t, u, size)
 	must(t, err)
 	b := &store.Batch{}
 	must(t, ref.Persist(b))
 	w.Store().Write(b)
 	return ref
+}
+
+// fillRecord writes a file of size bytes and commits.
+func fillRecord(t *testing.T, u *cache.Mutable, size int) (*cache.Ref, error) {
+	t.Helper()
+	v, err := u.Open(t.Context())
+	if err != nil {
+		return nil, err
+	}
+	err = os.WriteFile(filepath.Join(v.Path(), "f"), make([]byte, size), 0o644)
+	if err = errors.Join(err, v.Close()); err != nil {
+		return nil, err
+	}
+	return u.Commit(t.Context())
 }
 
 func used(t *testing.T) (root string) {
