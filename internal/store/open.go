@@ -83,7 +83,8 @@ func Open(opts Options) (*DB, error) {
 		close(d.stopped)
 		return d, nil
 	}
-	d.spent = d.fillReserve() != nil // a daemon starts on a full disk, too
+	complete, err := d.fillReserve()
+	d.spent = !complete || err != nil // a daemon starts on a full disk, too
 	go d.run()
 	return d, nil
 }

@@ -17,21 +17,32 @@ const (
 	reserveSize = 1 << 20
 )
 
-// fillReserve takes disk space for a time when there is none. Without it a full
-// disk would stay full: files go only after a commit that says so.
-func (d *DB) fillReserve() error {
+// reserveStep is by how much less is reserved when there isn't room for all.
+const reserveStep = 64 << 10
+
+// fillReserve takes disk space for a time when there is none: reserveSize, or
+// as much as there is. Without it a full disk would stay full: files go only
+// after a commit that says so.
+func (d *DB) fillReserve() (complete bool, err error) {
 	f, err := os.OpenFile(d.reservePath(), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("reserve disk space: %w", err)
+		return false, fmt.Errorf("reserve disk space: %w", err)
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, reserveSize)
-	if errors.Is(err, syscall.EOPNOTSUPP) {
-		err = nil // such a file system can't promise space
+	for size := int64(reserveSize); size > 0; size -= reserveStep {
+		if err = unix.Fallocate(int(f.Fd()), 0, 0, size); !isFull(err) {
+			complete = err == nil && size == reserveSize
+			break
+		}
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, syscall.EOPNOTSUPP):
+		complete, err = true, nil // such a file system can't promise space
+	case isFull(err):
+		err = nil
+	case err != nil:
 		err = fmt.Errorf("reserve disk space: %w", err)
 	}
-	return errors.Join(err, f.Close())
+	return complete, errors.Join(err, f.Close())
 }
 
 // Size is what the database and its reserve take on disk, in bytes of allocated
@@ -51,22 +62,36 @@ func (d *DB) Size() (database, reserve int64, paths []string, err error) {
 
 func (d *DB) reservePath() string { return filepath.Join(d.root.Name(), reserveName) }
 
-// persistReserved is persist with the reserve given up when the disk is full, and
-// taken again as soon as there is room.
+// persistReserved is persist with the reserve given up when the disk is full,
+// and taken again as soon as there is room. Only what removes something may have
+// it: anything else would use it up, and then nothing could make room any more.
 func (d *DB) persistReserved(g *group) error {
 	err := d.persist(g)
-	if isFull(err) && !d.spent {
-		if rerr := os.Remove(d.reservePath()); rerr != nil {
+	if isFull(err) && g.removes() {
+		if rerr := os.Remove(d.reservePath()); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			return errors.Join(err, rerr)
 		}
 		d.spent = true
 		err = d.persist(g)
 	}
-	if err == nil && d.spent {
-		// As long as the disk is full this fails, and is tried at the next commit.
-		d.spent = d.fillReserve() != nil
+	if d.spent {
+		// What can't be had now is tried for again at the next commit.
+		complete, ferr := d.fillReserve()
+		d.spent = !complete || ferr != nil
 	}
 	return err
+}
+
+// removes reports whether the group deletes any record.
+func (g *group) removes() bool {
+	for _, p := range g.buckets {
+		for _, e := range p.entries {
+			if e.deleted {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func isFull(err error) bool {

@@ -75,7 +75,7 @@ type DB struct {
 
 	// persist makes a group durable. Tests replace it to fail commits.
 	persist func(*group) error
-	spent   bool // the reserve was given up; the committer's alone
+	spent   bool // the reserve isn't complete; the committer's alone
 
 	wake    chan struct{} // there is something to commit
 	hurry   chan struct{} // someone waits for it

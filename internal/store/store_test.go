@@ -202,7 +202,7 @@ func TestOnDurableRunsInOrderOnceStored(t *testing.T) {
 func TestFailedCommitKeepsEverythingAndIsTriedAgain(t *testing.T) {
 	w := &warnings{}
 	d := openAt(t, t.TempDir(), w)
-	real, fail := d.persist, 3 // the first commit is tried with the reserve, too
+	real, fail := d.persist, 2
 	d.persist = func(g *group) error {
 		if fail > 0 {
 			fail--
