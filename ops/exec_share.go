@@ -14,22 +14,31 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// SharingKey says with whom a run of the step may be shared: with those whose
-// op agrees in what the cache key leaves out too (proxies, cache mounts), whose
-// limits are the same and whose secrets have the same contents. An SSH agent
-// can't be compared, so a step that uses one is shared only within the same
-// sessions. Secrets go in through a hash whose key lives in this process alone.
+// SharingKey says with whom a run of the step may be shared. What a step may
+// read from a session is
+//
+//   - secrets, as files or variables: their contents must agree, at the time of
+//     joining, not their ids. A secret that one has and another hasn't differs.
+//     They go in through a hash whose key lives in this process alone.
+//   - an SSH agent, which can't be compared: only within the same sessions.
+//
+// What else must agree though the cache key leaves it out: proxies, the
+// addresses of extra hosts, cache mounts and their sharing (all in the op), and
+// limits. Entitlements are the build's Domain (solver.BuildOptions). Inputs
+// were got by each build with its own sessions.
 func (e *execOp) SharingKey(ctx context.Context, asker solver.Asker) (string, error) {
 	mac := hmac.New(sha256.New, e.loader.secrets)
-	add := func(kind string, value []byte) {
-		fmt.Fprintf(mac, "%s %d\n", kind, len(value))
-		mac.Write(value)
+	add := func(parts ...[]byte) {
+		for _, p := range parts {
+			fmt.Fprintf(mac, "%d ", len(p))
+			mac.Write(p)
+		}
 	}
 	dt, err := json.Marshal([]any{e.op, e.resources})
 	if err != nil {
 		return "", fmt.Errorf("encode op for its sharing key: %w", err)
 	}
-	add("op", dt)
+	add([]byte("op"), dt)
 	group := SessionGroup(asker)
 	for _, want := range e.wantedSecrets() {
 		data, ok, err := e.loader.secret(ctx, group, want.id, want.optional)
@@ -37,17 +46,20 @@ func (e *execOp) SharingKey(ctx context.Context, asker solver.Asker) (string, er
 			return "", err
 		}
 		if ok {
-			add("secret "+want.id, data)
+			add([]byte("secret"), []byte(want.id), data)
 		}
 	}
 	if e.usesSSH() {
-		ids := session.AllSessionIDs(group)
-		slices.Sort(ids)
-		for _, id := range ids {
-			add("session", []byte(id))
-		}
+		add([]byte("sessions"), []byte(sameSessions(group)))
 	}
 	return hex.EncodeToString(mac.Sum(nil)), nil
+}
+
+// sameSessions is the same for groups of the same sessions only.
+func sameSessions(g session.Group) string {
+	ids := session.AllSessionIDs(g)
+	slices.Sort(ids)
+	return fmt.Sprintf("sessions %q", slices.Compact(ids))
 }
 
 type wantedSecret struct {

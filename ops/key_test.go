@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 )
@@ -170,8 +171,54 @@ func TestSourceKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if string(m.Digest) != want || more != (i == 0) {
-			t.Errorf("key %d is %s, more %v; want %s", i, m.Digest, more, want)
+		if string(m.Digest) != want || more != (i == 0) || m.Transient != (i == 1) {
+			t.Errorf("key %d is %s, transient %v, more %v; want %s", i, m.Digest, m.Transient, more, want)
+		}
+	}
+}
+
+// sharedSource is fetched by any client for any other that is of the same kind.
+type sharedSource struct{ SourceInstance }
+
+func (sharedSource) SharingKey(_ context.Context, g session.Group) (string, error) {
+	return session.AllSessionIDs(g)[0][:1], nil
+}
+
+// A fetch reads what the client has, or with its credentials: unless the source
+// can tell that another's would be the same, it is shared within the same
+// sessions only.
+func TestSourceSharing(t *testing.T) {
+	builds := map[string]asker{
+		"a1": {&Build{SessionIDs: []string{"a1"}}}, "a2": {&Build{SessionIDs: []string{"a2"}}}, "b1": {&Build{SessionIDs: []string{"b1"}}},
+		"a1 again": {&Build{SessionIDs: []string{"a1"}}}, "a1 and a2": {&Build{SessionIDs: []string{"a2", "a1"}}},
+	}
+	src := &fakeSource{}
+	instance, err := src.Resolve(sourceOf("test://x").GetSource(), amd64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		source SourceInstance
+		a, b   string
+		share  bool
+	}{
+		{instance, "a1", "a1 again", true},
+		{instance, "a1", "a2", false},
+		{instance, "a1", "a1 and a2", false},
+		{sharedSource{instance}, "a1", "a2", true},
+		{sharedSource{instance}, "a1", "b1", false},
+	} {
+		s := &sourceOp{instance: tt.source}
+		a, err := s.SharingKey(t.Context(), builds[tt.a])
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.SharingKey(t.Context(), builds[tt.b])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (a == b) != tt.share {
+			t.Errorf("%T: %s and %s share: %v", tt.source, tt.a, tt.b, a == b)
 		}
 	}
 }

@@ -78,6 +78,15 @@ type SourceInstance interface {
 	Fetch(ctx context.Context, g session.Group) (*cache.Ref, error)
 }
 
+// SharedSource is a SourceInstance that one client may fetch for another.
+type SharedSource interface {
+	SourceInstance
+	// SharingKey says which clients may: those for which it is the same. It must
+	// cover all that a fetch takes from a session, such as credentials, and
+	// where it is sent to.
+	SharingKey(ctx context.Context, g session.Group) (string, error)
+}
+
 // Config is what ops work with.
 type Config struct {
 	Cache    *cache.Manager

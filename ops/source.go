@@ -23,7 +23,10 @@ type sourceOp struct {
 	instance SourceInstance
 }
 
-var _ solver.Limiter = (*sourceOp)(nil)
+var (
+	_ solver.Limiter = (*sourceOp)(nil)
+	_ solver.Sharer  = (*sourceOp)(nil)
+)
 
 func (l *Loader) newSourceOp(v vertex, op *pb.SourceOp) (*sourceOp, error) {
 	scheme, _, ok := strings.Cut(op.Identifier, "://")
@@ -55,6 +58,18 @@ func (s *sourceOp) CacheMap(ctx context.Context, asker solver.Asker, index int) 
 		dgst = digest.Digest("random:" + dgst.Encoded())
 	}
 	return &solver.CacheMap{Digest: dgst, Transient: transient}, more, nil
+}
+
+// SharingKey says with whom a fetch may be shared: with those for whom the
+// source asks the same place with the same credentials, if it can tell, and
+// otherwise only within the same sessions. So nobody's files or store are read,
+// and nobody's credentials are used, for somebody else.
+func (s *sourceOp) SharingKey(ctx context.Context, asker solver.Asker) (string, error) {
+	g := SessionGroup(asker)
+	if shared, ok := s.instance.(SharedSource); ok {
+		return shared.SharingKey(ctx, g)
+	}
+	return sameSessions(g), nil
 }
 
 // Exec fetches the source.

@@ -95,8 +95,8 @@ func (n *node) check(m *CacheMap, more bool) error {
 		return fmt.Errorf("internal error: %s has no cache map", n.vertex.Name)
 	case len(m.Deps) != len(n.inputs):
 		return fmt.Errorf("internal error: cache map of %s describes %d inputs, there are %d", n.vertex.Name, len(m.Deps), len(n.inputs))
-	case m.Transient && (len(n.inputs) > 0 || more):
-		return fmt.Errorf("internal error: the key of %s is transient, though it has inputs or further cache maps", n.vertex.Name)
+	case m.Transient && (len(n.inputs) > 0 || len(n.maps) > 0 || more):
+		return fmt.Errorf("internal error: the key of %s is transient, though it has inputs or several cache maps", n.vertex.Name)
 	case more && len(n.inputs) > 0:
 		return fmt.Errorf("internal error: %s has inputs and several cache maps", n.vertex.Name)
 	}

@@ -146,12 +146,12 @@ func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 // sees of its inputs, and who may share with whom.
 func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s\x00%s\x00%v", eff.Ops[len(eff.Ops)-1], b.opts.Domain, eff.Vertex.IgnoreCache)
+	fmt.Fprintf(&s, "%s %q %v", eff.Ops[len(eff.Ops)-1], b.opts.Domain, eff.Vertex.IgnoreCache)
 	for i, in := range eff.Inputs {
 		if eff.Contents != nil && eff.Contents[i] != (Key{}) {
-			fmt.Fprintf(&s, "\x00content\x00%s", eff.Contents[i])
+			fmt.Fprintf(&s, " content %s", eff.Contents[i])
 		} else {
-			fmt.Fprintf(&s, "\x00%s\x00%s", in.ID(), eff.Deps[i].Selector)
+			fmt.Fprintf(&s, " result %q %q", in.ID(), eff.Deps[i].Selector)
 		}
 	}
 	sharer, ok := eff.Vertex.Op.(Sharer)
@@ -163,7 +163,7 @@ func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
 		own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
 		return err
 	})
-	return s.String() + "\x00" + own, err
+	return s.String() + " own " + own, err
 }
 
 // lostInput says which input a loss is of: Prepare sees only one.

@@ -89,6 +89,11 @@ func (b *Blob) CacheKey(ctx context.Context, g session.Group, index int) (string
 	return digest.FromBytes(raw).String(), false, nil
 }
 
+// SharingKey implements ops.SharedSource.
+func (b *Blob) SharingKey(ctx context.Context, g session.Group) (string, error) {
+	return sharingKey(ctx, b.origin, g)
+}
+
 // Fetch writes the blob to a file, and verifies it.
 func (b *Blob) Fetch(ctx context.Context, g session.Group) (_ *cache.Ref, err error) {
 	u, err := b.cache.New(ctx, nil, cache.Options{Description: "blob " + b.ref, Type: b.typ})

@@ -480,3 +480,36 @@ func FuzzParseDocument(f *testing.F) {
 		}
 	})
 }
+
+// A pull is shared with those who would ask the same repository in the same
+// right; by another name, the same image may be another's to give.
+func TestPullSharing(t *testing.T) {
+	d := start(t, t.TempDir())
+	dgst := digest.FromString("x").String()
+	key := func(ref string) string {
+		t.Helper()
+		k, err := d.resolve(t, ref, amd64, nil).(ops.SharedSource).SharingKey(t.Context(), session.NewGroup())
+		must(t, err)
+		return k
+	}
+	if key("host/a:1") != key("host/a@"+dgst) {
+		t.Error("a tag and a digest of a repository are not shared")
+	}
+	if key("host/a@"+dgst) == key("host/b@"+dgst) || key("host/a@"+dgst) == key("elsewhere/a@"+dgst) {
+		t.Error("repositories share pulls")
+	}
+	store := sharedByOrigin(t, clientStore{}, "one")
+	if store != sharedByOrigin(t, clientStore{}, "one") || store == sharedByOrigin(t, clientStore{}, "two") {
+		t.Error("a client's own store is not read for that client alone")
+	}
+}
+
+// clientStore is an Origin that clients have themselves.
+type clientStore struct{ Origin }
+
+func sharedByOrigin(t *testing.T, o Origin, sessions ...string) string {
+	t.Helper()
+	k, err := NewInstance(nil, Spec{}, o).SharingKey(t.Context(), session.NewGroup(sessions...))
+	must(t, err)
+	return k
+}

@@ -114,6 +114,11 @@ func manifestKey(root digest.Digest, p ocispec.Platform, limit *int) (string, er
 	return digest.FromBytes(raw).String(), nil
 }
 
+// SharingKey implements ops.SharedSource.
+func (i *Instance) SharingKey(ctx context.Context, g session.Group) (string, error) {
+	return sharingKey(ctx, i.origin, g)
+}
+
 // Fetch returns the image's record, nil if it has no layers. Nothing is
 // fetched yet: layers are, with the sessions of g, when they are needed.
 func (i *Instance) Fetch(ctx context.Context, g session.Group) (*cache.Ref, error) {

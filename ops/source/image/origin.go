@@ -22,6 +22,23 @@ type Origin interface {
 	Open(ctx context.Context, g session.Group, desc ocispec.Descriptor) (io.ReadCloser, error)
 }
 
+// owned is an Origin that can tell clients apart by what it uses of theirs.
+type owned interface {
+	// Owner is the same for clients on whose behalf the same place is asked
+	// with the same credentials.
+	Owner(ctx context.Context, g session.Group) (string, error)
+}
+
+// sharingKey is that of an ops.SharedSource: who can't be told apart from
+// others by their credentials, because their own store is read, shares with
+// nobody but the same sessions.
+func sharingKey(ctx context.Context, o Origin, g session.Group) (string, error) {
+	if ow, ok := o.(owned); ok {
+		return ow.Owner(ctx, g)
+	}
+	return fmt.Sprintf("sessions %q", session.AllSessionIDs(g)), nil
+}
+
 // registryOrigin is a reference in a registry.
 type registryOrigin struct {
 	client   *registry.Client
@@ -38,6 +55,16 @@ func (o *registryOrigin) resolver(g session.Group) *registry.Resolver {
 func (o *registryOrigin) Resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, error) {
 	_, desc, err := o.resolver(g).Resolve(ctx, o.ref.String())
 	return desc, err
+}
+
+// Owner names the repository, so that a client's pull doesn't go where another's
+// would have gone, and whose credentials it uses.
+func (o *registryOrigin) Owner(ctx context.Context, g session.Group) (string, error) {
+	owners, err := o.client.Owners(ctx, registry.Access{Sessions: o.sessions, Group: g}, o.ref)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", o.ref, err)
+	}
+	return o.ref.Name() + " " + owners, nil
 }
 
 func (o *registryOrigin) Open(ctx context.Context, g session.Group, desc ocispec.Descriptor) (io.ReadCloser, error) {

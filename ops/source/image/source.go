@@ -42,7 +42,11 @@ type Source struct {
 	known *known
 }
 
-var _ ops.Source = (*Source)(nil)
+var (
+	_ ops.Source       = (*Source)(nil)
+	_ ops.SharedSource = (*Instance)(nil)
+	_ ops.SharedSource = (*Blob)(nil)
+)
 
 // New returns a source.
 func New(opts Options) *Source {

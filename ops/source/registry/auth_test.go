@@ -318,3 +318,57 @@ func TestOwnersAreForgotten(t *testing.T) {
 		t.Errorf("%d owners and %d tokens are kept", len(c.owners), len(c.tokens))
 	}
 }
+
+// Requests may be made for others who hold the same credentials for the same
+// host, and for nobody else.
+func TestOwners(t *testing.T) {
+	sm := manager(t)
+	key, public := newKey(t)
+	other, otherPublic := newKey(t)
+	ids := map[string]string{"nobody": connect(t, sm), "also nobody": connect(t, sm, &keeper{})}
+	for name, k := range map[string]*keeper{
+		"secret": {user: "user", secret: "pass"}, "same secret": {user: "user", secret: "pass"},
+		"other secret": {user: "user", secret: "word"}, "other user": {user: "userp", secret: "ass"},
+		"key": {key: key, public: public}, "same key": {key: key, public: public}, "other key": {key: other, public: otherPublic},
+	} {
+		ids[name] = connect(t, sm, k)
+	}
+	c := New(Config{Hosts: map[string]HostConfig{"mirrored": {Mirrors: []string{"mirror"}}}})
+	defer c.Close()
+	owners := func(who ...string) string {
+		var group []string
+		for _, name := range who {
+			group = append(group, ids[name])
+		}
+		got, err := c.Owners(t.Context(), Access{Sessions: sm, Group: session.NewGroup(group...)}, Reference{Host: "mirrored", Repository: "x"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(got, "pass") {
+			t.Errorf("the secret is in %s", got)
+		}
+		return got
+	}
+	for _, tt := range []struct {
+		a, b []string
+		same bool
+	}{
+		{[]string{"nobody"}, []string{"also nobody"}, true},
+		{[]string{"secret"}, []string{"same secret"}, true},
+		{[]string{"key"}, []string{"same key"}, true},
+		{[]string{"secret", "nobody"}, []string{"nobody", "same secret"}, true},
+		{[]string{"secret"}, []string{"other secret"}, false},
+		{[]string{"secret"}, []string{"other user"}, false},
+		{[]string{"secret"}, []string{"nobody"}, false},
+		{[]string{"key"}, []string{"other key"}, false},
+		{[]string{"key"}, []string{"nobody"}, false},
+		{[]string{"secret", "key"}, []string{"secret"}, false},
+	} {
+		if a, b := owners(tt.a...), owners(tt.b...); (a == b) != tt.same {
+			t.Errorf("%q and %q: %s and %s", tt.a, tt.b, a, b)
+		}
+	}
+	if got := owners("secret"); !strings.Contains(got, "mirror ") || !strings.Contains(got, "mirrored ") {
+		t.Errorf("not about every host: %s", got)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
@@ -68,6 +69,34 @@ func (c *Client) owner(ctx context.Context, sm *session.Manager, key ownerKey) (
 	c.forgetIdleLocked()
 	c.owners[key] = o
 	return o, nil
+}
+
+// Owners tells whose credentials requests about ref may use: it is the same for
+// groups that prove to hold the same keys or secrets for each of the hosts that
+// answer for ref, or none. It is worth nothing outside of this process.
+func (c *Client) Owners(ctx context.Context, a Access, ref Reference) (string, error) {
+	hosts, err := c.hosts(ref.Host, a.Insecure)
+	if err != nil {
+		return "", err
+	}
+	ids, err := a.sessions(ctx)
+	if err != nil {
+		return "", err
+	}
+	var all []string
+	for _, h := range hosts {
+		for _, id := range ids {
+			o, err := c.owner(ctx, a.Sessions, ownerKey{host: h.Host, session: id})
+			if err != nil {
+				return "", err
+			}
+			if o != nobody {
+				all = append(all, h.Host+" "+o.id)
+			}
+		}
+	}
+	slices.Sort(all)
+	return fmt.Sprintf("%q", slices.Compact(all)), nil
 }
 
 func askOwner(ctx context.Context, sm *session.Manager, key ownerKey) (*owner, error) {
