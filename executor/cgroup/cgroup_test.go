@@ -307,6 +307,34 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// A runtime that outlived its daemon removes its groups while the next daemon
+// sweeps them.
+func TestSweepBesideSomebodyElse(t *testing.T) {
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, testTree(t, v2))
+			defer m.Close()
+			for _, root := range m.roots("/kiln") {
+				path := filepath.Join(root, fmt.Sprintf("sweep-%d", os.Getpid()))
+				for range 300 {
+					if err := os.MkdirAll(path, 0o755); err != nil {
+						t.Fatal(err)
+					}
+					removed := make(chan error)
+					go func() { removed <- unix.Rmdir(path) }()
+					err := removeTree(path)
+					if other := <-removed; other != nil && other != unix.ENOENT {
+						t.Fatal(other)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		})
+	}
+}
+
 func TestBadNames(t *testing.T) {
 	m := newManager(t, testTree(t, false))
 	defer m.Close()

@@ -225,7 +225,7 @@ func (g *Group) Usage() (Usage, error) {
 	var errs []error
 	read := func(d dir, file, key string, into *int64) {
 		v, err := readCounter(filepath.Join(d.path, file), key)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !gone(err) {
 			errs = append(errs, fmt.Errorf("read usage: %w", err))
 		}
 		*into = max(*into, v)
@@ -335,11 +335,11 @@ const killTimeout = 10 * time.Second
 func killAll(dir string) error {
 	deadline := time.Now().Add(killTimeout)
 	for {
-		if err := write(filepath.Join(dir, "cgroup.kill"), "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := write(filepath.Join(dir, "cgroup.kill"), "1"); err != nil && !gone(err) {
 			return fmt.Errorf("kill cgroup: %w", err)
 		}
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if errors.Is(err, fs.ErrNotExist) || err == nil && len(b) == 0 {
+		if gone(err) || err == nil && len(b) == 0 {
 			return nil
 		}
 		if err != nil {
@@ -349,6 +349,12 @@ func killAll(dir string) error {
 			return fmt.Errorf("kill cgroup %s: %w", dir, err)
 		}
 	}
+}
+
+// gone reports whether err says that a file's group was removed, be it while the
+// file was open: a runtime that outlived its daemon may still clean up.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
 
 // killPids kills processes and waits for their end.

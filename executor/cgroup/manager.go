@@ -173,7 +173,7 @@ func removeTree(path string) error {
 		return err
 	}
 	entries, err := os.ReadDir(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if gone(err) {
 		return nil
 	}
 	if err != nil {
