@@ -135,6 +135,9 @@ func loadDeviceProgram(rules []DeviceRule) (int, error) {
 		license: uint64(uintptr(unsafe.Pointer(&license[0]))),
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_BPF, bpfProgLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	for errno == unix.EAGAIN { // a signal, such as Go's own between goroutines, stopped the kernel's check
+		fd, _, errno = unix.Syscall(unix.SYS_BPF, bpfProgLoad, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	}
 	runtime.KeepAlive(prog)
 	runtime.KeepAlive(license)
 	if errno != 0 {
