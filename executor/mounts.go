@@ -29,7 +29,9 @@ var openTree = unix.OpenTree
 
 // detach returns a detached mount of what fd is open on, a part of it if
 // selector says so, for a child to attach in its own mount namespace. The
-// caller closes it. rest is a selector that only the child can apply, since
+// caller closes it. It is private: systemd makes all mounts shared, and what is
+// mounted in the clone of one would appear in the original, too, nor could a
+// process pivot to it. rest is a selector that only the child can apply, since
 // kernels before 6.15 don't clone from a mount that is itself detached.
 func detach(fd int, selector string, attrs uint64) (tree int, rest string, err error) {
 	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH | unix.AT_RECURSIVE
@@ -48,11 +50,9 @@ func detach(fd int, selector string, attrs uint64) (tree int, rest string, err e
 	if err != nil {
 		return -1, "", fmt.Errorf("clone mount: %w", err)
 	}
-	if attrs != 0 {
-		attr := unix.MountAttr{Attr_set: attrs}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
-			return -1, "", errors.Join(fmt.Errorf("set mount attributes: %w", err), unix.Close(tree))
-		}
+	attr := unix.MountAttr{Attr_set: attrs, Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		return -1, "", errors.Join(fmt.Errorf("set mount attributes: %w", err), unix.Close(tree))
 	}
 	return tree, rest, nil
 }

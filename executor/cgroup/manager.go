@@ -399,7 +399,10 @@ func (d *dir) open(readonly bool) error {
 		return fmt.Errorf("clone mount of cgroup %s: %w", d.path, err)
 	}
 	d.view = fd
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}
+	attr := unix.MountAttr{
+		Attr_set:    unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
+		Propagation: unix.MS_PRIVATE, // what a step mounts in it stays with the step
+	}
 	if readonly {
 		attr.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}

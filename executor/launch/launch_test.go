@@ -44,6 +44,9 @@ func busybox(t testing.TB, p *Program) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		t.Fatal(err)
+	}
 	p.Stage("root")
 	dot := p.String(".")
 	p.Call("move", unix.SYS_MOVE_MOUNT, uintptr(fd), p.String(""), atCWD, p.String(Staging), unix.MOVE_MOUNT_F_EMPTY_PATH)
