@@ -60,11 +60,15 @@ func TestTinyMemoryLimit(t *testing.T) {
 
 func TestLimitsAreSeen(t *testing.T) {
 	file := memoryLimitFile(t)
+	cpuFiles, cpu := "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpu/cpu.shares", "50000\n100000\n512"
+	if strings.HasSuffix(file, "memory.max") {
+		cpuFiles, cpu = "cpu.max cpu.weight", "50000 100000\n20"
+	}
 	observe(t, []observation{
 		{name: "memory", script: "cat " + file, change: func(_ *testing.T, p *Process) { p.Resources = &Resources{Memory: 64 << 20} }, want: strconv.Itoa(64 << 20)},
-		{name: "cpu", script: "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us /sys/fs/cgroup/cpu/cpu.shares 2>/dev/null || cat /sys/fs/cgroup/cpu.max", change: func(_ *testing.T, p *Process) {
+		{name: "cpu", script: "cd /sys/fs/cgroup; cat " + cpuFiles, change: func(_ *testing.T, p *Process) {
 			p.Resources = &Resources{CPUQuota: 50000, CPUPeriod: 100000, CPUShares: 512}
-		}, want: "50000\n100000\n512"},
+		}, want: cpu},
 		{name: "cpuset", script: "while read k v; do if [ $k = Cpus_allowed_list: ]; then echo $v; fi; done < /proc/self/status", change: func(_ *testing.T, p *Process) {
 			p.Resources = &Resources{CpusetCpus: "0"}
 		}, want: "0"},

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -202,11 +203,26 @@ func TestCancel(t *testing.T) {
 				}
 			})
 		}
-		t.Run("TERM comes first", func(t *testing.T) {
+		t.Run("before the start", func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(context.Background())
+			cancel(cause)
+			if _, err := e.Run(ctx, process(t, "exit 0")); err != cause {
+				t.Errorf("error %v", err)
+			}
+		})
+	})
+}
+
+func TestCancelTerminatesFirst(t *testing.T) {
+	needRoot(t)
+	for name, binary := range runtimes {
+		t.Run(name, func(t *testing.T) {
+			e := newTest(t, Config{Binary: binary, Grace: time.Minute})
 			p := process(t, "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.01; done")
 			out := newWatch("ready")
 			p.Stdout = out
 			ctx, cancel := context.WithCancelCause(context.Background())
+			cause := errors.New("not wanted any more")
 			go func() {
 				<-out.seen
 				cancel(cause)
@@ -216,14 +232,7 @@ func TestCancel(t *testing.T) {
 				t.Errorf("error %v, output %q", err, out.String())
 			}
 		})
-		t.Run("before the start", func(t *testing.T) {
-			ctx, cancel := context.WithCancelCause(context.Background())
-			cancel(cause)
-			if _, err := e.Run(ctx, process(t, "exit 0")); err != cause {
-				t.Errorf("error %v", err)
-			}
-		})
-	})
+	}
 }
 
 // processesWith lists processes of this machine with word in their arguments.
