@@ -10,6 +10,12 @@ func WithKernel(t testing.TB, layers, clones bool) {
 	t.Cleanup(func() { features = real })
 }
 
+// Kernel says what the kernel can do.
+func Kernel() (layers, clones bool) {
+	f := features()
+	return f.layers, f.clones
+}
+
 // OpenShares is how many writable overlays are mounted.
 func OpenShares() int {
 	shares.mu.Lock()

@@ -245,7 +245,7 @@ func TestViewsLeaveNoMounts(t *testing.T) {
 
 func BenchmarkOpen(b *testing.B) {
 	snapshottest.Root(b)
-	for _, k := range kernels {
+	for _, k := range kernels() {
 		for _, layers := range []int{1, 10, 120} {
 			b.Run(fmt.Sprintf("%s/%d", k.name, layers), func(b *testing.B) {
 				snapshot.WithKernel(b, k.layers, k.clones)
