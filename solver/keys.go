@@ -200,6 +200,16 @@ func Resolve(l Lookup, targets func(input int, from InputKey) []Key, records fun
 func DeadEnds(start []Key, hasResult func(Key) bool, next, previous func(Key) []Key) (dead []Key) {
 	const alive, deadEnd = 1, 2
 	known := map[Key]int{}
+	// What is known to be dead isn't gone through again: a chain that dies from
+	// its end costs each of its keys once.
+	onward := func(k Key) (out []Key) {
+		for _, n := range next(k) {
+			if known[n] != deadEnd {
+				out = append(out, n)
+			}
+		}
+		return out
+	}
 	work := slices.Clone(start)
 	for len(work) > 0 {
 		k := work[len(work)-1]
@@ -207,7 +217,7 @@ func DeadEnds(start []Key, hasResult func(Key) bool, next, previous func(Key) []
 		if known[k] != 0 {
 			continue
 		}
-		path, seen := wayToResult(k, func(k Key) bool { return known[k] == alive || hasResult(k) }, next)
+		path, seen := wayToResult(k, func(k Key) bool { return known[k] == alive || hasResult(k) }, onward)
 		for _, k := range path {
 			known[k] = alive
 		}
