@@ -35,12 +35,13 @@ const (
 	stepsBucket = "explain.steps"
 	// buildsBucket holds explained builds, by ref.
 	buildsBucket = "explain.builds"
-
-	// maxRecords bounds the records that are kept, those used last: some 3 MB.
-	maxRecords = 4096
-	// maxBuilds bounds the builds that are kept.
-	maxBuilds = 256
 )
+
+// bounds are how many records and builds are kept, of those used last.
+type bounds struct{ records, builds int }
+
+// defaultBounds make some 3 MB of records.
+var defaultBounds = bounds{records: 4096, builds: 256}
 
 // Evictions knows what was removed from the cache: *cache.Manager.
 type Evictions interface {
@@ -57,17 +58,17 @@ type Config struct {
 // Journal keeps what is known of steps that ran and of builds that were
 // explained. Methods are safe for concurrent use.
 type Journal struct {
-	cfg  Config
-	load sync.Once
+	cfg    Config
+	bounds bounds
+	load   sync.Once
 
-	mu      sync.Mutex                  // guards the fields below
-	idle    *sync.Cond                  // on mu: pending became 0
-	pending int                         // builds that are about to be kept
-	kinds   map[string]map[*record]bool // by the kind of step
-	keys    map[string]*record          // the last one that made a result of that key
-	used    []*record                   // those used last at the end
-	next    uint64                      // id of the next record
-	builds  map[string]*build           // by ref
+	mu     sync.Mutex                  // guards the fields below
+	last   chan struct{}               // closed when the build that ended last is kept; nil if none has ended
+	kinds  map[string]map[*record]bool // by the kind of step
+	keys   map[string]*record          // the last one that made a result of that key
+	used   []*record                   // those used last at the end
+	next   uint64                      // id of the next record
+	builds map[string]*build           // by short of the ref
 }
 
 // build is an explained build as it is stored.
@@ -85,36 +86,38 @@ func Open(cfg Config) *Journal {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{cfg: cfg, kinds: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
-	j.idle = sync.NewCond(&j.mu)
+	j := &Journal{cfg: cfg, bounds: defaultBounds, kinds: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
 	return j
 }
 
 // Close waits until everything is handed to the store. It is called after the
 // last build.
-func (j *Journal) Close() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.settleLocked()
-}
+func (j *Journal) Close() { j.settle() }
 
-func (j *Journal) settleLocked() {
-	for j.pending > 0 {
-		j.idle.Wait()
+// settle waits until every build that has ended by now is kept.
+func (j *Journal) settle() {
+	j.mu.Lock()
+	last := j.last
+	j.mu.Unlock()
+	if last != nil {
+		<-last
 	}
 }
 
-// later runs fn, which keeps a build that has ended; whoever asks waits for it.
+// later runs fn, which keeps a build that has ended, after those that ended
+// before it.
 func (j *Journal) later(fn func()) {
+	done := make(chan struct{})
 	j.mu.Lock()
-	j.pending++
+	before := j.last
+	j.last = done
 	j.mu.Unlock()
 	go func() {
+		defer close(done)
+		if before != nil {
+			<-before
+		}
 		fn()
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.pending--
-		j.idle.Broadcast()
 	}()
 }
 
@@ -122,9 +125,9 @@ func (j *Journal) later(fn func()) {
 // one that ended. It reports false if there is none.
 func (j *Journal) Get(ref string) (explanation.Build, bool) {
 	j.ready()
+	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.settleLocked()
 	found := j.builds[short(ref)]
 	for _, b := range j.builds {
 		if ref == "" && (found == nil || b.Ended.After(found.Ended)) {
@@ -140,9 +143,9 @@ func (j *Journal) Get(ref string) (explanation.Build, bool) {
 // Forget drops the explanation of a build; what is known of its steps stays.
 func (j *Journal) Forget(ref string) {
 	j.ready()
+	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.settleLocked()
 	var b store.Batch
 	j.forgetLocked(ref, &b)
 	j.cfg.Store.Write(&b)
@@ -233,7 +236,7 @@ func (j *Journal) keep(b *build, records []*record) {
 		j.addLocked(rec)
 		batch.Put(stepsBucket, rec.id, packed[i])
 	}
-	for len(j.used) > maxRecords {
+	for len(j.used) > j.bounds.records {
 		j.dropLocked(j.used[0], &batch)
 	}
 	if data, err := pack(b); err != nil {
@@ -275,7 +278,7 @@ func (j *Journal) touchLocked(rec *record) {
 }
 
 func (j *Journal) trimBuildsLocked(batch *store.Batch) {
-	if len(j.builds) <= maxBuilds {
+	if len(j.builds) <= j.bounds.builds {
 		return
 	}
 	all := make([]*build, 0, len(j.builds))
@@ -283,7 +286,7 @@ func (j *Journal) trimBuildsLocked(batch *store.Batch) {
 		all = append(all, b)
 	}
 	slices.SortFunc(all, func(a, b *build) int { return cmp.Or(a.Ended.Compare(b.Ended), cmp.Compare(a.Ref, b.Ref)) })
-	for _, b := range all[:len(all)-maxBuilds] {
+	for _, b := range all[:len(all)-j.bounds.builds] {
 		j.forgetLocked(b.Ref, batch)
 	}
 }

@@ -42,6 +42,7 @@ func (c candidate) sure() bool {
 // differences, and of these the newest. It reports false if none can be meant.
 func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	j.ready()
+	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	kin := map[string]bool{}
@@ -92,21 +93,21 @@ func (f *family) likeness(rec, old *record) likeness {
 	if rec.Op == old.Op && compare(rec, old).none() {
 		return identical
 	}
-	if now.Text == was.Text && now.Stage == was.Stage {
+	like := unlike
+	switch {
+	case now.Text == was.Text && now.Stage == was.Stage:
 		return sameText
+	case now.Text == was.Text:
+		like = moved
+	case now.samePlace(was):
+		like = samePlace
+	case now.Index == 0 && was.Index == 0 && now.alike(was):
+		like = edited
 	}
-	if now.Text != was.Text && f.has(was) {
+	if like < unlike && f.has(was) {
 		return unlike // it is another step of this build
 	}
-	switch {
-	case now.Text == was.Text && !f.has(was):
-		return moved
-	case now.samePlace(was):
-		return samePlace
-	case now.Index == 0 && was.Index == 0 && now.alike(was):
-		return edited
-	}
-	return unlike
+	return like
 }
 
 // has reports whether the build has the step, wherever in its stage.

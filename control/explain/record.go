@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/ops"
@@ -185,13 +186,21 @@ func (r *record) pack() ([]byte, error) {
 	return data, err
 }
 
+// compressors are large, and several records are packed at a time.
+var compressors = sync.Pool{New: func() any {
+	w, err := flate.NewWriter(nil, flate.BestSpeed)
+	if err != nil {
+		panic("internal error: " + err.Error()) // the level is a constant
+	}
+	return w
+}}
+
 // pack is v as compressed JSON.
 func pack(v any) ([]byte, error) {
 	var out bytes.Buffer
-	w, err := flate.NewWriter(&out, flate.BestSpeed)
-	if err != nil {
-		return nil, err
-	}
+	w := compressors.Get().(*flate.Writer)
+	defer compressors.Put(w)
+	w.Reset(&out)
 	if err := json.NewEncoder(w).Encode(v); err != nil {
 		return nil, err
 	}

@@ -31,7 +31,7 @@ var (
 func stepOf(v *solver.Vertex) step {
 	s := step{Kind: ops.Kind(v), Text: v.Name}
 	if m := placed.FindStringSubmatch(v.Name); m != nil {
-		s.Stage, s.Text = m[1], m[3]
+		s.Stage, s.Text = strings.TrimSpace(m[1]), m[3]
 		s.Index, _ = strconv.Atoi(m[2]) // 0 if it is out of range: not numbered
 	}
 	s.Text = pinned.ReplaceAllString(s.Text, "")
@@ -65,5 +65,5 @@ func (s step) name() string {
 	if s.Index == 0 {
 		return s.Text
 	}
-	return strings.TrimSpace("["+s.Stage+" "+strconv.Itoa(s.Index)+"]") + " " + s.Text
+	return "[" + strings.TrimSpace(s.Stage+" "+strconv.Itoa(s.Index)) + "] " + s.Text
 }

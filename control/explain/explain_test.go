@@ -1,0 +1,466 @@
+package explain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/solver"
+	"github.com/opencontainers/go-digest"
+)
+
+// evictions are those that a test made up.
+type evictions map[string]cache.Eviction
+
+func (e evictions) Evicted(results ...string) map[string]cache.Eviction {
+	out := map[string]cache.Eviction{}
+	for _, r := range results {
+		if ev, ok := e[r]; ok {
+			out[r] = ev
+		}
+	}
+	return out
+}
+
+func openStore(t testing.TB, dir string) *store.DB {
+	t.Helper()
+	db, err := store.Open(store.Options{Root: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func newJournal(t testing.TB) *Journal {
+	db := openStore(t, t.TempDir())
+	j := Open(Config{Store: db, Evictions: evictions{}})
+	t.Cleanup(func() {
+		j.Close()
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return j
+}
+
+// script is a build whose events a test makes up: each step stands on the one
+// before.
+type script struct {
+	t     testing.TB
+	r     *Recorder
+	ref   string
+	steps []*solver.Vertex
+}
+
+func (j *Journal) script(t testing.TB, ref string, names ...string) *script {
+	s := &script{t: t, ref: ref, r: j.NewRecorder(Options{Ref: ref, Key: func() (string, bool) { return "project", true }})}
+	for i, name := range names {
+		v := &solver.Vertex{Name: name, Digest: digest.FromString(name)}
+		ann := &solver.Announce{Vertex: v}
+		if i > 0 {
+			v.Inputs = []solver.Edge{{Vertex: s.steps[i-1]}}
+			ann.Inputs = []solver.Edge{{Vertex: s.steps[i-1]}}
+		}
+		s.steps = append(s.steps, v)
+		s.r.Announced(ann)
+	}
+	return s
+}
+
+// result has an id and nothing else.
+type result string
+
+func (r result) ID() string           { return string(r) }
+func (r result) Clone() solver.Result { return r }
+func (r result) Release()             {}
+
+// execute is the execution of step i whose definition is op, on a result of the
+// key input, making one of the key output.
+func (s *script) execute(i int, op, input, output string) *solver.Execute {
+	v := s.steps[i]
+	x := &solver.Execute{Vertex: v, Ops: []digest.Digest{digest.FromString(op)}}
+	l := solver.Lookup{Op: x.Ops[0]}
+	for range v.Inputs {
+		l.Inputs = append(l.Inputs, []solver.InputKey{{Key: key(input)}})
+		x.Inputs = append(x.Inputs, result(input))
+	}
+	x.Wanted = []solver.Wanted{{Lookup: l, Save: solver.Save{Lookup: l, Keys: []solver.Key{key(output)}}}}
+	return x
+}
+
+func key(s string) solver.Key { return solver.RootKey(digest.FromString(s), 0) }
+
+// run executes step i and returns why.
+func (s *script) run(i int, op, input, output string, err error) string {
+	s.t.Helper()
+	x := s.execute(i, op, input, output)
+	s.r.Starts(x, progress.Scope{})
+	ev := &solver.Executed{Vertex: x.Vertex, Err: err}
+	if err == nil {
+		ev.Outputs = map[int]solver.Result{0: result("result of " + output)}
+	}
+	s.r.Ended(x, ev)
+	s.r.work.Wait()
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.r.stepLocked(s.r.states[x.Vertex]).Sentence()
+}
+
+func (s *script) expect(got, want string) {
+	s.t.Helper()
+	if got != want {
+		s.t.Errorf("%s: it %q\nwant %q", s.ref, got, want)
+	}
+}
+
+const (
+	noRun  = "ran because no earlier run of it is known"
+	isGone = "ran because its earlier result is no longer in the cache, nothing changed"
+)
+
+func TestCausesWithoutChange(t *testing.T) {
+	j := newJournal(t)
+	j.cfg.Evictions = evictions{
+		"result of evicted": {Rule: "gc rule#2", At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)},
+		"result of lost":    {Rule: "lost: files are missing"},
+	}
+	for _, c := range []struct {
+		output string
+		err    error
+		want   string
+	}{
+		{"gone", nil, isGone},
+		{"evicted", nil, "ran because its result was removed by gc rule#2 at 2026-01-02 03:04:05, nothing changed"},
+		{"lost", nil, "ran because its cached result could not be used: files are missing"},
+		{"failed", errors.New("exit code 1"), "ran because it failed the last time, nothing changed since"},
+		{"input lost", &solver.LostError{Inputs: []int{0}, Err: errors.New("gone")}, noRun}, // that run says nothing
+	} {
+		project := func() (string, bool) { return c.output, true }
+		s := j.script(t, c.output+" 1", "[1/1] RUN "+c.output)
+		s.r.opts.Key = project
+		s.expect(s.run(0, c.output, "", c.output, c.err), noRun)
+		s.r.Close(c.err != nil)
+		s = j.script(t, c.output+" 2", "[1/1] RUN "+c.output)
+		s.r.opts.Key = project
+		s.expect(s.run(0, c.output, "", c.output, nil), c.want)
+		s.r.Close(false)
+	}
+}
+
+// A record that is found and then is of no use.
+func TestLostRecord(t *testing.T) {
+	j := newJournal(t)
+	s := j.script(t, "1", "[1/1] RUN a")
+	rec := solver.Record{Result: "r"}
+	s.r.Loading(&solver.Load{Edge: solver.Edge{Vertex: s.steps[0]}, Record: rec})
+	s.r.Dropped(&solver.Drop{Records: []string{"other", "r"}, Reason: "layer is missing"})
+	s.expect(s.run(0, "a", "", "a", nil), "ran because its cached result could not be used: layer is missing")
+	s.r.Close(false)
+}
+
+func TestWithoutTheCache(t *testing.T) {
+	j := newJournal(t)
+	s := j.script(t, "1", "[1/3] FROM base", "[2/3] RUN a", "[3/3] RUN b")
+	s.steps[1].IgnoreCache = true
+	s.expect(s.run(0, "base", "", "base", nil), noRun)
+	s.expect(s.run(1, "a", "base", "a", nil), "ran because ignore-cache in the definition asks for it")
+	s.expect(s.run(2, "b", "a", "b", nil), "ran because [2/3] RUN a has a new result (ignore-cache in the definition asks for it)")
+	s.r.Close(false)
+}
+
+// A cause is followed from step to step, also through steps that didn't run.
+func TestCausesOfOtherSteps(t *testing.T) {
+	j := newJournal(t)
+	names := []string{"[1/3] FROM base", "[2/3] RUN a", "[3/3] RUN b"}
+	s := j.script(t, "1", names...)
+	s.run(0, "base 1", "", "base 1", nil)
+	s.run(1, "a", "base 1", "a 1", nil)
+	s.run(2, "b", "a 1", "b 1", nil)
+	s.r.Close(false)
+
+	s = j.script(t, "2", names...)
+	s.expect(s.run(0, "base 2", "", "base 2", nil), "ran because its definition changed")
+	s.expect(s.run(1, "a", "base 2", "a 2", nil), "ran because [1/3] FROM base has a new result (its definition changed)")
+	s.expect(s.run(2, "b", "a 2", "b 2", nil), "ran because [2/3] RUN a has a new result (its definition changed)")
+	s.r.Close(false)
+
+	// What the step before has was made by another build.
+	s = j.script(t, "3", names...)
+	l := solver.Lookup{Op: digest.FromString("a"), Inputs: [][]solver.InputKey{{{Key: key("base 3")}}}}
+	s.r.Loading(&solver.Load{Edge: solver.Edge{Vertex: s.steps[1]}, Lookup: l, Record: solver.Record{Result: "r"}})
+	s.expect(s.run(2, "b", "a 3", "b 3", nil), "ran because [2/3] RUN a has a new result")
+	s.r.Close(false)
+}
+
+// Steps come and go between others.
+func TestOrderOfSteps(t *testing.T) {
+	for _, c := range []struct {
+		names []string
+		ops   []string // "" didn't run
+		want  []string // of those that ran
+	}{
+		{[]string{"[1/4] FROM base", "[2/4] RUN a", "[3/4] RUN inserted", "[4/4] RUN b"}, []string{"", "", "inserted", "b"},
+			[]string{noRun, "ran because it now follows [3/4] RUN inserted and followed [2] RUN a before"}},
+		{[]string{"[1/2] FROM base", "[2/2] RUN b"}, []string{"", "b"},
+			[]string{"ran because it now follows [1/2] FROM base and followed [2] RUN a before"}},
+		{[]string{"[1/3] FROM base", "[2/3] RUN edited", "[3/3] RUN b"}, []string{"", "edited", "b"},
+			[]string{"ran because its definition changed", "ran because [2/3] RUN edited has a new result (its definition changed)"}},
+		{[]string{"[1/3] FROM base", "[2/3] RUN b", "[3/3] RUN a"}, []string{"", "b", "a"},
+			[]string{"ran because it now follows [1/3] FROM base and followed [2] RUN a before", "ran because it now follows [2/3] RUN b and followed [1] FROM base before"}},
+	} {
+		j := newJournal(t)
+		s := j.script(t, "before", "[1/3] FROM base", "[2/3] RUN a", "[3/3] RUN b")
+		s.run(0, "base", "", "base", nil)
+		s.run(1, "a", "base", "a", nil)
+		s.run(2, "b", "a", "b", nil)
+		s.r.Close(false)
+		s = j.script(t, "after", c.names...)
+		input := "base"
+		for i, op := range c.ops {
+			if op == "" {
+				input = []string{"base", "a"}[i]
+				continue
+			}
+			s.expect(s.run(i, op, input, "new "+op, nil), c.want[0])
+			input, c.want = "new "+op, c.want[1:]
+		}
+		s.r.Close(false)
+	}
+}
+
+// The nearest record counts, not the last one.
+func TestBackToAnEarlierState(t *testing.T) {
+	j := newJournal(t)
+	for i, op := range []string{"one", "two", "one"} {
+		s := j.script(t, fmt.Sprint(i), "[1/2] FROM base", "[2/2] RUN a")
+		s.run(0, "base", "", "base", nil)
+		s.expect(s.run(1, op, "base", op, nil), []string{noRun, "ran because its definition changed", isGone}[i])
+		s.r.Close(false)
+	}
+}
+
+// Of a project that is a copy of another nothing is certain.
+func TestCopiesOfProjects(t *testing.T) {
+	j := newJournal(t)
+	run := func(ref, project string, known bool, op string) string {
+		s := j.script(t, ref, "[1/1] RUN a")
+		s.r.opts.Key = func() (string, bool) { return project, known }
+		defer s.r.Close(false)
+		return s.run(0, op, "", op, nil)
+	}
+	for _, c := range []struct{ ref, project, op, want string }{
+		{"1", "a", "1", noRun},
+		{"2", "b", "2", "ran, probably because its definition changed"},
+		{"3", "b", "3", "ran because its definition changed"},
+		{"4", "", "4", "ran, probably because its definition changed"},
+		{"5", "", "5", "ran, probably because its definition changed"},
+	} {
+		if got := run(c.ref, c.project, true, c.op); got != c.want {
+			t.Errorf("build %s: it %q, want %q", c.ref, got, c.want)
+		}
+	}
+}
+
+// What is kept outlives the daemon; what is damaged is dropped.
+func TestJournalIsKept(t *testing.T) {
+	dir := t.TempDir()
+	db := openStore(t, dir)
+	j := Open(Config{Store: db, Evictions: evictions{}})
+	for _, ref := range []string{"one", "two"} {
+		s := j.script(t, ref, "[1/1] RUN "+ref)
+		s.run(0, ref, "", ref, nil)
+		s.r.Close(ref == "two")
+	}
+	j.Close()
+	var bad store.Batch
+	bad.Put(stepsBucket, "0000000000000100", []byte("nonsense"))
+	bad.Put(stepsBucket, "not a number", []byte("nonsense"))
+	bad.Put(buildsBucket, "three", []byte("nonsense"))
+	db.Write(&bad)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	db = openStore(t, dir)
+	var log strings.Builder
+	j = Open(Config{Store: db, Evictions: evictions{}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for ref, want := range map[string]string{"one": "one", "two": "two", "": "two"} {
+		b, ok := j.Get(ref)
+		if !ok || b.Ref != want || b.Failed != (want == "two") || len(b.Steps) != 1 {
+			t.Errorf("%q is explained by %+v, %v", ref, b, ok)
+		}
+	}
+	if _, ok := j.Get("three"); ok {
+		t.Error("a damaged explanation is given")
+	}
+	if n := strings.Count(log.String(), "is dropped"); n != 3 {
+		t.Errorf("%d damaged entries were told:\n%s", n, log.String())
+	}
+	s := j.script(t, "four", "[1/1] RUN one")
+	s.expect(s.run(0, "one", "", "one", nil), isGone)
+	s.r.Close(false)
+	j.Forget("one")
+	if _, ok := j.Get("one"); ok {
+		t.Error("a forgotten build is explained")
+	}
+	j.Close()
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = openStore(t, dir)
+	defer db.Close()
+	count := map[string]int{}
+	for _, bucket := range []string{stepsBucket, buildsBucket} {
+		db.Scan(bucket, "", func(string, []byte) bool { count[bucket]++; return true })
+	}
+	if count[stepsBucket] != 2 || count[buildsBucket] != 2 { // the same step again took the place of its record
+		t.Errorf("stored: %v", count)
+	}
+}
+
+// However much is built, only so much is kept, of what was of use last.
+func TestJournalIsBounded(t *testing.T) {
+	j := newJournal(t)
+	const maxRecords, maxBuilds, steps = 400, 50, 40
+	j.bounds = bounds{maxRecords, maxBuilds}
+	names := make([]string, steps)
+	for b := range maxRecords/steps + 10 {
+		for i := range names {
+			names[i] = fmt.Sprintf("[%d/%d] RUN %d in %d", i+1, steps, i, b)
+		}
+		if b > 0 {
+			names[0] = "[1/40] RUN 0 in 0" // is of use in every build
+		}
+		s := j.script(t, fmt.Sprintf("%04d", b), names...)
+		for i := range names {
+			op := names[i]
+			if i == 0 {
+				op = fmt.Sprint(b)
+			}
+			s.run(i, op, "in", names[i], nil)
+		}
+		s.r.Close(false)
+		j.Close()
+	}
+	stored := 0
+	j.cfg.Store.Scan(stepsBucket, "", func(string, []byte) bool { stored++; return true })
+	if stored != maxRecords || len(j.used) != maxRecords {
+		t.Errorf("%d records are stored and %d known, want %d", stored, len(j.used), maxRecords)
+	}
+	known := 0
+	for _, k := range j.kinds {
+		known += len(k)
+	}
+	if known != maxRecords || len(j.keys) > maxRecords {
+		t.Errorf("%d records and %d keys are known", known, len(j.keys))
+	}
+	for b := range maxBuilds + 10 {
+		j.script(t, fmt.Sprintf("build %04d", b)).r.Close(false)
+	}
+	j.Close()
+	builds := 0
+	j.cfg.Store.Scan(buildsBucket, "", func(string, []byte) bool { builds++; return true })
+	if builds != maxBuilds || len(j.builds) != maxBuilds {
+		t.Errorf("%d builds are stored and %d known, want %d", builds, len(j.builds), maxBuilds)
+	}
+	if b, ok := j.Get(""); !ok || b.Ref != fmt.Sprintf("build %04d", maxBuilds+9) {
+		t.Errorf("the last build is %s", b.Ref)
+	}
+}
+
+func TestStepNames(t *testing.T) {
+	long := strings.Repeat("x", 200)
+	for name, want := range map[string]step{
+		"[build 2/5] RUN make":                              {Stage: "build", Index: 2, Text: "RUN make"},
+		"[2/5] RUN make":                                    {Index: 2, Text: "RUN make"},
+		"[ 2/12] RUN a\nb":                                  {Index: 2, Text: "RUN a\nb"},
+		"[linux/amd64 build  2/12] COPY a b":                {Stage: "linux/amd64 build", Index: 2, Text: "COPY a b"},
+		"[internal] load build context":                     {Text: "[internal] load build context"},
+		"[1/2] FROM a:b@" + digest.FromString("x").String(): {Index: 1, Text: "FROM a:b"},
+		"make": {Text: "make"},
+		"":     {},
+	} {
+		want.Kind = "other"
+		if got := stepOf(&solver.Vertex{Name: name}); got != want {
+			t.Errorf("%q is %+v, want %+v", name, got, want)
+		}
+	}
+	a, b := stepOf(&solver.Vertex{Name: long + "a"}), stepOf(&solver.Vertex{Name: long + "b"})
+	if a == b || len(a.Text) > maxText+8 {
+		t.Errorf("%+v and %+v", a, b)
+	}
+}
+
+// Too many facets are kept as one of their group.
+func TestLargeRecords(t *testing.T) {
+	large := func(change string) *record {
+		r := &record{Build: short("b"), Project: short("p"), Step: step{Kind: "exec", Stage: "build", Index: 3, Text: strings.Repeat("RUN ", 20)},
+			Op: short(change), Facets: map[string]string{"command": "#" + short(change)}, Keys: []string{short("k")}, Results: []string{short("r") + short("s")},
+			Inputs: []inputFact{{Content: short("a")}, {Keys: []string{short("b"), short("c")}}}, Sketch: slices.Repeat([]byte(short(change+"sketch")), 40)}
+		for i := range 400 {
+			r.Facets[fmt.Sprint("env VARIABLE_NUMBER_", i)] = "#" + short(fmt.Sprint(change, i))
+			r.Facets[fmt.Sprint("mount /m", i)] = strings.Repeat("bind readonly ", 4)
+		}
+		return r
+	}
+	a, b, same := large("a"), large("b"), large("a")
+	for _, r := range []*record{a, b} {
+		data, err := r.pack()
+		if err != nil || len(data) > maxRecord {
+			t.Fatalf("%d bytes, %v", len(data), err)
+		}
+		got := &record{}
+		if err := unpack(data, got); err != nil || got.Op != r.Op || len(got.Facets) > 3 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	if d := compare(same, a); !d.none() {
+		t.Errorf("a record differs from itself in %+v", d)
+	}
+	d := compare(same, b) // one folded, the other not
+	causes := d.facetCauses(same, b, func(string) bool { return false })
+	var said []string
+	for _, c := range causes {
+		said = append(said, c.String())
+	}
+	if want := []string{"its command changed", "the environment changed"}; !slices.Equal(said, want) {
+		t.Errorf("said %q, want %q", said, want)
+	}
+}
+
+// Whatever is stored, it can be compared with.
+func FuzzCompare(f *testing.F) {
+	for _, r := range []*record{{}, {Op: "a", Facets: map[string]string{"env *": "#x"}, Inputs: []inputFact{{Content: "c"}}}} {
+		data, err := pack(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	now := &record{Op: "o", Facets: map[string]string{"env A": "#a", "user": "me"}, Inputs: []inputFact{{Keys: []string{"k"}}}}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		old := &record{}
+		if unpack(data, old) != nil {
+			return
+		}
+		d := compare(now, old)
+		for _, c := range d.facetCauses(now, old, func(string) bool { return true }) {
+			io.WriteString(io.Discard, c.String())
+		}
+		fam := &family{texts: map[string]bool{}, claimed: map[step]bool{}}
+		fam.likeness(now, old)
+		contentDistance(now, old)
+		if _, err := (&content{}).changed(context.Background(), old.Sketch, now.Sketch); err != nil {
+			t.Error(err)
+		}
+	})
+}
