@@ -188,8 +188,8 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 	var records []*record
 	for _, s := range r.order {
 		shown := r.shown[s.vertex.Digest]
-		if !s.ran && (shown == nil || !shown.Cached) {
-			continue
+		if !s.ran && (shown == nil || shown.Completed == nil) {
+			continue // it wasn't needed
 		}
 		b.Steps = append(b.Steps, r.stepLocked(s))
 		if s.ended && s.recorded() {
@@ -227,10 +227,13 @@ func (s *state) name() string { return clip(s.vertex.Name, maxName) }
 // stepLocked is what the explanation says of s.
 func (r *Recorder) stepLocked(s *state) explanation.Step {
 	out := explanation.Step{
-		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Failed: s.failed, Causes: s.causes,
+		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Causes: s.causes,
 	}
-	if v := r.shown[s.vertex.Digest]; v != nil && s.ran && v.Started != nil && v.Completed != nil {
-		out.Duration = v.Completed.Sub(*v.Started)
+	if v := r.shown[s.vertex.Digest]; v != nil && v.Started != nil && v.Completed != nil {
+		out.Failed = v.Error != ""
+		if s.ran {
+			out.Duration = v.Completed.Sub(*v.Started)
+		}
 	}
 	if s.compared != nil {
 		out.Compared = r.journal.earlier(s.compared)

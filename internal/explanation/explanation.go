@@ -26,7 +26,7 @@ type Step struct {
 	// isn't known.
 	Line     string        `json:"line,omitempty"`
 	Ran      bool          `json:"ran"`
-	Failed   bool          `json:"failed,omitempty"`
+	Failed   bool          `json:"failed,omitempty"`   // or was interrupted
 	Duration time.Duration `json:"duration,omitempty"` // in nanoseconds
 	// Causes say why it ran, the most telling one first; empty for a step that
 	// didn't.

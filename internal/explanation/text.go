@@ -13,7 +13,10 @@ const maxCauses = 3
 
 // Sentence says why the step ran: "ran because src/main.go changed".
 func (s Step) Sentence() string {
-	if !s.Ran {
+	switch {
+	case !s.Ran && s.Failed:
+		return "failed before it could run"
+	case !s.Ran:
 		return "came from the cache"
 	}
 	if len(s.Causes) == 0 {
@@ -169,7 +172,7 @@ func (s Step) transfers() bool { return s.Ran && len(s.Causes) > 0 && s.Causes[0
 // with all. now is for telling how long ago something was.
 func (b *Build) Write(w io.Writer, all bool, now time.Time) error {
 	var out strings.Builder
-	ran, cached, transfers := 0, 0, 0
+	ran, failed, cached, transfers := 0, 0, 0, 0
 	var took time.Duration
 	compared := map[Earlier]int{}
 	for _, s := range b.Steps {
@@ -179,17 +182,19 @@ func (b *Build) Write(w io.Writer, all bool, now time.Time) error {
 		case s.Ran:
 			ran++
 			took += s.Duration
+		case s.Failed:
+			failed++
 		default:
 			cached++
 		}
 		if s.Compared != nil {
 			compared[*s.Compared]++
 		}
-		if s.Ran && !s.transfers() || all {
+		if s.Ran && !s.transfers() || s.Failed || all {
 			s.write(&out)
 		}
 	}
-	fmt.Fprintf(&out, "Build %s ran %d of %s in %s; %s from the cache.\n", b.Ref, ran, steps(ran+cached), round(took), came(cached))
+	fmt.Fprintf(&out, "Build %s ran %d of %s in %s; %s from the cache.\n", b.Ref, ran, steps(ran+failed+cached), round(took), came(cached))
 	if transfers > 0 {
 		fmt.Fprintf(&out, "Besides, %s brought files from the client, as in every build.\n", steps(transfers))
 	}

@@ -52,6 +52,7 @@ func sample() *Build {
 		ran("unknown"),
 		{Name: "hostile \x1b[31m\nname\u202e", Ran: true, Failed: true, Causes: []Cause{{Kind: File, Subject: "\x1b[2J", To: "changed", Certain: true}}},
 		{Name: "cached", Line: "Dockerfile:9"},
+		{Name: "no such image", Failed: true},
 	}}
 }
 
