@@ -22,6 +22,9 @@ type buildx struct {
 // newBuildx makes the builder known to buildx. There is no docker daemon.
 func newBuildx(t *testing.T, d *daemon) *buildx {
 	t.Helper()
+	if _, err := os.Stat(filepath.Join(env.peer, "docker-buildx")); err != nil {
+		t.Fatalf("%v: run make buildx first", err)
+	}
 	b := &buildx{t: t, dir: t.TempDir(), d: d}
 	b.run("", "create", "--name", "kiln", "--driver", "remote", "--use", d.addr).must(t)
 	return b

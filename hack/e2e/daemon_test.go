@@ -201,10 +201,16 @@ func (d *daemon) buildctl(args ...string) result {
 // run runs a client program against the daemon, with stdin.
 func (d *daemon) run(program, stdin string, args ...string) result {
 	d.t.Helper()
-	cmd := exec.Command(program, append([]string{"--addr", d.addr}, args...)...)
-	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain", "DOCKER_CONFIG="+d.dockerConfig())
+	cmd := d.client(program, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	return runCommand(d.t, cmd)
+}
+
+// client is a client program of the daemon that isn't started yet.
+func (d *daemon) client(program string, args ...string) *exec.Cmd {
+	cmd := exec.Command(program, append([]string{"--addr", d.addr}, args...)...)
+	cmd.Env = append(os.Environ(), "BUILDKIT_PROGRESS=plain", "DOCKER_CONFIG="+d.dockerConfig())
+	return cmd
 }
 
 func runCommand(t *testing.T, cmd *exec.Cmd) result {

@@ -299,6 +299,7 @@ func TestRunMounts(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("hush"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	t.Setenv("KILN_E2E_SECRET", "whisper")
 	runOutCases(t, []outCase{
 		{
 			name:       "BindContext",
@@ -349,6 +350,11 @@ func TestRunMounts(t *testing.T) {
 			name:       "SecretEnv",
 			dockerfile: outOf("RUN --mount=type=secret,id=s,env=TOKEN echo $TOKEN > /out/f; test ! -e /run/secrets/s"),
 			args:       []string{"--secret", "id=s,src=" + secret}, want: map[string]string{"f": "hush\n"},
+		},
+		{
+			name:       "SecretOfTheClientsEnvironment",
+			dockerfile: outOf("RUN --mount=type=secret,id=KILN_E2E_SECRET --mount=type=secret,id=named cat /run/secrets/KILN_E2E_SECRET /run/secrets/named > /out/f"),
+			args:       []string{"--secret", "id=KILN_E2E_SECRET", "--secret", "id=named,env=KILN_E2E_SECRET"}, want: map[string]string{"f": "whisperwhisper"},
 		},
 		{
 			name:       "OptionalSecretMissing",

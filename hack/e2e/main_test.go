@@ -46,9 +46,9 @@ func setUpAndRun(m *testing.M) (int, error) {
 	}
 	env.bin, env.peer = filepath.Join(top, "bin"), filepath.Join(top, "bin", "peer")
 	env.runtime = os.Getenv("KILN_E2E_RUNTIME")
-	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl"), filepath.Join(env.peer, "docker-buildx")} {
+	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl")} {
 		if _, err := os.Stat(f); err != nil {
-			return 0, fmt.Errorf("%w: run make build peer buildx first", err)
+			return 0, fmt.Errorf("%w: run make build peer first", err)
 		}
 	}
 	if err := adoptOrphans(); err != nil {
