@@ -94,6 +94,30 @@ func (r *Ref) SetDescription(text string) {
 	r.m.flush(flushChanged)
 }
 
+// Lost returns why the record, or one that it is made of, is out of use; nil if
+// none of them is known to be.
+func (r *Ref) Lost() error {
+	if r == nil {
+		return nil
+	}
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	seen := map[*record]bool{}
+	for todo := []*record{r.r}; len(todo) > 0; {
+		at := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if seen[at] {
+			continue
+		}
+		seen[at] = true
+		if at.lost != nil {
+			return at.lost
+		}
+		todo = append(append(todo, at.needs()...), at.layers...)
+	}
+	return nil
+}
+
 // Mounts extracts if needed and says how to make the record visible,
 // read-only. The mounts are good while the handle is held.
 func (r *Ref) Mounts(ctx context.Context) ([]mount.Mount, error) {

@@ -149,6 +149,13 @@ func (b *Build) Solve(ctx context.Context, edge Edge) (Result, error) {
 	return nil, err
 }
 
+// Lost tells that r, which Solve returned for edge, turned out lost when it was
+// used: its record is quarantined, and Solve returns another from then on. r
+// stays the caller's.
+func (b *Build) Lost(edge Edge, r Result, why error) {
+	b.events.put(&FoundLost{Edge: edge, Record: r.ID(), Err: why})
+}
+
 // call opens a request.
 func (b *Build) call() (int, chan answer, error) {
 	b.mu.Lock()

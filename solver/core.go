@@ -98,6 +98,7 @@ type edge struct {
 	// vertex ignores the cache, or ran on such an input. Its consumers match by
 	// content only.
 	forced bool
+	lost   bool // a record of it was
 	// adopted is set if what an import knows of the edge has been saved.
 	adopted bool
 
@@ -368,7 +369,7 @@ func (c *Core) refuse(n *node) {
 func (c *Core) lose(e *edge, why error) {
 	id := e.result.ID()
 	c.avoid[id], c.avoid[e.record.id()] = true, true
-	e.record = Record{}
+	e.record, e.lost = Record{}, true
 	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1

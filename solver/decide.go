@@ -350,6 +350,9 @@ func (e *edge) runReason() string {
 	if n.transient() {
 		return "run: it is asked for in every build"
 	}
+	if e.lost {
+		return "run: the record is lost"
+	}
 	missed := -1
 	for i := range n.inputs {
 		switch {

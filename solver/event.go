@@ -64,6 +64,25 @@ func (ev *Abandoned) apply(c *Core) {
 	c.touch(e.node)
 }
 
+// FoundLost says that a result that answered a request turned out lost when it
+// was used.
+type FoundLost struct {
+	Edge   Edge
+	Record string // the result's ID
+	Err    error
+	bringsNothing
+}
+
+func (ev *FoundLost) apply(c *Core) {
+	n := c.lookup(ev.Edge.Vertex)
+	if n == nil {
+		return // the request hasn't been heard of
+	}
+	if e := n.edge(ev.Edge.Index); e.status == done && e.result.ID() == ev.Record {
+		c.lose(e, ev.Err)
+	}
+}
+
 // GotCacheMap is the outcome of GetCacheMap.
 type GotCacheMap struct {
 	Vertex *Vertex
@@ -140,7 +159,7 @@ func (ev *Loaded) unused() { release(ev.Result) }
 func (ev *Loaded) apply(c *Core) {
 	e := c.edge(ev.Edge)
 	if ev.Err != nil {
-		c.avoid[ev.Record.id()] = true
+		c.avoid[ev.Record.id()], e.lost = true, true
 		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
 			c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}

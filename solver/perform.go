@@ -135,7 +135,9 @@ func (b *Build) save(what string, s Save) {
 	}
 }
 
+// drop quarantines records: nothing finds them any more.
 func (b *Build) drop(eff *Drop) {
+	b.solver.opts.Warn("cache records are lost", "records", eff.Records, "reason", eff.Reason)
 	if err := b.solver.opts.Keys.Drop(eff.Records); err != nil {
 		b.solver.opts.Warn("forget lost records", "records", eff.Records, "error", err)
 	}

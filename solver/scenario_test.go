@@ -174,6 +174,8 @@ func (p *player) event(line string) Event {
 		return &Requested{Call: number(1), Edge: p.edge(w.fields[2])}
 	case "abandon":
 		return &Abandoned{Call: number(1)}
+	case "found":
+		return &FoundLost{Edge: p.edge(w.fields[2]), Record: w.fields[3], Err: w.err()}
 	case "cachemap":
 		ev := &GotCacheMap{Vertex: p.vertex(w.fields[1]), More: w.flags["more"], Err: w.err()}
 		if op, ok := w.values["op"]; ok {

@@ -109,6 +109,10 @@ func (ev *Requested) String() string {
 
 func (ev *Abandoned) String() string { return fmt.Sprintf("abandon %d", ev.Call) }
 
+func (ev *FoundLost) String() string {
+	return line("found lost", ev.Edge.String(), ev.Record, outcome(ev.Err))
+}
+
 func (ev *GotCacheMap) String() string {
 	if ev.Err != nil || ev.Map == nil {
 		return line("cachemap", ev.Vertex.id(), outcome(ev.Err))

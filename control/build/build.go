@@ -148,12 +148,7 @@ func (b *Build) run() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	src, release, err := b.force(res)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return b.export(exporters, src)
+	return b.deliver(exporters, res)
 }
 
 // result gets the lazy result from whoever makes it.

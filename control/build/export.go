@@ -2,8 +2,10 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -15,6 +17,45 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
+
+// deliver exports what res stands for. If something of it is lost, it is made
+// again, and every exporter starts over.
+func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[string]string, error) {
+	for losses := 0; ; losses++ {
+		src, release, err := b.force(res)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := b.export(exporters, src)
+		again := errors.Is(err, cache.ErrLost) && losses < maxLosses && b.ctx.Err() == nil && b.loseLost(res, err)
+		release()
+		if !again {
+			return resp, err
+		}
+	}
+}
+
+// loseLost gives up the results of res that are lost. It reports whether there
+// is one.
+func (b *Build) loseLost(res *frontend.Result, why error) (any bool) {
+	for _, r := range append(slices.Collect(maps.Values(res.Refs)), res.Ref) {
+		own, ok := r.(*ref)
+		if !ok {
+			continue
+		}
+		own.mu.Lock()
+		result := own.result
+		own.mu.Unlock()
+		if result == nil {
+			continue
+		}
+		if err := result.Ref.Lost(); err != nil {
+			own.lost(*result, fmt.Errorf("%w (%w)", why, err))
+			any = true
+		}
+	}
+	return any
+}
 
 // force solves every ref of res, side by side. release gives back what src
 // holds.

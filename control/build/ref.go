@@ -2,9 +2,11 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
@@ -57,11 +59,32 @@ func (r *ref) solve(ctx context.Context) (ops.Result, error) {
 	return out, nil
 }
 
-// view solves the ref and opens what it stands for.
-func (r *ref) view(ctx context.Context) (*snapshot.View, error) {
-	res, err := r.solve(ctx)
-	if err != nil {
-		return nil, err
+// maxLosses bounds how often what turns out lost when it is used is made again.
+const maxLosses = 5
+
+// lost makes the next solve return another result than res, which turned out
+// lost.
+func (r *ref) lost(res ops.Result, why error) {
+	r.mu.Lock()
+	if r.result != nil && *r.result == res {
+		r.result = nil
 	}
-	return res.Ref.Open(ctx)
+	r.mu.Unlock()
+	r.br.b.solver.Lost(r.edge, res, why)
+}
+
+// view solves the ref and opens what it stands for. If that is lost, it is made
+// again.
+func (r *ref) view(ctx context.Context) (*snapshot.View, error) {
+	for losses := 0; ; losses++ {
+		res, err := r.solve(ctx)
+		if err != nil {
+			return nil, err
+		}
+		v, err := res.Ref.Open(ctx)
+		if !errors.Is(err, cache.ErrLost) || losses == maxLosses {
+			return v, err
+		}
+		r.lost(res, err)
+	}
 }
