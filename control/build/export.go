@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// deliver exports what res stands for. If something of it is lost, it is made
-// again, and every exporter starts over.
+// deliver exports what res stands for. If a result or a blob of it is lost, that
+// is made again, and every exporter starts over.
 func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[string]string, error) {
 	for losses := 0; ; losses++ {
 		src, release, err := b.force(res)
@@ -27,7 +27,10 @@ func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[
 			return nil, err
 		}
 		resp, err := b.export(exporters, src)
-		again := errors.Is(err, cache.ErrLost) && losses < maxLosses && b.ctx.Err() == nil && b.loseLost(res, err)
+		again := errors.Is(err, cache.ErrLost) && losses < maxLosses && b.ctx.Err() == nil
+		if again {
+			b.loseLost(res, err)
+		}
 		release()
 		if !again {
 			return resp, err
@@ -35,9 +38,9 @@ func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[
 	}
 }
 
-// loseLost gives up the results of res that are lost. It reports whether there
-// is one.
-func (b *Build) loseLost(res *frontend.Result, why error) (any bool) {
+// loseLost gives up the results of res that are lost. There may be none: a blob
+// that is lost is made again from the files.
+func (b *Build) loseLost(res *frontend.Result, why error) {
 	for _, r := range append(slices.Collect(maps.Values(res.Refs)), res.Ref) {
 		own, ok := r.(*ref)
 		if !ok {
@@ -51,10 +54,8 @@ func (b *Build) loseLost(res *frontend.Result, why error) (any bool) {
 		}
 		if err := result.Ref.Lost(); err != nil {
 			own.lost(*result, fmt.Errorf("%w (%w)", why, err))
-			any = true
 		}
 	}
-	return any
 }
 
 // force solves every ref of res, side by side. release gives back what src

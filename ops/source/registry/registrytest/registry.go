@@ -275,6 +275,7 @@ func (r *Registry) uploadLocked(w http.ResponseWriter, req *http.Request, repo, 
 		if from := q.Get("from"); from != "" {
 			if data, ok := r.blobs[from][digest.Digest(q.Get("mount"))]; ok {
 				r.putBlobLocked(repo, digest.Digest(q.Get("mount")), data)
+				w.Header().Set("Docker-Content-Digest", q.Get("mount"))
 				w.WriteHeader(http.StatusCreated)
 				return
 			}
@@ -290,5 +291,6 @@ func (r *Registry) uploadLocked(w http.ResponseWriter, req *http.Request, repo, 
 		return
 	}
 	r.putBlobLocked(repo, d, body)
+	w.Header().Set("Docker-Content-Digest", d.String())
 	w.WriteHeader(http.StatusCreated)
 }
