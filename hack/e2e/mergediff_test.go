@@ -1,0 +1,234 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kilnbuild/kiln/client/llb"
+)
+
+var (
+	mergeSeed  = flag.Uint64("mergediff.seed", 1, "the first random tree")
+	mergeCases = flag.Int("mergediff.cases", 6, "how many random trees")
+)
+
+// states makes random states that stand on each other, and on nothing.
+type states struct {
+	r    *rand.Rand
+	base llb.State
+	made []llb.State
+	what []string // how each was made
+}
+
+func newStates(seed uint64) *states {
+	s := &states{r: rand.New(rand.NewPCG(seed, 1)), base: llb.Image(env.base)}
+	s.add(s.base, "base")
+	s.add(llb.Scratch(), "scratch")
+	for range 5 {
+		s.step()
+	}
+	for range 6 {
+		if s.r.IntN(2) == 0 {
+			s.diff()
+		} else {
+			s.merge()
+		}
+	}
+	return s
+}
+
+func (s *states) add(st llb.State, format string, args ...any) {
+	s.made = append(s.made, st)
+	s.what = append(s.what, fmt.Sprintf("%d: %s", len(s.made)-1, fmt.Sprintf(format, args...)))
+}
+
+func (s *states) pick() int { return s.r.IntN(len(s.made)) }
+
+// step changes a state with a script. The shell is not the state's own, so that
+// it may be an empty one.
+func (s *states) step() {
+	i := s.pick()
+	var lines []string
+	for range 2 + s.r.IntN(8) {
+		lines = append(lines, s.command())
+	}
+	script := "umask 022; mkdir -p /out/t; cd /out/t; {\n" + strings.Join(lines, "\n") + "\n} 2>/dev/null; true"
+	run := s.base.Run(llb.Args([]string{"sh", "-c", script}))
+	s.add(run.AddMount("/out", s.made[i]), "on %d: %s", i, strings.Join(lines, "; "))
+}
+
+// command changes something below the working directory, if it can.
+func (s *states) command() string {
+	name := func() string {
+		parts := make([]string, 1+s.r.IntN(3))
+		for i := range parts {
+			parts[i] = string("abc"[s.r.IntN(3)])
+		}
+		return path.Join(parts...)
+	}
+	p, q := name(), name()
+	switch s.r.IntN(14) {
+	case 0, 1:
+		return "mkdir -p " + p
+	case 2, 3, 4:
+		return fmt.Sprintf("mkdir -p %s; echo %d > %s", path.Dir(p), s.r.IntN(100), p)
+	case 5:
+		return "rm -rf " + p
+	case 6: // an opaque directory
+		return fmt.Sprintf("rm -rf %[1]s; mkdir -p %[1]s; echo n > %[1]s/n", p)
+	case 7: // a file in a directory's place, or the reverse
+		return fmt.Sprintf("if [ -d %[1]s ]; then rm -rf %[1]s; echo f > %[1]s; else rm -f %[1]s; mkdir -p %[1]s; fi", p)
+	case 8:
+		return fmt.Sprintf("ln %s %s", p, q)
+	case 9:
+		return fmt.Sprintf("ln -s %s %s", path.Base(p), q)
+	case 10:
+		return fmt.Sprintf("chmod %o %s", []int{0o700, 0o755, 0o4711, 0o1777}[s.r.IntN(4)], p)
+	case 11:
+		return fmt.Sprintf("chown %d:%d %s", s.r.IntN(3), s.r.IntN(3), p)
+	case 12:
+		return fmt.Sprintf("mv %s %s", p, q)
+	}
+	return "mkfifo " + p
+}
+
+func (s *states) diff() {
+	l, u := s.pick(), s.pick()
+	s.add(llb.Diff(s.made[l], s.made[u]), "diff from %d to %d", l, u)
+}
+
+func (s *states) merge() {
+	var in []llb.State
+	var of []int
+	for range 2 + s.r.IntN(3) {
+		i := s.pick()
+		in, of = append(in, s.made[i]), append(of, i)
+	}
+	s.add(llb.Merge(in), "merge of %v", of)
+}
+
+// tarOf builds st and describes the files of the result.
+func tarOf(t *testing.T, addr string, st llb.State) (map[string]string, error) {
+	t.Helper()
+	def, err := st.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if len(def.Def) == 0 {
+		return nil, nil // nothing, which clients don't send
+	}
+	var in bytes.Buffer
+	if err := llb.WriteTo(def, &in); err != nil {
+		return nil, err
+	}
+	out := filepath.Join(t.TempDir(), "out.tar")
+	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", addr, "build", "--progress=plain", "--output", "type=tar,dest="+out)
+	cmd.Stdin = &in
+	if r := runCommand(t, cmd); r.code != 0 {
+		return nil, fmt.Errorf("build: %s", r.stderr)
+	}
+	return describeTar(out)
+}
+
+// describeTar says of every path what it is; of a file that has several names,
+// also what they are.
+func describeTar(name string) (map[string]string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	out, links := map[string]string{}, map[string][]string{}
+	for tr := tar.NewReader(f); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		p := strings.Trim(strings.TrimPrefix(h.Name, "./"), "/")
+		if h.Typeflag == tar.TypeLink {
+			first := strings.Trim(strings.TrimPrefix(h.Linkname, "./"), "/")
+			links[first] = append(links[first], p)
+			continue
+		}
+		sum := sha256.New()
+		if _, err := io.Copy(sum, tr); err != nil {
+			return nil, err
+		}
+		out[p] = fmt.Sprintf("%c %o %d:%d %q %x", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Linkname, sum.Sum(nil)[:4])
+		for _, k := range slices.Sorted(maps.Keys(h.PAXRecords)) {
+			// Upstream's own bookkeeping, where it made a hard link to a layer's file.
+			if strings.HasPrefix(k, "SCHILY.xattr.") && !strings.HasPrefix(k, "SCHILY.xattr.trusted.overlay.") {
+				out[p] += fmt.Sprintf(" %s=%q", k, h.PAXRecords[k])
+			}
+		}
+	}
+	for first, others := range links {
+		all := append(others, first)
+		slices.Sort(all)
+		what := fmt.Sprintf("%s, one file with %q", out[first], all)
+		for _, p := range all {
+			out[p] = what
+		}
+	}
+	return out, nil
+}
+
+// Merges and diffs of random states, of each other and of nothing, hold what
+// upstream's do. compat: LLB-080, LLB-081
+func TestMergeAndDiffAsUpstream(t *testing.T) {
+	d := newDaemon(t)
+	peer := peerDaemon(t)
+	for seed := *mergeSeed; seed < *mergeSeed+uint64(*mergeCases); seed++ {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			s := newStates(seed)
+			for i, st := range s.made {
+				ours, err := tarOf(t, d.addr, st)
+				if err != nil {
+					t.Fatalf("kiln: %v\n%s", err, strings.Join(s.what[:i+1], "\n"))
+				}
+				theirs, err := tarOf(t, peer, st)
+				if err != nil {
+					t.Fatalf("upstream: %v\n%s", err, strings.Join(s.what[:i+1], "\n"))
+				}
+				if diff := difference(ours, theirs); diff != "" {
+					t.Errorf("state %d:\n%s\n%s", i, diff, strings.Join(s.what[:i+1], "\n"))
+					return
+				}
+			}
+		})
+	}
+}
+
+func difference(ours, theirs map[string]string) string {
+	var b strings.Builder
+	for _, p := range slices.Sorted(maps.Keys(theirs)) {
+		if ours[p] != theirs[p] {
+			fmt.Fprintf(&b, "%s\n\tkiln:     %s\n\tupstream: %s\n", p, ours[p], theirs[p])
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(ours)) {
+		if _, ok := theirs[p]; !ok {
+			fmt.Fprintf(&b, "%s is only in kiln's: %s\n", p, ours[p])
+		}
+	}
+	return b.String()
+}
