@@ -93,6 +93,9 @@ func (b *Build) query(eff *Query) {
 		}
 		found.add(more, i+1)
 	}
+	if o, ok := b.opts.Observer.(LookupObserver); ok {
+		o.Queried(eff, found)
+	}
 	b.events.put(&Queried{Edge: eff.Edge, Found: found})
 }
 
