@@ -212,17 +212,12 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 	var bare []solver.Key
 	keys = map[string][]string{}
 	for _, id := range ids {
-		s.scan(byID, id+"\x00", func(k string) bool {
-			if len(k) != len(id)+1+keyLen {
-				return true // of a longer id
-			}
-			key := k[len(id)+1:]
-			remove(entry{byID, k})
+		for _, key := range s.keysOf(id) {
+			remove(entry{byID, id + "\x00" + key})
 			remove(entry{results, key + id})
 			bare = append(bare, solver.Key([]byte(key)))
 			keys[id] = append(keys[id], key)
-			return true
-		})
+		}
 	}
 	for _, key := range s.deadEnds(bare) {
 		s.scan(backs, string(key[:]), func(k string) bool {
