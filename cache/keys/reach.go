@@ -42,4 +42,3 @@ func (s *Store) keysOf(id string) (out []string) {
 	})
 	return out
 }
-
