@@ -24,7 +24,7 @@ var rows = [][]string{
 	{"solver", "snapshot"},
 	{"cache", "executor"},
 	{"ops", "client/llb"},
-	{"worker", "worker/export", "frontend", "client"},
+	{"worker", "worker/export", "worker/verify", "frontend", "client"},
 	{"control", "control/build", "control/history", "control/explain"},
 	{"cmd", "hack", "examples"},
 }
