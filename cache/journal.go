@@ -114,6 +114,8 @@ func (m *Manager) writeEvictions(b *store.Batch, gone []*record, keys map[string
 		if err := m.journal.add(m.db, b, e); err != nil {
 			m.log.Error("remember eviction", "record", r.id, "error", err)
 		}
+		m.evictions.Add(1)
+		m.evictedBytes.Add(r.freed)
 	}
 }
 

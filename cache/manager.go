@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/internal/store"
@@ -36,6 +37,8 @@ type Manager struct {
 	fetching   flights[digest.Digest]
 	making     flights[blobKey]
 	pruning    chan struct{} // holds a token while a Prune runs
+
+	evictions, evictedBytes atomic.Int64 // since the start
 
 	writes  sync.Mutex   // see the package comment
 	journal journal      // guarded by writes
