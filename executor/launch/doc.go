@@ -38,7 +38,28 @@
 // however many the machine has, and nothing of the machine's file system is
 // there to be seen, even by a container that isn't completely set up.
 //
-// What was not chosen: a tiny static init, embedded and executed from memory,
+// # A child that waits
+//
+// A container that is created now and started later has a child that waits
+// before its execve, for as long as nobody starts it, whether its parent lives
+// on or not. CLONE_VFORK can't do that, since the parent's thread would be
+// suspended, and CLONE_VM without it would leave the child without a program
+// when the parent ends. So Fork clones without both: the child has its own
+// copy-on-write memory, in which the program lies where it was, and runs the
+// same loop of assembly over it. Only the steps with their results are in
+// memory that is mapped shared, so that the parent reads how far the child got
+// just as it does after Launch. A step that reads from a socket or FIFO is a
+// gate: the child goes on when somebody writes. Copying the page tables of a
+// process costs more the more memory it uses, which is of no weight in a
+// command that starts one container, and is why a daemon uses Launch.
+//
+// Such a child starts on a thread that has entered the namespaces it is to
+// share with others, in a copy of the machine's mounts instead of an empty
+// file system: hooks of a container find files there.
+//
+// # What was not chosen
+//
+// A tiny static init, embedded and executed from memory,
 // costs another exec and a protocol, and is one more binary for each
 // architecture. Forking the daemon's Go runtime and going on in Go in the child
 // is not safe: other threads' locks stay locked. Set-up by the parent on a

@@ -170,13 +170,23 @@ func (p *Program) Strings(list []string) uintptr {
 
 // assemble makes the program ready to run: steps don't move from here on.
 func (p *Program) assemble() {
-	// Nothing can follow the last execve: reaching this step is a failure.
+	p.end()
+	p.out = &outcome{pidfd: -1}
+	p.link()
+}
+
+// end marks the end of the steps. Nothing can follow the last execve: reaching
+// this step is a failure.
+func (p *Program) end() {
 	p.Stage("")
 	p.Call("", ^uintptr(0))
+}
+
+// link makes steps feed others, where they now are in memory.
+func (p *Program) link() {
 	for _, l := range p.links {
 		p.steps[l.from].store = uintptr(unsafe.Pointer(&p.steps[l.to].args[l.arg]))
 	}
-	p.out = &outcome{pidfd: -1}
 }
 
 // StepError is a system call of a program that failed.
