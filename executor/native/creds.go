@@ -23,10 +23,17 @@ var rlimitTypes = map[string]uintptr{
 	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
-func (b *builder) limits() error {
+func (b *builder) hostname() error {
 	if name := b.spec.Hostname; name != "" {
 		b.Call("hostname "+name, unix.SYS_SETHOSTNAME, b.Bytes([]byte(name)), uintptr(len(name)))
 	}
+	if name := b.spec.Domainname; name != "" {
+		b.Call("domain name "+name, unix.SYS_SETDOMAINNAME, b.Bytes([]byte(name)), uintptr(len(name)))
+	}
+	return nil
+}
+
+func (b *builder) limits() error {
 	setsFiles := false
 	for _, l := range b.spec.Process.Rlimits {
 		kind, ok := rlimitTypes[l.Type]
@@ -59,12 +66,29 @@ func (b *builder) filterIfNoNewPrivileges() error {
 }
 
 func (b *builder) filter() {
-	if len(b.c.Filter) == 0 {
+	f := b.seccomp
+	if len(f) == 0 {
 		return
 	}
-	f := b.c.Filter
 	prog := b.Bytes(unsafe.Slice((*byte)(unsafe.Pointer(&f[0])), len(f)*int(unsafe.Sizeof(f[0]))))
-	b.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, b.Words(uintptr(len(f)), prog))
+	b.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, b.seccompFlags(), b.Words(uintptr(len(f)), prog))
+}
+
+var seccompFlags = map[specs.LinuxSeccompFlag]uintptr{
+	"SECCOMP_FILTER_FLAG_TSYNC": unix.SECCOMP_FILTER_FLAG_TSYNC, specs.LinuxSeccompFlagLog: unix.SECCOMP_FILTER_FLAG_LOG,
+	specs.LinuxSeccompFlagSpecAllow: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+}
+
+// seccompFlags are those of the profile. One that says nothing leaves
+// speculation as it is, since the mitigation costs much and helps little.
+func (b *builder) seccompFlags() (flags uintptr) {
+	if p := b.spec.Linux.Seccomp; p != nil && len(p.Flags) > 0 {
+		for _, f := range p.Flags {
+			flags |= seccompFlags[f]
+		}
+		return flags
+	}
+	return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 }
 
 // lastCap is the highest capability of this kernel.
@@ -106,7 +130,12 @@ func (b *builder) user() error {
 			b.Call("ambient set", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c))
 		}
 	}
-	// Cleared by a change of user, so it comes here; then the parent may be gone
+	return nil
+}
+
+// orphan ends the process with its parent.
+func (b *builder) orphan() error {
+	// Cleared by a change of user, so it comes after that; then the parent may be gone
 	// already.
 	b.Call("parent-death signal", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
 	poll := []unix.PollFd{{Fd: int32(b.c.Alive), Events: unix.POLLIN}}

@@ -95,7 +95,7 @@ var ErrNotInPath = errors.New("executable file not found in $PATH")
 
 // Start starts a container's process. The program is returned for its times.
 func Start(ctx context.Context, l *launch.Launcher, c *Container) (*launch.Process, *launch.Program, error) {
-	b := &builder{Program: new(launch.Program), c: c, spec: c.Spec}
+	b := &builder{Program: new(launch.Program), c: c, spec: c.Spec, seccomp: c.Filter}
 	if err := b.build(); err != nil {
 		return nil, nil, err
 	}
@@ -103,14 +103,20 @@ func Start(ctx context.Context, l *launch.Launcher, c *Container) (*launch.Proce
 	if err == nil {
 		return proc, b.Program, nil
 	}
+	return nil, nil, setUpError(err, c.Spec.Process, b.Results)
+}
+
+// setUpError tells a program that can't be executed from a container that
+// can't be set up.
+func setUpError(err error, p *specs.Process, results func(stage string) []unix.Errno) error {
 	var step *launch.StepError
 	switch {
 	case errors.As(err, &step) && step.Stage == stageExec:
-		return nil, nil, &ExecError{c.Spec.Process.Args[0], step.Errno}
+		return &ExecError{p.Args[0], step.Errno}
 	case errors.Is(err, launch.ErrNotExecuted):
-		return nil, nil, &ExecError{c.Spec.Process.Args[0], b.notFound()}
+		return &ExecError{p.Args[0], notFound(results(stageExec))}
 	}
-	return nil, nil, fmt.Errorf("set up container: %w", err)
+	return fmt.Errorf("set up container: %w", err)
 }
 
 const stageExec = "exec"
@@ -118,8 +124,9 @@ const stageExec = "exec"
 // builder adds the steps of a container to a program.
 type builder struct {
 	*launch.Program
-	c    *Container
-	spec *specs.Spec
+	c       *Container // nil if it is not of a step
+	spec    *specs.Spec
+	seccomp []unix.SockFilter
 }
 
 func (b *builder) build() error {
@@ -135,9 +142,11 @@ func (b *builder) build() error {
 		{"mask", b.masks},
 		{"bind", b.binds},
 		{"cwd", b.cwd},
+		{"limits", b.hostname},
 		{"limits", b.limits},
 		{"seccomp", b.filterUnlessNoNewPrivileges},
 		{"user", b.user},
+		{"user", b.orphan},
 		{"seccomp", b.filterIfNoNewPrivileges},
 		{stageExec, b.exec},
 	} {
@@ -172,6 +181,13 @@ func (b *builder) namespaces() (flags uint64) {
 const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
 
 func (b *builder) session() error {
+	b.freshSession()
+	b.stdio(b.c.Stdio)
+	return nil
+}
+
+// freshSession makes nothing of how this process runs show in the child.
+func (b *builder) freshSession() {
 	// Program memory and this process's file descriptors are shared with or
 	// copied from the parent; its cwd is the empty root of the launcher.
 	b.Call("setsid", unix.SYS_SETSID)
@@ -184,14 +200,17 @@ func (b *builder) session() error {
 	for sig := 1; sig <= lastSignal; sig++ {
 		b.Call("signals", unix.SYS_RT_SIGACTION, uintptr(sig), byDefault, 0, 8).Tolerate(unix.EINVAL) // KILL and STOP
 	}
-	for target, fd := range b.c.Stdio {
+}
+
+// stdio makes fds standard input, output and error.
+func (b *builder) stdio(fds [3]int) {
+	for target, fd := range fds {
 		b.Call("stdio", unix.SYS_DUP3, uintptr(fd), uintptr(target), 0)
 		if uid := b.spec.Process.User.UID; uid != 0 {
 			// So that /dev/stdout can be opened by name.
 			b.Call("stdio", unix.SYS_FCHOWN, uintptr(target), uintptr(uid), ^uintptr(0)).Tolerate(unix.EPERM, unix.EINVAL, unix.EROFS)
 		}
 	}
-	return nil
 }
 
 // lastSignal is the highest one that can be ignored; those for real time come
@@ -255,8 +274,8 @@ func (b *builder) exec() error {
 }
 
 // notFound is the error when nothing in PATH could be executed.
-func (b *builder) notFound() error {
-	if slices.Contains(b.Results(stageExec), unix.EACCES) {
+func notFound(results []unix.Errno) error {
+	if slices.Contains(results, unix.EACCES) {
 		return unix.EACCES
 	}
 	return ErrNotInPath
