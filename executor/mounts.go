@@ -51,7 +51,7 @@ func detach(fd int, selector string, attrs uint64) (tree int, rest string, err e
 		return -1, "", fmt.Errorf("clone mount: %w", err)
 	}
 	attr := unix.MountAttr{Attr_set: attrs, Propagation: unix.MS_PRIVATE}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+	if err := mountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		return -1, "", errors.Join(fmt.Errorf("set mount attributes: %w", err), unix.Close(tree))
 	}
 	return tree, rest, nil

@@ -27,6 +27,9 @@ const (
 func New(cfg Config) (Executor, error) { return newExecutor(cfg, openSnapshot) }
 
 func newExecutor(cfg Config, open openView) (_ *executor, err error) {
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

@@ -52,6 +52,15 @@ func TestBeforeLinux615(t *testing.T) {
 	}
 }
 
+func TestKernelTooOld(t *testing.T) {
+	mountSetattr = func(int, string, uint, *unix.MountAttr) error { return unix.ENOSYS }
+	defer func() { mountSetattr = unix.MountSetattr }()
+	_, err := New(Config{Root: t.TempDir()})
+	if err == nil || !strings.Contains(err.Error(), "kiln needs Linux 5.15") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // Without version 1 hierarchies, steps run in version 2 groups: born there,
 // devices confined by a program, a cgroup namespace of their own.
 func TestVersion2Cgroups(t *testing.T) {
