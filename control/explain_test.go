@@ -17,15 +17,16 @@ import (
 
 // project is a directory with a Dockerfile, and how it is built.
 type project struct {
-	t    testing.TB
-	d    *daemon
-	reg  *registry
-	dir  string
-	name string
-	opts map[string]string
-	anon bool // the client doesn't say which directory it is
-	fail bool // the build is to fail
-	logs []byte
+	t     testing.TB
+	d     *daemon
+	reg   *registry
+	dir   string
+	name  string
+	opts  map[string]string
+	anon  bool // the client doesn't say which directory it is
+	fail  bool // the build is to fail
+	quiet bool // build doesn't ask for the explanation
+	logs  []byte
 }
 
 const projectFile = `ARG BASE=REGISTRY/library/base:latest
@@ -95,6 +96,9 @@ func (p *project) build() *explanation.Build {
 	})
 	if (err != nil) != p.fail {
 		p.t.Fatalf("build: %v", err)
+	}
+	if p.quiet {
+		return nil
 	}
 	b, err := c.Explain(p.t.Context(), opts.Ref)
 	must(p.t, err)

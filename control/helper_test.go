@@ -72,7 +72,10 @@ func (f *fakeFrontend) blocks() (started chan struct{}) {
 	return started
 }
 
-func newDaemon(t testing.TB, linger time.Duration) *daemon {
+func newDaemon(t testing.TB, linger time.Duration) *daemon { return newDaemonWith(t, linger, true) }
+
+// newDaemonWith returns one that explains its builds or doesn't.
+func newDaemonWith(t testing.TB, linger time.Duration, explained bool) *daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: it needs root")
@@ -83,12 +86,16 @@ func newDaemon(t testing.TB, linger time.Duration) *daemon {
 	log := slog.New(slog.DiscardHandler)
 	d := &daemon{t: t, worker: w, frontend: &fakeFrontend{}, explain: explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache()})}
 	d.history = history.Open(history.Config{Store: w.Store(), MaxAge: time.Hour, MaxEntries: 10, Forgotten: d.explain.Forget})
+	why := d.explain
+	if !explained {
+		why = nil
+	}
 	started, ended := Record(d.history, log)
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{WorkerRecord(w)} }
 	d.builds = build.NewEngine(build.Config{
 		Worker:    w,
 		Export:    export.Config{Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
-		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.New()}, Explain: d.explain, Workers: workers, LLBCaps: ops.Caps(),
+		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.New()}, Explain: why, Workers: workers, LLBCaps: ops.Caps(),
 		Entitlements: []string{"network.host", "device"}, Linger: linger, Log: log, Started: started, Ended: ended,
 	})
 	d.Server = New(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log})

@@ -52,12 +52,24 @@ func compare(now, old *record) (d difference) {
 
 // comparable folds in each what is folded in the other.
 func comparable(a, b map[string]string) (map[string]string, map[string]string) {
+	if !hasFolded(a) && !hasFolded(b) {
+		return a, b
+	}
 	for _, group := range groups {
 		if name := folded(group); a[name] != "" || b[name] != "" {
 			a, b = fold(a, group), fold(b, group)
 		}
 	}
 	return a, b
+}
+
+func hasFolded(facets map[string]string) bool {
+	for name := range facets {
+		if strings.HasSuffix(name, foldMark) {
+			return true
+		}
+	}
+	return false
 }
 
 func union(a, b map[string]string) map[string]bool {
@@ -115,8 +127,8 @@ func facetCause(name, from, to string, isArgument func(string) bool) explanation
 		c.Kind, c.Subject = explanation.Definition, "environment"
 	case name == folded(""):
 		c.Kind, c.Subject, c.From, c.To = explanation.Definition, "", "", ""
-	case strings.HasSuffix(name, " *"):
-		c.Kind, c.Subject = explanation.Definition, strings.TrimSuffix(name, " *")+"s"
+	case strings.HasSuffix(name, foldMark):
+		c.Kind, c.Subject = explanation.Definition, strings.TrimSuffix(name, foldMark)+"s"
 	case isEnv && isArgument(variable):
 		c.Kind, c.Subject = explanation.Argument, variable
 	case isEnv:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -357,11 +358,11 @@ func TestJournalIsBounded(t *testing.T) {
 		t.Errorf("%d records are stored and %d known, want %d", stored, len(j.used), maxRecords)
 	}
 	known := 0
-	for _, k := range j.kinds {
-		known += len(k)
+	for _, records := range j.index {
+		known += len(records)
 	}
-	if known != maxRecords || len(j.keys) > maxRecords {
-		t.Errorf("%d records and %d keys are known", known, len(j.keys))
+	if known != 3*maxRecords || len(j.keys) > maxRecords {
+		t.Errorf("%d names of records and %d keys are known", known, len(j.keys))
 	}
 	for b := range maxBuilds + 10 {
 		j.script(t, fmt.Sprintf("build %04d", b)).r.Close(false)
@@ -456,11 +457,59 @@ func FuzzCompare(f *testing.F) {
 		for _, c := range d.facetCauses(now, old, func(string) bool { return true }) {
 			io.WriteString(io.Discard, c.String())
 		}
-		fam := &family{texts: map[string]bool{}, claimed: map[step]bool{}}
+		fam := &family{texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]bool{}}
 		fam.likeness(now, old)
 		contentDistance(now, old)
 		if _, err := (&content{}).changed(context.Background(), old.Sketch, now.Sketch); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// BenchmarkStep is what a step costs that runs when the journal is full: Starts
+// and Ended, which hold up the build, and in all.
+func BenchmarkStep(b *testing.B) {
+	j := newJournal(b)
+	names := make([]string, 32)
+	build := func(n int) *script {
+		for i := range names {
+			names[i] = fmt.Sprintf("[%d/%d] RUN %d of %d", i+1, len(names), i, n%100)
+		}
+		return j.script(b, fmt.Sprint("build ", n), names...)
+	}
+	for n := range defaultBounds.records / len(names) {
+		s := build(n)
+		for i := range names {
+			s.run(i, fmt.Sprint(n, i), fmt.Sprint("input ", n), fmt.Sprint("output ", n, i), nil)
+		}
+		s.r.Close(false)
+	}
+	j.Close()
+	n, held, before := 1000, time.Duration(0), processorTime(b)
+	for b.Loop() {
+		n++
+		s := build(n)
+		for i := range names {
+			x := s.execute(i, fmt.Sprint(n, i), fmt.Sprint("input ", n), fmt.Sprint("output ", n, i))
+			start := time.Now()
+			s.r.Starts(x, progress.Scope{})
+			s.r.Ended(x, &solver.Executed{Vertex: x.Vertex, Outputs: map[int]solver.Result{0: result("r")}})
+			held += time.Since(start)
+		}
+		s.r.Close(false)
+		j.Close()
+	}
+	steps := float64(b.N * len(names))
+	b.ReportMetric(float64(held.Microseconds())/steps, "held-µs/step")
+	b.ReportMetric(float64((processorTime(b)-before).Microseconds())/steps, "cpu-µs/step")
+}
+
+// processorTime is what this process has used.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var ru syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }

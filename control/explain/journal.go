@@ -64,7 +64,7 @@ type Journal struct {
 
 	mu     sync.Mutex                  // guards the fields below
 	last   chan struct{}               // closed when the build that ended last is kept; nil if none has ended
-	kinds  map[string]map[*record]bool // by the kind of step
+	index  map[string]map[*record]bool // by what a record is found by
 	keys   map[string]*record          // the last one that made a result of that key
 	used   []*record                   // those used last at the end
 	next   uint64                      // id of the next record
@@ -86,7 +86,7 @@ func Open(cfg Config) *Journal {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{cfg: cfg, bounds: defaultBounds, kinds: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j := &Journal{cfg: cfg, bounds: defaultBounds, index: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
 	return j
 }
 
@@ -193,11 +193,12 @@ func (j *Journal) ready() {
 }
 
 func (j *Journal) addLocked(rec *record) {
-	k := rec.Step.Kind
-	if j.kinds[k] == nil {
-		j.kinds[k] = map[*record]bool{}
+	for _, name := range rec.foundBy() {
+		if j.index[name] == nil {
+			j.index[name] = map[*record]bool{}
+		}
+		j.index[name][rec] = true
 	}
-	j.kinds[k][rec] = true
 	for _, k := range rec.Keys {
 		j.keys[k] = rec
 	}
@@ -205,7 +206,11 @@ func (j *Journal) addLocked(rec *record) {
 }
 
 func (j *Journal) removeLocked(rec *record) {
-	delete(j.kinds[rec.Step.Kind], rec)
+	for _, name := range rec.foundBy() {
+		if delete(j.index[name], rec); len(j.index[name]) == 0 {
+			delete(j.index, name)
+		}
+	}
 	for _, k := range rec.Keys {
 		if j.keys[k] == rec {
 			delete(j.keys, k)
@@ -256,8 +261,8 @@ func fmtID(n uint64) string {
 
 // replaceLocked drops the record that rec says the same as, and more.
 func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
-	for old := range j.kinds[rec.Step.Kind] {
-		if old.Project == rec.Project && old.Step == rec.Step && old.Op == rec.Op && compare(rec, old).none() {
+	for old := range j.index[rec.foundBy()[0]] {
+		if old.Project == rec.Project && old.Step == rec.Step && compare(rec, old).none() {
 			j.dropLocked(old, batch)
 			return
 		}

@@ -1,11 +1,14 @@
 package explain
 
+import "fmt"
+
 // family is what of a build tells which earlier records are of its steps.
 type family struct {
 	project string
 	known   bool            // the client says what project it is
 	texts   map[string]bool // shorts of its steps
 	claimed map[step]bool   // its steps
+	kin     map[string]bool // by the short of an earlier build, if kinLocked was asked; guarded by Journal.mu
 }
 
 // likeness says how a record came to be taken for the same step, the best
@@ -45,16 +48,12 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	kin := map[string]bool{}
-	for old := range j.kinds[rec.Step.Kind] {
+	for _, old := range j.candidatesLocked(rec) {
 		c := candidate{record: old, like: f.likeness(rec, old), home: f.known && old.Project == f.project}
 		if c.like == unlike {
 			continue
 		}
-		if _, known := kin[old.Build]; !known {
-			kin[old.Build] = j.kinLocked(old.Build, f)
-		}
-		if c.kin = kin[old.Build]; !c.kin && !c.home && c.like != identical {
+		if c.kin = j.kinLocked(old.Build, f); !c.kin && !c.home && c.like != identical {
 			continue
 		}
 		c.diff = compare(rec, old)
@@ -70,6 +69,32 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 		j.touchLocked(best.record)
 	}
 	return best, ok
+}
+
+// foundBy are the names under which the journal finds a record: what it is,
+// what it says, and where it stands. Steps that stand nowhere are found by their
+// kind.
+func (r *record) foundBy() []string {
+	s := r.Step
+	place := fmt.Sprintf("place\x00%s\x00%s\x00%d", s.Kind, s.Stage, s.Index)
+	if s.Index == 0 {
+		place = "kind\x00" + s.Kind
+	}
+	return []string{"op\x00" + r.Op, "text\x00" + s.Kind + "\x00" + s.Text, place}
+}
+
+// candidatesLocked are the records that may be of the same step as rec.
+func (j *Journal) candidatesLocked(rec *record) (out []*record) {
+	seen := map[*record]bool{}
+	for _, name := range rec.foundBy() {
+		for old := range j.index[name] {
+			if !seen[old] {
+				seen[old] = true
+				out = append(out, old)
+			}
+		}
+	}
+	return out
 }
 
 func (c candidate) nearer(than candidate) bool {
@@ -119,15 +144,18 @@ func (f *family) has(s step) bool {
 // kinLocked reports whether at least half of the build's steps were in the
 // earlier build, too.
 func (j *Journal) kinLocked(earlier string, f *family) bool {
+	if kin, known := f.kin[earlier]; known {
+		return kin
+	}
 	b := j.builds[earlier]
-	if b == nil {
-		return false
-	}
 	common := 0
-	for _, t := range b.Texts {
-		common += boolInt(f.texts[t])
+	if b != nil {
+		for _, t := range b.Texts {
+			common += boolInt(f.texts[t])
+		}
 	}
-	return 2*common >= len(f.texts)
+	f.kin[earlier] = b != nil && 2*common >= len(f.texts)
+	return f.kin[earlier]
 }
 
 // byKey is the last record of a step one of whose results had one of the keys.

@@ -140,7 +140,9 @@ func (f inputFact) same(other inputFact) bool {
 
 // folded is the name under which facets of a group that has too many are kept
 // as one.
-func folded(group string) string { return group + " *" }
+func folded(group string) string { return group + foldMark }
+
+const foldMark = " *"
 
 // fold replaces the facets of group by one that stands for them all.
 func fold(facets map[string]string, group string) map[string]string {

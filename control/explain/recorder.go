@@ -256,7 +256,7 @@ func (r *Recorder) kin() *family {
 	o := r.opts.Opts
 	f := &family{
 		project: short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00")), known: key != "",
-		texts: map[string]bool{}, claimed: map[step]bool{},
+		texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]bool{},
 	}
 	for _, s := range r.order {
 		if !s.recorded() {
