@@ -61,12 +61,25 @@ func TestReasonsInTheLog(t *testing.T) {
 	reg.tag(t, "latest", "base")
 	p := newProject(t, d, reg, "shown")
 	p.build()
+	for name, value := range map[string]string{"kiln.explain": "0", "build-arg:KILN_EXPLAIN": "maybe"} {
+		p.opts[name] = value
+	}
+	p.write("src/main.go", "first")
+	p.build()
 	if strings.Contains(string(p.logs), "kiln:") {
 		t.Errorf("reasons without the option:\n%s", p.logs)
 	}
-	p.write("src/main.go", "x")
-	p.opts["kiln.explain"] = "1"
-	b := p.build()
+	for name, value := range map[string]string{"kiln.explain": "1", "build-arg:KILN_EXPLAIN": "true"} {
+		p.opts = map[string]string{name: value}
+		p.write("src/main.go", name)
+		p.checkLog(p.build())
+	}
+}
+
+// checkLog checks that the log holds the reasons and nothing else.
+func (p *project) checkLog(b *explanation.Build) {
+	t := p.t
+	t.Helper()
 	var want []string
 	for _, s := range b.Steps {
 		if s.Ran {

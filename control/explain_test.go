@@ -173,10 +173,10 @@ var mutations = []mutation{
 		change: func(p *project) { p.write(".dockerignore", "# nothing") }, step: copySrc, cause: file("src/old.go", "added")},
 	{name: "newly ignored", change: func(p *project) { p.write(".dockerignore", "src/old.go") }, step: copySrc, cause: file("src/old.go", "removed")},
 	{name: "one of many files", before: func(p *project) {
-		for i := range 3000 {
+		for i := range 1500 {
 			p.write(fmt.Sprintf("src/many/%d/%d", i%50, i), fmt.Sprint(i))
 		}
-	}, change: func(p *project) { p.write("src/many/7/1507", "x") }, step: copySrc, cause: file("src/many/7/1507", "changed")},
+	}, change: func(p *project) { p.write("src/many/7/1457", "x") }, step: copySrc, cause: file("src/many/7/1457", "changed")},
 	{name: "many files", before: func(p *project) {
 		for i := range 200 {
 			p.write(fmt.Sprintf("src/many/%d", i), fmt.Sprint(i))

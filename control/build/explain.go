@@ -5,14 +5,17 @@ import (
 	"strconv"
 )
 
-// explainOpt is the option of a request, whoever's frontend it is for, by which
-// the log of each step begins with the reason why it runs.
-const explainOpt = "kiln.explain"
+// explainOpts are the options of a request, whoever's frontend it is for, by
+// which the log of each step begins with the reason why it runs. Clients such as
+// docker's pass on build arguments only.
+var explainOpts = []string{"kiln.explain", "build-arg:KILN_EXPLAIN"}
 
 // explainTo does as opts say. What isn't a truth value isn't meant for us.
 func (b *Build) explainTo(opts map[string]string) {
-	if on, err := strconv.ParseBool(opts[explainOpt]); err == nil && on && b.explain != nil {
-		b.explain.Show()
+	for _, name := range explainOpts {
+		if on, err := strconv.ParseBool(opts[name]); err == nil && on && b.explain != nil {
+			b.explain.Show()
+		}
 	}
 }
 

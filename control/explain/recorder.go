@@ -206,11 +206,12 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 	r.journal.keep(b, records)
 }
 
-// args are the build's arguments, each with the short of its value.
+// args are the build's arguments, each with the short of its value. Ours aren't
+// for the build.
 func (r *Recorder) args() map[string]string {
 	out := map[string]string{}
 	for name, value := range r.opts.Opts {
-		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok {
+		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok && !strings.HasPrefix(arg, "KILN_") {
 			out[arg] = short(value)
 		}
 	}
