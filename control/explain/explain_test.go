@@ -157,6 +157,29 @@ func TestCausesWithoutChange(t *testing.T) {
 	}
 }
 
+// broken is a defect.
+type broken struct{}
+
+func (broken) Evicted(...string) map[string]cache.Eviction { panic("broken") }
+
+// A defect in explaining costs the explanation.
+func TestDefectsAreSurvived(t *testing.T) {
+	j := newJournal(t)
+	var log strings.Builder
+	j.cfg.Evictions, j.cfg.Log = broken{}, slog.New(slog.NewTextHandler(&log, nil))
+	for i, want := range []string{noRun, "ran for a reason that is not known"} {
+		s := j.script(t, fmt.Sprint(i), "[1/1] RUN a")
+		s.expect(s.run(0, "a", "", "a", nil), want)
+		s.r.Close(false)
+	}
+	if b, ok := j.Get("1"); !ok || len(b.Steps) != 1 {
+		t.Errorf("kept %+v", b)
+	}
+	if !strings.Contains(log.String(), "explain a step panicked") {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
 // A record that is found and then is of no use.
 func TestLostRecord(t *testing.T) {
 	j := newJournal(t)

@@ -20,6 +20,7 @@ package explain
 import (
 	"cmp"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,8 +118,17 @@ func (j *Journal) later(fn func()) {
 		if before != nil {
 			<-before
 		}
+		defer j.survive("keep an explanation")
 		fn()
 	}()
+}
+
+// survive keeps a defect in explaining from ending the daemon: it costs the
+// explanation.
+func (j *Journal) survive(what string) {
+	if p := recover(); p != nil {
+		j.cfg.Log.Error("internal error: "+what+" panicked", "panic", p, "stack", string(debug.Stack()))
+	}
 }
 
 // Get returns the explanation of the build named ref, or with "" of the last

@@ -3,6 +3,7 @@ package explain
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -191,20 +192,23 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 		if !s.ran && (shown == nil || shown.Completed == nil) {
 			continue // it wasn't needed
 		}
-		b.Steps = append(b.Steps, r.stepLocked(s))
+		if s.ran || len(b.Steps) < maxSteps {
+			b.Steps = append(b.Steps, r.stepLocked(s))
+		}
 		if s.ended && s.recorded() {
 			s.record.Build, s.record.Project, s.record.Failed = short(r.opts.Ref), f.project, s.failed
 			s.record.Time = r.started.Unix()
 			records = append(records, s.record)
 		}
 	}
-	for t := range f.texts {
-		b.Texts = append(b.Texts, t)
-	}
-	slices.Sort(b.Texts)
+	b.Texts = slices.Sorted(maps.Keys(f.texts))
+	b.Texts = b.Texts[:min(len(b.Texts), maxSteps)]
 	b.Args = r.args()
 	r.journal.keep(b, records)
 }
+
+// maxSteps bounds the steps from the cache that an explanation lists.
+const maxSteps = 4096
 
 // args are the build's arguments, each with the short of its value. Ours aren't
 // for the build.
@@ -293,6 +297,7 @@ func (r *Recorder) clientKey() string {
 func (r *Recorder) explain(s *state, files *content) {
 	defer files.release()
 	defer close(s.explained)
+	defer r.journal.survive("explain a step")
 	ctx := context.Background() // it reads memory, and is waited for
 	var sketched []byte
 	if s.recorded() {
