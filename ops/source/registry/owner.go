@@ -83,10 +83,11 @@ func (c *Client) Owners(ctx context.Context, a Access, ref Reference) (string, e
 	if err != nil {
 		return "", err
 	}
+	z := newAuthorizer(c, a)
 	var all []string
 	for _, h := range hosts {
 		for _, id := range ids {
-			o, err := c.owner(ctx, a.Sessions, ownerKey{host: h.Host, session: id})
+			o, err := c.owner(ctx, a.Sessions, z.ownerKey(origin{h.Host, a.Insecure}, id))
 			if err != nil {
 				return "", err
 			}
