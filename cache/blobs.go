@@ -313,17 +313,45 @@ func (r *Ref) OpenBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 	if err := r.EnsureBlob(ctx, desc); err != nil {
 		return nil, err
 	}
-	return r.m.openStored(ctx, desc)
+	rc, err := r.m.openStored(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	return rc, nil
+}
+
+// VerifyBlob makes sure that OpenBlob will give the right bytes to the last one:
+// it fetches a lazy blob, and reads one that an earlier process stored and
+// nobody has verified since. ErrLost if they have changed; the next Layers
+// makes the blob anew.
+func (r *Ref) VerifyBlob(ctx context.Context, desc ocispec.Descriptor) error {
+	rc, err := r.OpenBlob(ctx, desc)
+	if err != nil {
+		return err
+	}
+	defer rc.Close()
+	if b := rc.(*blobReader); b.verifier == nil {
+		return nil
+	}
+	_, err = io.Copy(io.Discard, &interruptible{ctx, rc})
+	return err
 }
 
 // openStored opens a blob that is in the store.
-func (m *Manager) openStored(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (m *Manager) openStored(ctx context.Context, desc ocispec.Descriptor) (*blobReader, error) {
 	ra, err := m.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest})
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return nil, fmt.Errorf("%w: open blob %s: %w", ErrLost, desc.Digest, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open blob %s: %w", desc.Digest, err)
+	}
+	if desc.Size > 0 && ra.Size() != desc.Size {
+		size := ra.Size()
+		ra.Close()
+		why := fmt.Errorf("%w: stored blob %s has %d bytes instead of %d", ErrLost, desc.Digest, size, desc.Size)
+		m.dropBlob(desc.Digest, why)
+		return nil, why
 	}
 	v := &blobReader{Reader: io.NewSectionReader(ra, 0, ra.Size()), Closer: ra, m: m, digest: desc.Digest}
 	m.mu.Lock()

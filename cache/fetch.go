@@ -57,7 +57,11 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor,
 	if len(problems) == 0 {
 		problems = append(problems, errors.New("it isn't stored, and no build has said where to get it"))
 	}
-	return m.lose(r, fmt.Errorf("%w: fetch layer %s: %w", ErrLost, desc.Digest, errors.Join(problems...)))
+	err := fmt.Errorf("%w: fetch layer %s: %w", ErrLost, desc.Digest, errors.Join(problems...))
+	if m.snapOf(r) != "" {
+		return err // only this form of it: the files are there
+	}
+	return m.lose(r, err)
 }
 
 // errSource marks errors of a BlobSource.

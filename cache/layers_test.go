@@ -265,3 +265,55 @@ func TestSharedBlobOutlivesOneOwner(t *testing.T) {
 	b.Release()
 	e.empty()
 }
+
+// Before bytes go where they can't be taken back from, those that an earlier
+// process stored are read once; ones cut short are found in any case. A blob
+// that is lost is made again.
+func TestVerifyBlob(t *testing.T) {
+	for name, damage := range map[string]func(path string) error{
+		"none":     nil,
+		"deleted":  os.Remove,
+		"cut":      func(path string) error { return os.Truncate(path, 3) },
+		"bit flip": flip,
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			r := e.layer(nil, Options{}, "f=content")
+			e.persist(r)
+			l := get(r.Layers(t.Context(), Compression{}))(t)[0]
+			id := r.ID()
+			r.Release()
+			e.restart()
+			r = get(e.m.Get(t.Context(), id))(t)
+			defer r.Release()
+			path := filepath.Join(e.root, "blobs", "sha256", l.Blob.Digest.Encoded())
+			must(t, os.Chmod(path, 0o600))
+			if damage != nil {
+				must(t, damage(path))
+				wantErr(t, r.VerifyBlob(t.Context(), l.Blob), ErrLost)
+			}
+			again := get(r.Layers(t.Context(), Compression{}))(t)[0]
+			if again.Blob.Digest != l.Blob.Digest {
+				t.Errorf("the blob is another, %s", again.Blob.Digest)
+			}
+			must(t, r.VerifyBlob(t.Context(), again.Blob))
+			if rc := get(r.OpenBlob(t.Context(), again.Blob))(t); rc.(*blobReader).verifier != nil {
+				t.Error("it is verified once more")
+			} else {
+				must(t, rc.Close())
+			}
+			if err := r.Lost(); err != nil {
+				t.Errorf("the record is lost: %v", err)
+			}
+		})
+	}
+}
+
+func flip(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	data[len(data)/2] ^= 1
+	return os.WriteFile(path, data, 0o600)
+}

@@ -58,6 +58,10 @@ func (e *archiveExporter) Export(ctx context.Context, src Source, req Request) (
 	if err != nil {
 		return Done{}, err
 	}
+	// What the client has got can't be taken back.
+	if err := img.verify(ctx); err != nil {
+		return Done{}, err
+	}
 	w, err := filesync.CopyFileWriter(ctx, resp, req.Index, caller)
 	if err != nil {
 		return Done{}, fmt.Errorf("open the client's output: %w", err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -46,6 +47,18 @@ func (b blob) open(ctx context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(strings.NewReader(string(b.data))), nil
 	}
 	return b.owner.OpenBlob(ctx, b.desc)
+}
+
+// verify makes sure that the layers can be read to the end.
+func (img *image) verify(ctx context.Context) error {
+	eg, ctx := errgroup.WithContext(ctx)
+	eg.SetLimit(runtime.GOMAXPROCS(0))
+	for _, b := range img.blobs {
+		if b.owner != nil {
+			eg.Go(func() error { return b.owner.VerifyBlob(ctx, b.desc) })
+		}
+	}
+	return eg.Wait()
 }
 
 // part is one platform of a result.
