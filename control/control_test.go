@@ -234,7 +234,7 @@ func TestResponse(t *testing.T) {
 	}
 }
 
-// compat: CTL-081, CTL-082
+// compat: CTL-081, CTL-082, LLB-008, LLB-C74
 func TestErrorDetails(t *testing.T) {
 	d := newDaemon(t, time.Hour)
 	def := definition(t, mkdir("/a"), mkfile("/missing/f", ""))

@@ -252,6 +252,7 @@ func TestCacheMountOnceInAStep(t *testing.T) {
 	}
 }
 
+// compat: LLB-007
 func TestIgnoreCacheEmptiesCacheMounts(t *testing.T) {
 	var found []files
 	b := newExecBench(t, func(_ context.Context, p executor.Process, at map[string]string) error {

@@ -26,6 +26,8 @@ import (
 // addresses of extra hosts, cache mounts and their sharing (all in the op), and
 // limits. Entitlements are the build's Domain (solver.BuildOptions). Inputs
 // were got by each build with its own sessions.
+//
+// compat: LLB-011 no: a step with other limits is another run, not one with the most relaxed of all
 func (e *execOp) SharingKey(ctx context.Context, asker solver.Asker) (string, error) {
 	mac := hmac.New(sha256.New, e.loader.secrets)
 	add := func(parts ...[]byte) {

@@ -22,7 +22,7 @@ type goldenCase struct {
 // github.com/moby/buildkit v0.33.1 (solver/llbsolver/ops) from the same
 // protobufs and called their CacheMap.
 //
-// compat: LLB-150, LLB-151, LLB-154
+// compat: LLB-049, LLB-150, LLB-151, LLB-154, LLB-C55
 func TestCacheMapsAreUpstreams(t *testing.T) {
 	for _, c := range goldenCases() {
 		t.Run(c.name, func(t *testing.T) {

@@ -244,7 +244,7 @@ func TestSourceExec(t *testing.T) {
 	}
 }
 
-// compat: LLB-083, LLB-014
+// compat: LLB-083, LLB-014, LLB-C81
 func TestPassthrough(t *testing.T) {
 	p := &passthroughOp{op: &pb.PassthroughOp{Id: "p", Outputs: []int64{1, 0, 1}}}
 	in := []solver.Result{Result{}, named("x")}

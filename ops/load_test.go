@@ -56,7 +56,7 @@ func TestLoadScratch(t *testing.T) {
 	}
 }
 
-// compat: LLB-003
+// compat: LLB-003, LLB-049
 func TestLoadRefusesWhatCannotBe(t *testing.T) {
 	withExec := func(change func(e *pb.ExecOp)) *pb.Definition {
 		op := execOf(&pb.ExecOp{})
@@ -262,7 +262,7 @@ func TestLoadChecksCaps(t *testing.T) {
 	}
 }
 
-// compat: LLB-005
+// compat: LLB-005, LLB-C72
 func TestLoadNormalisesPlatforms(t *testing.T) {
 	src := &fakeSource{}
 	l := newTestLoader(t, Config{Sources: []Source{src}})
@@ -287,7 +287,7 @@ func TestLoadNormalisesPlatforms(t *testing.T) {
 	}
 }
 
-// compat: LLB-009, LLB-010
+// compat: LLB-009, LLB-010, LLB-C75
 func TestLoadTakesMetadata(t *testing.T) {
 	b := newDef(t)
 	src := b.add(sourceOf("test://base"))
@@ -324,7 +324,7 @@ func TestLoadNoCacheMarksEveryOp(t *testing.T) {
 	}
 }
 
-// compat: LLB-006
+// compat: LLB-006, LLB-C71
 func TestLoadAcceptsConstraints(t *testing.T) {
 	op := sourceOf("test://base")
 	op.Constraints = &pb.WorkerConstraints{Filter: []string{"any==thing"}}

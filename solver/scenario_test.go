@@ -309,7 +309,7 @@ func (p *player) named(line string) string {
 }
 
 // Every scenario gives the effects that its file says, and no status and no rule
-// is left out. compat: LLB-007, LLB-170, LLB-171, LLB-172, LLB-173
+// is left out. compat: LLB-007, LLB-C73, LLB-170, LLB-171, LLB-172, LLB-173
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) < 25 {

@@ -394,7 +394,7 @@ func TestFetchLater(t *testing.T) {
 	}
 }
 
-// compat: LLB-095
+// compat: LLB-095, LLB-159
 func TestBlob(t *testing.T) {
 	reg := registrytest.New(t)
 	desc := reg.Blob("a", "text/plain", []byte("content"))

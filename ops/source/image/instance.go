@@ -85,6 +85,8 @@ func (i *Instance) load(ctx context.Context, g session.Group) (*Image, error) {
 // limit (LLB-155). The diff IDs of its config are no further key: nobody has
 // verified them before the layers are unpacked, and a config that claims those
 // of another image must not get in that image's place.
+//
+// compat: LLB-155 no: the second key, of the config's diff IDs, is left out
 func (i *Instance) CacheKey(ctx context.Context, g session.Group, index int) (string, bool, error) {
 	if index != 0 {
 		return "", false, fmt.Errorf("internal error: key %d of image %s, which has one", index, i.spec.Ref)
