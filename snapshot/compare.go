@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 
@@ -25,9 +26,10 @@ const (
 )
 
 // Compare calls found for every path that a and b don't agree in, in order: its
-// kind, mode, owner, attributes, device, link target or content. Times don't
-// count, nor which names are one file. The files themselves are read, whatever
-// their sizes and times say, but one that both have is not.
+// kind, mode, owner, capabilities, device, link target or content. What doesn't
+// survive as a layer doesn't count: sockets and other attributes; nor do times,
+// and which names are one file. The files themselves are read, whatever their
+// sizes and times say, but one that both have is not.
 func Compare(ctx context.Context, a, b *View, found func(Difference)) error {
 	c := &comparison{ctx: ctx, found: found, buf: make([]byte, 32<<10)}
 	if err := c.dir(a.fd, b.fd, ".", "/"); err != nil {
@@ -75,17 +77,30 @@ func (c *comparison) dir(a, b int, name, path string) error {
 		}
 		switch {
 		case len(bs) == 0 || len(as) > 0 && as[0] < bs[0]:
-			c.found(Difference{below + as[0], OnlyInFirst})
+			err = c.alone(afd, as[0], Difference{below + as[0], OnlyInFirst})
 			as = as[1:]
 		case len(as) == 0 || bs[0] < as[0]:
-			c.found(Difference{below + bs[0], OnlyInSecond})
+			err = c.alone(bfd, bs[0], Difference{below + bs[0], OnlyInSecond})
 			bs = bs[1:]
 		default:
-			if err := c.entry(afd, bfd, as[0], below+as[0]); err != nil {
-				return err
-			}
+			err = c.entry(afd, bfd, as[0], below+as[0])
 			as, bs = as[1:], bs[1:]
 		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// alone reports a name that only dir has, unless it is a socket's.
+func (c *comparison) alone(dir int, name string, d Difference) error {
+	var st unix.Stat_t
+	if err := lstatAt(dir, name, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", d.Path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		c.found(d)
 	}
 	return nil
 }
@@ -162,49 +177,18 @@ func differentMeta(a, b *unix.Stat_t, ax, bx xattrFile) (string, error) {
 	case a.Rdev != b.Rdev:
 		return "device", nil
 	}
-	am, err := comparedXattrs(ax)
+	am, err := keptXattrs(ax)
 	if err != nil {
 		return "", err
 	}
-	bm, err := comparedXattrs(bx)
+	bm, err := keptXattrs(bx)
 	if err != nil {
 		return "", err
 	}
-	for name, value := range am {
-		if other, ok := bm[name]; !ok || !bytes.Equal(value, other) {
-			return "attribute " + name, nil
-		}
-	}
-	for name := range bm {
-		if _, ok := am[name]; !ok {
-			return "attribute " + name, nil
-		}
+	if !maps.EqualFunc(am, bm, bytes.Equal) {
+		return "capabilities", nil
 	}
 	return "", nil
-}
-
-// comparedXattrs are those that a step sets: not what the host's security
-// modules and file systems add, except for file capabilities.
-func comparedXattrs(f xattrFile) (map[string][]byte, error) {
-	names, err := f.names()
-	if err != nil || len(names) == 0 {
-		return nil, err
-	}
-	out := map[string][]byte{}
-	for _, name := range names {
-		host := strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "system.")
-		if host && name != capability || isOverlayXattr(name) {
-			continue
-		}
-		value, ok, err := f.value(name)
-		if err != nil {
-			return nil, fmt.Errorf("attribute %s: %w", name, err)
-		}
-		if ok {
-			out[name] = value
-		}
-	}
-	return out, nil
 }
 
 // differentData compares what two files of the same kind hold.

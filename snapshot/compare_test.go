@@ -58,10 +58,13 @@ func TestCompare(t *testing.T) {
 			must(t, os.Remove(dir+"/null"))
 			must(t, unix.Mknod(dir+"/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
 		}, []string{"/null (device)"}},
-		{"attribute", func(t *testing.T, dir string) { must(t, unix.Setxattr(dir+"/sub/file", "user.a", []byte("other"), 0)) },
-			[]string{"/sub/file (attribute user.a)"}},
-		{"further attribute", func(t *testing.T, dir string) { must(t, unix.Setxattr(dir+"/sub", "user.b", nil, 0)) },
-			[]string{"/sub (attribute user.b)"}},
+		{"capabilities", func(t *testing.T, dir string) {
+			must(t, unix.Setxattr(dir+"/sub/file", "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
+		}, []string{"/sub/file (capabilities)"}},
+		{"what no layer holds", func(t *testing.T, dir string) {
+			must(t, unix.Setxattr(dir+"/sub/file", "user.a", []byte("value"), 0))
+			must(t, unix.Mknod(dir+"/socket", unix.S_IFSOCK|0o600, 0))
+		}, nil},
 		{"more and less", func(t *testing.T, dir string) {
 			must(t, os.RemoveAll(dir+"/sub"))
 			writeFile(t, dir+"/a/b", "")
@@ -72,7 +75,6 @@ func TestCompare(t *testing.T) {
 			dirs := [2]string{filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")}
 			for _, dir := range dirs {
 				writeFile(t, dir+"/sub/file", "data")
-				must(t, unix.Setxattr(dir+"/sub/file", "user.a", []byte("value"), 0))
 				must(t, os.Symlink("sub/file", dir+"/link"))
 				must(t, unix.Mknod(dir+"/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
 				must(t, unix.Mkfifo(dir+"/fifo", 0o600))
