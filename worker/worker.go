@@ -272,6 +272,9 @@ func (w *Worker) Store() *store.DB { return w.store }
 // Cache is the cache of everything that was built.
 func (w *Worker) Cache() *cache.Manager { return w.cache }
 
+// Keys lead from steps to the cache's records.
+func (w *Worker) Keys() *keys.Store { return w.keys }
+
 // Blobs are the stored layers, configs and manifests.
 func (w *Worker) Blobs() *snapshot.Blobs { return w.blobs }
 

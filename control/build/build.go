@@ -35,6 +35,7 @@ type Build struct {
 	gateway *gateway.Server   // of builds that the client drives; nil for others
 	granted map[string]bool   // entitlements
 	explain *explain.Recorder // nil if nobody is to know
+	unwatch []func()          // of Config.Watch
 
 	started time.Time
 
@@ -71,6 +72,11 @@ func newBuild(ctx context.Context, e *Engine, req Request) *Build {
 		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
 		opts.Observer = b.explain
 		b.explainTo(req.Opts)
+	}
+	for _, watch := range e.cfg.Watch {
+		o, ended := watch()
+		opts.Observer = solver.Observers(opts.Observer, o)
+		b.unwatch = append(b.unwatch, ended)
 	}
 	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
 	b.bridge = &bridge{b: b}
@@ -204,6 +210,9 @@ func (b *Build) finish(resp map[string]string, err error) {
 	b.solver.Close()
 	if b.explain != nil {
 		b.explain.Close(err != nil)
+	}
+	for _, ended := range b.unwatch {
+		ended()
 	}
 
 	b.mu.Lock()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
 	apitypes "github.com/moby/buildkit/api/types"
@@ -33,6 +34,9 @@ type Config struct {
 	Log    *slog.Logger
 	// Explain keeps why the steps of builds ran; nil keeps nothing.
 	Explain *explain.Journal
+	// Watch are told of every build that begins. Each returns what observes it
+	// and what is called when it is over.
+	Watch []func() (o solver.Observer, ended func())
 	// Ended is told of every build that is over.
 	Ended func(*Build)
 	// Started is told of every build that begins.

@@ -63,6 +63,12 @@ func (v *Verifier) Watch() *Watch {
 	return &Watch{v: v, hits: map[node]*task{}, made: map[output]string{}}
 }
 
+// Observe is Watch, with what ends it.
+func (v *Verifier) Observe() (o solver.Observer, ended func()) {
+	w := v.Watch()
+	return w, w.End
+}
+
 // Queried notes what a vertex may be answered from.
 func (w *Watch) Queried(eff *solver.Query, found solver.Found) {
 	// What an import has isn't on this machine yet; it is verified as a hit on
