@@ -34,10 +34,11 @@ type config struct {
 		Level  string `toml:"level"`
 	} `toml:"log"`
 	GRPC struct {
-		Address []string `toml:"address"`
-		UID     *int     `toml:"uid"`
-		GID     *int     `toml:"gid"`
-		TLS     struct {
+		Address      []string `toml:"address"`
+		DebugAddress string   `toml:"debugAddress"`
+		UID          *int     `toml:"uid"`
+		GID          *int     `toml:"gid"`
+		TLS          struct {
 			Cert string `toml:"cert"`
 			Key  string `toml:"key"`
 			CA   string `toml:"ca"`
@@ -52,6 +53,9 @@ type config struct {
 		MaxAge     any `toml:"maxAge"` // read by parseDuration
 		MaxEntries int `toml:"maxEntries"`
 	} `toml:"history"`
+	Cache struct {
+		Verify float64 `toml:"verify"` // share of hits
+	} `toml:"cache"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
 	} `toml:"system"`
@@ -174,6 +178,7 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	}
 	oci := &cfg.Worker.OCI
 	str(&cfg.Root, "root")
+	str(&cfg.GRPC.DebugAddress, "debugaddr")
 	str(&cfg.Log.Level, "log-level")
 	str(&cfg.Log.Format, "log-format")
 	str(&cfg.GRPC.TLS.Cert, "tlscert")
@@ -187,6 +192,9 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	list(&oci.Platforms, "oci-worker-platform")
 	if c.IsSet("oci-max-parallelism") {
 		oci.MaxParallelism = c.Int("oci-max-parallelism")
+	}
+	if c.IsSet("cache-verify") {
+		cfg.Cache.Verify = c.Float("cache-verify")
 	}
 	for _, kv := range c.StringSlice("oci-worker-labels") {
 		if oci.Labels == nil {
@@ -221,6 +229,8 @@ func (cfg *config) check() error {
 		return fmt.Errorf("network mode %q: this daemon has host only", oci.NetworkMode)
 	case oci.MaxParallelism < 0:
 		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
+	case !(cfg.Cache.Verify >= 0 && cfg.Cache.Verify <= 1): // nor is NaN
+		return fmt.Errorf("cache verify %v (--cache-verify, [cache] verify): must be a share of the hits from 0 to 1, such as 0.1", cfg.Cache.Verify)
 	case cfg.History.MaxEntries < 0:
 		return fmt.Errorf("history.maxEntries is negative: %d", cfg.History.MaxEntries)
 	case cfg.idleExit < 0 || cfg.grace < 0:

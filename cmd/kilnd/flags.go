@@ -15,7 +15,6 @@ import (
 // one that is set is warned of once.
 func unbuilt() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "debugaddr", Usage: "debugging address", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
 		&cli.BoolFlag{Name: "proxy-network", Usage: "enforce the proxy network"},
 		&cli.StringFlag{Name: "otel-socket-path", Usage: "OTEL collector trace socket path"},
 		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disable CDI devices"},
@@ -59,6 +58,7 @@ func built() []cli.Flag {
 		&cli.StringFlag{Name: "group", Usage: "group (name or gid) that will own the unix sockets"},
 		&cli.BoolFlag{Name: "debug", Usage: "enable debug output in logs"},
 		&cli.BoolFlag{Name: "trace", Usage: "deprecated: as --debug", Hidden: true},
+		&cli.StringFlag{Name: "debugaddr", Usage: "address that serves metrics and debug pages over HTTP", Sources: cli.EnvVars("BUILDKITD_DEBUGADDR")},
 		&cli.StringFlag{Name: "log-level", Usage: "debug, info, warn or error", Sources: cli.EnvVars("BUILDKITD_LOG_LEVEL")},
 		&cli.StringFlag{Name: "log-format", Usage: "text or json", Value: "text"},
 		&cli.StringFlag{Name: "tlscert", Usage: "certificate file for tcp listeners"},
@@ -74,6 +74,7 @@ func built() []cli.Flag {
 		&cli.BoolFlag{Name: "oci-worker-gc", Usage: "keep the cache within bounds, in the background", Value: true},
 		&cli.StringFlag{Name: "oci-worker-gc-keepstorage", Usage: "space of the default bounds, as reserved[,free[,max]] in MB; shares of the disk if empty"},
 		&cli.IntFlag{Name: "oci-max-parallelism", Usage: "steps that run at once; 0 is no bound"},
+		&cli.FloatFlag{Name: "cache-verify", Usage: "share of cache hits, 0 to 1, that are executed again and compared while no build runs"},
 		&cli.DurationFlag{Name: "idle-exit", Usage: "end when no client has been connected for this long; 0 is never"},
 		&cli.DurationFlag{Name: "grace", Usage: "time that running builds get after SIGTERM", Value: defaultGrace},
 	}

@@ -15,7 +15,7 @@ var configKeys = map[string]bool{
 	"root": true, "debug": true, "trace": true, "insecure-entitlements": true,
 	"proxyNetwork": false, "provenanceEnvDir": false,
 	"log.format": true, "log.level": true,
-	"grpc.address": true, "grpc.uid": true, "grpc.gid": true, "grpc.debugAddress": false, "grpc.securityDescriptor": false,
+	"grpc.address": true, "grpc.uid": true, "grpc.gid": true, "grpc.debugAddress": true, "grpc.securityDescriptor": false,
 	"grpc.tls.cert": true, "grpc.tls.key": true, "grpc.tls.ca": true,
 	"otel.socketPath": false,
 	"cdi.disabled":    false, "cdi.specDirs": false, "cdi.autoAllowed": false,
@@ -23,6 +23,7 @@ var configKeys = map[string]bool{
 	"history.maxAge": true, "history.maxEntries": true,
 	"system.platformsCacheMaxAge": false, "system.maxRegistryConcurrency": true,
 	"frontend.*.enabled": false, "frontend.*.allowedRepositories": false, "frontend.*.options": false,
+	"cache.verify":           true, // kiln's own
 	"cache.gha.sign.command": false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,

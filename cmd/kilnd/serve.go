@@ -15,12 +15,15 @@ import (
 	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
+	"github.com/kilnbuild/kiln/control/monitor"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
+	"github.com/kilnbuild/kiln/worker/verify"
 	apitypes "github.com/moby/buildkit/api/types"
 	"google.golang.org/grpc"
 )
@@ -61,12 +64,26 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	for _, l := range listeners {
 		undo.Add(func() error { return ignoreClosed(l.Close()) })
 	}
+	var debug net.Listener
+	if cfg.GRPC.DebugAddress != "" {
+		if debug, err = listenDebug(cfg); err != nil {
+			return err
+		}
+		undo.Add(func() error { return ignoreClosed(debug.Close()) })
+	}
 	w, err := worker.New(ctx, workerConfig(cfg, log))
 	if err != nil {
 		return err
 	}
 	undo.Add(w.Close)
-	return newDaemon(cfg, w, log).run(listeners, signals)
+	d := newDaemon(cfg, w, log)
+	if d.verify != nil {
+		undo.AddFunc(d.verify.Close)
+	}
+	if debug != nil {
+		undo.Add(serveDebug(debug, d.monitor.Handler(), log))
+	}
+	return d.run(listeners, signals)
 }
 
 func ignoreClosed(err error) error {
@@ -83,8 +100,13 @@ type daemon struct {
 	builds  *build.Engine
 	history *history.Log
 	explain *explain.Journal
+	verify  *verify.Verifier // nil if the cache isn't verified
+	monitor *monitor.Monitor
 	grpc    *grpc.Server
 }
+
+// verifySettle is how long no build must have run before hits are verified.
+const verifySettle = time.Second
 
 func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
@@ -93,7 +115,17 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	})
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)
-	builds := build.NewEngine(build.Config{
+	d := &daemon{cfg: cfg, log: log, history: hist, explain: why}
+	var watch []func() (solver.Observer, func())
+	if share := cfg.Cache.Verify; share > 0 {
+		d.verify = verify.New(verify.Config{
+			Share: share, Cache: w.Cache(), Keys: w.Keys(), Repeat: ops.Repeat, Settle: verifySettle, Log: log,
+		})
+		watch = append(watch, d.verify.Observe)
+	}
+	d.monitor = monitor.New(monitor.Config{Cache: w.Cache(), Verify: d.verify})
+	watch = append(watch, d.monitor.Watch)
+	d.builds = build.NewEngine(build.Config{
 		Worker: w,
 		Export: export.Config{
 			Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
@@ -105,15 +137,16 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Linger:       buildLinger,
 		Log:          log,
 		Explain:      why,
+		Watch:        watch,
 		Started:      started,
-		Ended:        func(b *build.Build) { ended(b); w.CollectSoon() },
+		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon() },
 	})
 	srv := control.New(control.Config{
-		Builds: builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log,
+		Builds: d.builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log,
 	})
-	g := grpc.NewServer(srv.Options()...)
-	srv.Register(g)
-	return &daemon{cfg: cfg, log: log, builds: builds, history: hist, explain: why, grpc: g}
+	d.grpc = grpc.NewServer(append(srv.Options(), d.monitor.Options()...)...)
+	srv.Register(d.grpc)
+	return d
 }
 
 // run serves until a signal, or until nobody was connected for the idle time.

@@ -25,7 +25,7 @@ var rows = [][]string{
 	{"cache", "executor"},
 	{"ops", "client/llb"},
 	{"worker", "worker/export", "worker/verify", "frontend", "client"},
-	{"control", "control/build", "control/history", "control/explain"},
+	{"control", "control/build", "control/history", "control/explain", "control/monitor"},
 	{"cmd", "hack", "examples"},
 }
 
@@ -35,7 +35,7 @@ var inner = map[string][]string{
 	"cache":    {"cache", "cache/contenthash", "cache/keys"},
 	"ops":      {"ops", "ops/source/registry", "ops/source/image", "ops/source/ocilayout", "ops/source/local"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
-	"control":  {"control/history", "control/explain", "control/build", "control"},
+	"control":  {"control/history", "control/explain", "control/build", "control/monitor", "control"},
 }
 
 // allowed is what may be imported of upstream's module.
