@@ -134,7 +134,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Export: export.Config{
 			Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
 		},
-		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.New()},
+		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.Frontend{}},
 		Workers:      workers,
 		LLBCaps:      ops.Caps(),
 		Entitlements: cfg.InsecureEntitlements,

@@ -109,7 +109,7 @@ func (t *transfer) do(text string) (err error) {
 	if s.noCache {
 		opts = append(opts, llb.IgnoreCache)
 	}
-	if t.link && t.chmod == "" && t.MergeLinks {
+	if t.link && t.chmod == "" {
 		linkName := s.stepName("LINK "+name, s.platform, env)
 		s.state = linkOnto(s.state, t.action, t.title, linkName, append(opts, llb.Platform(*s.platform)), opts)
 	} else {

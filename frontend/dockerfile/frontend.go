@@ -13,17 +13,9 @@ import (
 
 // Frontend converts Dockerfiles. The zero value is ready; it holds no state
 // and may serve many requests at once.
-type Frontend struct {
-	// MergeLinks makes ADD and COPY with --link a layer of its own that is
-	// merged into the stage, so that it survives changes below it. Without it
-	// they copy like all others. It needs a daemon with merge ops.
-	MergeLinks bool
-}
+type Frontend struct{}
 
 var _ frontend.Frontend = Frontend{}
-
-// New returns a frontend for any daemon.
-func New() Frontend { return Frontend{} }
 
 // Solve serves one request. Errors that have a place in the Dockerfile carry
 // it as an errdefs.Source.

@@ -18,25 +18,7 @@ import (
 
 func solveText(t *testing.T, bridge frontend.Bridge, opts map[string]string) (*frontend.Result, error) {
 	t.Helper()
-	return New().Solve(t.Context(), bridge, frontend.Request{SessionID: "session", Opts: opts})
-}
-
-// Without merge ops, --link copies like any other.
-func TestLinkWithoutMerge(t *testing.T) {
-	bridge := newBridge(t, map[string]string{"Dockerfile": "FROM busybox\nCOPY --link a /a\n"})
-	res, err := solveText(t, bridge, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dt := range res.Ref.Definition().Def {
-		var op pb.Op
-		if err := op.UnmarshalVT(dt); err != nil {
-			t.Fatal(err)
-		}
-		if op.GetMerge() != nil {
-			t.Error("there is a merge op")
-		}
-	}
+	return Frontend{}.Solve(t.Context(), bridge, frontend.Request{SessionID: "session", Opts: opts})
 }
 
 // compat: GW-085
@@ -240,7 +222,7 @@ func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("client went away")
 	bridge := &cancelBridge{fakeBridge: newBridge(t, map[string]string{"Dockerfile": "FROM busybox\nRUN x\n"}), cancel: func() { cancel(gone) }}
-	_, err := New().Solve(ctx, bridge, frontend.Request{SessionID: "session"})
+	_, err := Frontend{}.Solve(ctx, bridge, frontend.Request{SessionID: "session"})
 	if !errors.Is(err, gone) {
 		t.Errorf("got %v", err)
 	}

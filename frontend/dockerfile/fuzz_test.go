@@ -20,8 +20,8 @@ func FuzzDockerfile(f *testing.F) {
 		if strings.Count(platform, ",") > 3 {
 			return // many platforms only take longer
 		}
-		res, err := New().Solve(t.Context(), newBridge(t, files), req)
-		again, err2 := New().Solve(t.Context(), newBridge(t, files), req)
+		res, err := Frontend{}.Solve(t.Context(), newBridge(t, files), req)
+		again, err2 := Frontend{}.Solve(t.Context(), newBridge(t, files), req)
 		if (err == nil) != (err2 == nil) {
 			t.Fatalf("first %v, then %v", err, err2)
 		}
@@ -51,7 +51,7 @@ func BenchmarkDockerfile(b *testing.B) {
 		b.Run(fmt.Sprint(steps), func(b *testing.B) {
 			bridge := newBridge(b, map[string]string{"Dockerfile": text.String()})
 			for b.Loop() {
-				if _, err := New().Solve(b.Context(), bridge, frontend.Request{SessionID: "s"}); err != nil {
+				if _, err := (Frontend{}).Solve(b.Context(), bridge, frontend.Request{SessionID: "s"}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -45,7 +45,7 @@ func runCase(t testing.TB, c testCase) *outcome {
 	t.Helper()
 	bridge := newBridge(t, c.files)
 	o := &outcome{defs: map[string]*pb.Definition{}}
-	res, err := Frontend{MergeLinks: true}.Solve(t.Context(), bridge, c.request(t))
+	res, err := Frontend{}.Solve(t.Context(), bridge, c.request(t))
 	if err != nil {
 		o.Error = err.Error()
 		for _, s := range errdefs.Sources(err) {

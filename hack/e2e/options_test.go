@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -75,15 +76,23 @@ func TestNamedContexts(t *testing.T) {
 // A layer that is linked doesn't depend on what is below it. compat: DF-092
 func TestLinkedLayerIsTheSameOnAnyBase(t *testing.T) {
 	d := newDaemon(t)
-	layer := func(base string) ocispec.Descriptor {
-		l, _ := d.archive("oci", "FROM "+base+"\nRUN echo "+base+" > /x\nCOPY --link f /deep/er/f\n", files{"f": "linked"}, "")
+	layer := func(base string, age time.Duration) ocispec.Descriptor {
+		dir := files{"f": "linked", "Dockerfile": "FROM " + env.base + "\nRUN echo " + base + " > /x\nCOPY --link f /deep/er/f\n"}.write(t)
+		// Whoever copied again would copy this time.
+		when := time.Now().Add(-age)
+		if err := os.Chtimes(filepath.Join(dir, "f"), when, when); err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(t.TempDir(), "image.tar")
+		d.dockerfileIn(dir, "--output", "type=oci,dest="+out).must(t)
+		l, _ := readArchive(t, out)
 		last := len(l.manifest.Layers) - 1
 		if got := l.entries(t, last); !slices.Equal(got, []string{"deep/", "deep/er/", "deep/er/f"}) {
 			t.Errorf("the linked layer holds %q", got)
 		}
 		return l.manifest.Layers[last]
 	}
-	if a, b := layer("BASE"), layer("BASE AS other"); a.Digest != b.Digest {
+	if a, b := layer("one base", 0), layer("another", time.Hour); a.Digest != b.Digest {
 		t.Errorf("layers %s and %s", a.Digest, b.Digest)
 	}
 }
