@@ -382,6 +382,10 @@ func evaluate(t *testing.T, prog []insn, ctx ...uint32) bool {
 			r[dst] = uint64(uint32(r[dst]) >> i.imm)
 		case 0xb7:
 			r[dst] = uint64(i.imm)
+		case 0x15:
+			if r[dst] == uint64(i.imm) {
+				pc += int(i.off)
+			}
 		case 0x55:
 			if r[dst] != uint64(i.imm) {
 				pc += int(i.off)
@@ -394,4 +398,25 @@ func evaluate(t *testing.T, prog []insn, ctx ...uint32) bool {
 	}
 	t.Fatal("the program has no end")
 	return false
+}
+
+// Of rules that contradict each other the first that matches counts, and one
+// that denies does so for any part of what is asked for.
+func TestDeviceProgramDenies(t *testing.T) {
+	const mknod, read, write = 1, 2, 4
+	prog := deviceProgram([]DeviceRule{
+		{Deny: true, Major: 1, Minor: 3, Access: "w"}, {Major: 1, Minor: -1, Access: "rwm"}, {Deny: true, Any: true, Major: -1, Minor: -1, Access: "rwm"},
+		{Block: true, Major: 8, Minor: 0, Access: "rwm"},
+	})
+	for _, tc := range []struct {
+		kind, access, major, minor uint32
+		allowed                    bool
+	}{
+		{2, read, 1, 3, true}, {2, write, 1, 3, false}, {2, read | write, 1, 3, false}, {2, read | write, 1, 5, true},
+		{1, read, 8, 0, false}, {2, mknod, 5, 1, false},
+	} {
+		if got := evaluate(t, prog, tc.access<<16|tc.kind, tc.major, tc.minor); got != tc.allowed {
+			t.Errorf("%+v: %v", tc, got)
+		}
+	}
 }

@@ -1,16 +1,20 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// DeviceRule allows access to devices; a number of -1 stands for all.
+// DeviceRule allows or denies access to devices; a number of -1 stands for all.
 type DeviceRule struct {
+	Deny         bool // applies to any of Access; otherwise to nothing beyond Access
+	Any          bool // both kinds of devices, whatever Block says
 	Block        bool
 	Major, Minor int64
 	Access       string // of r, w and m
@@ -19,17 +23,17 @@ type DeviceRule struct {
 // DefaultDevices are the rules for confined processes: make any node, use
 // those that every container has.
 var DefaultDevices = []DeviceRule{
-	{false, -1, -1, "m"},
-	{true, -1, -1, "m"},
-	{false, 1, 3, "rwm"},    // null
-	{false, 1, 5, "rwm"},    // zero
-	{false, 1, 7, "rwm"},    // full
-	{false, 1, 8, "rwm"},    // random
-	{false, 1, 9, "rwm"},    // urandom
-	{false, 5, 0, "rwm"},    // tty
-	{false, 5, 2, "rwm"},    // ptmx
-	{false, 136, -1, "rwm"}, // pts
-	{false, 10, 200, "rwm"}, // net/tun
+	{Block: false, Major: -1, Minor: -1, Access: "m"},
+	{Block: true, Major: -1, Minor: -1, Access: "m"},
+	{Major: 1, Minor: 3, Access: "rwm"},    // null
+	{Major: 1, Minor: 5, Access: "rwm"},    // zero
+	{Major: 1, Minor: 7, Access: "rwm"},    // full
+	{Major: 1, Minor: 8, Access: "rwm"},    // random
+	{Major: 1, Minor: 9, Access: "rwm"},    // urandom
+	{Major: 5, Minor: 0, Access: "rwm"},    // tty
+	{Major: 5, Minor: 2, Access: "rwm"},    // ptmx
+	{Major: 136, Minor: -1, Access: "rwm"}, // pts
+	{Major: 10, Minor: 200, Access: "rwm"}, // net/tun
 }
 
 // setDevicesV1 makes dir allow the rules and nothing else.
@@ -56,6 +60,9 @@ func (r DeviceRule) String() string {
 	if r.Block {
 		kind = "b"
 	}
+	if r.Any {
+		kind = "a"
+	}
 	return fmt.Sprintf("%s %s:%s %s", kind, number(r.Major), number(r.Minor), r.Access)
 }
 
@@ -67,11 +74,43 @@ type insn struct {
 	imm int32
 }
 
-// deviceProgram answers 1 for what a rule allows. The context it gets in r1
+// ConfineV1 applies rules to a group of the devices controller, in their order.
+func ConfineV1(dir string, rules []DeviceRule) error {
+	for _, r := range rules {
+		file := "devices.allow"
+		if r.Deny {
+			file = "devices.deny"
+		}
+		if err := write(filepath.Join(dir, file), r.String()); err != nil {
+			return fmt.Errorf("%s %s: %w", file, r, err)
+		}
+	}
+	return nil
+}
+
+// ConfineV2 makes a group obey rules, of which the last that matches counts,
+// besides what it obeys already.
+func ConfineV2(dir string, rules []DeviceRule) error {
+	group, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open cgroup %s: %w", dir, err)
+	}
+	defer unix.Close(group)
+	rules = slices.Clone(rules)
+	slices.Reverse(rules)
+	prog, err := loadDeviceProgram(rules)
+	if err != nil {
+		return err
+	}
+	return errors.Join(attachDevices(group, prog), unix.Close(prog))
+}
+
+// deviceProgram answers as the first rule that matches does, and 0 if none
+// does. The context it gets in r1
 // is struct bpf_cgroup_dev_ctx: access<<16|type, major, minor.
 func deviceProgram(rules []DeviceRule) []insn {
 	const (
-		ldxW, mov32, and32, rsh32, jne, movImm, exit = 0x61, 0xbc, 0x54, 0x74, 0x55, 0xb7, 0x95
+		ldxW, mov32, and32, rsh32, jne, jeq, movImm, exit = 0x61, 0xbc, 0x54, 0x74, 0x55, 0x15, 0xb7, 0x95
 	)
 	prog := []insn{
 		{ldxW, 2 | 1<<4, 0, 0},  // r2 = access<<16|type
@@ -86,12 +125,21 @@ func deviceProgram(rules []DeviceRule) []insn {
 		if r.Block {
 			kind = 1
 		}
-		denied := int32(7)
+		named := int32(0)
 		for _, c := range r.Access {
-			denied &^= map[rune]int32{'m': 1, 'r': 2, 'w': 4}[c]
+			named |= map[rune]int32{'m': 1, 'r': 2, 'w': 4}[c]
 		}
-		body := []insn{{jne, 2, 0, kind}}
-		if denied != 0 {
+		var body []insn
+		if !r.Any {
+			body = append(body, insn{jne, 2, 0, kind})
+		}
+		allow := int32(1)
+		if r.Deny {
+			allow = 0
+			if named != 7 { // what is asked for has nothing of it: to the next rule
+				body = append(body, insn{mov32, 0 | 3<<4, 0, 0}, insn{and32, 0, 0, named}, insn{jeq, 0, 0, 0})
+			}
+		} else if denied := 7 &^ named; denied != 0 {
 			body = append(body, insn{mov32, 0 | 3<<4, 0, 0}, insn{and32, 0, 0, denied}, insn{jne, 0, 0, 0})
 		}
 		if r.Major >= 0 {
@@ -100,9 +148,9 @@ func deviceProgram(rules []DeviceRule) []insn {
 		if r.Minor >= 0 {
 			body = append(body, insn{jne, 5, 0, int32(r.Minor)})
 		}
-		body = append(body, insn{movImm, 0, 0, 1}, insn{exit, 0, 0, 0})
+		body = append(body, insn{movImm, 0, 0, allow}, insn{exit, 0, 0, 0})
 		for i := range body {
-			if body[i].op == jne {
+			if body[i].op == jne || body[i].op == jeq {
 				body[i].off = int16(len(body) - 1 - i) // to the next rule
 			}
 		}

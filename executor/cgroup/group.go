@@ -117,7 +117,7 @@ func (g *Group) Remove() error {
 	var errs []error
 	for _, d := range g.dirs {
 		if _, err := os.Stat(d.path); err == nil {
-			errs = append(errs, removeTree(d.path))
+			errs = append(errs, RemoveTree(d.path))
 		}
 	}
 	return errors.Join(errs...)

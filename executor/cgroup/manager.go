@@ -160,15 +160,15 @@ func (m *Manager) sweep(parent string) error {
 		}
 		for _, e := range entries {
 			if e.IsDir() && strings.HasPrefix(e.Name(), m.prefix+"-") {
-				errs = append(errs, removeTree(filepath.Join(root, e.Name())))
+				errs = append(errs, RemoveTree(filepath.Join(root, e.Name())))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// removeTree removes a group and those that its processes made inside.
-func removeTree(path string) error {
+// RemoveTree kills and removes a group and those that its processes made inside.
+func RemoveTree(path string) error {
 	if err := killAll(path); err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func removeTree(path string) error {
 	}
 	for _, e := range entries {
 		if e.IsDir() {
-			if err := removeTree(filepath.Join(path, e.Name())); err != nil {
+			if err := RemoveTree(filepath.Join(path, e.Name())); err != nil {
 				return err
 			}
 		}
@@ -380,7 +380,7 @@ func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
 	} else {
 		d.join, err = unix.Open(filepath.Join(path, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err == nil && slices.Contains(h.Controllers, "cpuset") {
-			err = inheritCpuset(path)
+			err = InheritCpuset(path)
 		}
 	}
 	if err != nil {
@@ -446,7 +446,7 @@ func (m *Manager) makeParent(h *Hierarchy, root, parent string) error {
 		case h == nil:
 			err = enableControllers(path, false)
 		case slices.Contains(h.Controllers, "cpuset"):
-			err = inheritCpuset(path)
+			err = InheritCpuset(path)
 		}
 		if err != nil {
 			return err
@@ -458,9 +458,9 @@ func (m *Manager) makeParent(h *Hierarchy, root, parent string) error {
 	return nil
 }
 
-// inheritCpuset gives a new v1 cpuset group its parent's values; it can't be
+// InheritCpuset gives a new v1 cpuset group its parent's values; it can't be
 // joined without any.
-func inheritCpuset(path string) error {
+func InheritCpuset(path string) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		own, err := os.ReadFile(filepath.Join(path, file))
 		if err != nil {
