@@ -125,8 +125,11 @@ func (b *builder) user() error {
 	b.Call("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0)
 	b.Call("capabilities", unix.SYS_CAPSET, b.capHeader(), b.capData(sets))
 	b.Call("ambient set", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
+	// One that isn't permitted and inheritable can't be ambient; runc drops such
+	// ones, too, and has some in its own example.
+	ambient := sets.ambient & sets.permitted & sets.inheritable
 	for c := range last + 1 {
-		if sets.ambient&(1<<c) != 0 {
+		if ambient&(1<<c) != 0 {
 			b.Call("ambient set", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c))
 		}
 	}

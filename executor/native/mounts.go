@@ -112,13 +112,7 @@ func (b *builder) devices() {
 		name := "/dev/" + n.name
 		b.Call(name, unix.SYS_MKNODAT, atCWD, b.String(name), unix.S_IFCHR|0o666, uintptr(unix.Mkdev(n.major, n.minor)))
 	}
-	links := [][2]string{{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}}
-	if hasKcore() {
-		links = append(links, [2]string{"/proc/kcore", "core"})
-	}
-	for _, l := range links {
-		b.Call("/dev/"+l[1], unix.SYS_SYMLINKAT, b.String(l[0]), atCWD, b.String("/dev/"+l[1]))
-	}
+	b.deviceLinks()
 	for _, d := range b.spec.Linux.Devices {
 		for _, dir := range parents("/dev", d.Path) {
 			b.mkdir(dir)
@@ -128,6 +122,16 @@ func (b *builder) devices() {
 			mode = unix.S_IFBLK
 		}
 		b.Call(d.Path, unix.SYS_MKNODAT, atCWD, b.String(d.Path), mode|0o666, uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Tolerate(unix.EEXIST)
+	}
+}
+
+func (b *builder) deviceLinks() {
+	links := [][2]string{{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}}
+	if hasKcore() {
+		links = append(links, [2]string{"/proc/kcore", "core"})
+	}
+	for _, l := range links {
+		b.Call("/dev/"+l[1], unix.SYS_SYMLINKAT, b.String(l[0]), atCWD, b.String("/dev/"+l[1])).Tolerate(unix.EEXIST)
 	}
 }
 

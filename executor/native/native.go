@@ -3,8 +3,12 @@
 // Package native is the built-in container runtime: it turns an OCI runtime
 // spec into a program for package launch.
 //
-// What it supports is what package executor puts into a spec. A container is
-// set up in this order; each stage is a file here and a stage name in errors:
+// There are two kinds of containers. Start runs a build step as fast as can be:
+// what it supports is what package executor puts into a spec. Create and Enter
+// are for containers with a lifecycle, made from any spec, whose process waits
+// at gates; see Create for its stages. They share what they have in common.
+//
+// A step is set up in this order; each stage has its name in errors:
 //
 //	session     a session and keyring of its own, default signal handling
 //	cgroup      joined (version 1; on 2 the process is born in it)
@@ -26,6 +30,7 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,13 +132,12 @@ type builder struct {
 	c       *Container // nil if it is not of a step
 	spec    *specs.Spec
 	seccomp []unix.SockFilter
+	inherit int    // how many files from 3 on the program inherits
+	path    string // of the program if it isn't the first argument
 }
 
 func (b *builder) build() error {
-	for _, stage := range []struct {
-		name string
-		add  func() error
-	}{
+	return b.add([]stage{
 		{"session", b.session},
 		{"cgroup", b.joinCgroup},
 		{"network", b.enterNetwork},
@@ -149,10 +153,20 @@ func (b *builder) build() error {
 		{"user", b.orphan},
 		{"seccomp", b.filterIfNoNewPrivileges},
 		{stageExec, b.exec},
-	} {
-		b.Stage(stage.name)
-		if err := stage.add(); err != nil {
-			return fmt.Errorf("set up container: %s: %w", stage.name, err)
+	})
+}
+
+// stage is a part of a program; errors carry its name.
+type stage struct {
+	name string
+	add  func() error
+}
+
+func (b *builder) add(stages []stage) error {
+	for _, s := range stages {
+		b.Stage(s.name)
+		if err := s.add(); err != nil {
+			return fmt.Errorf("set up container: %s: %w", s.name, err)
 		}
 	}
 	return nil
@@ -165,6 +179,8 @@ var cloneFlags = map[specs.LinuxNamespaceType]uint64{
 	specs.MountNamespace:   unix.CLONE_NEWNS,
 	specs.NetworkNamespace: unix.CLONE_NEWNET,
 	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
 func (b *builder) namespaces() (flags uint64) {
@@ -181,17 +197,23 @@ func (b *builder) namespaces() (flags uint64) {
 const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
 
 func (b *builder) session() error {
-	b.freshSession()
+	b.freshSession(0)
 	b.stdio(b.c.Stdio)
 	return nil
 }
 
+// keepKeyring is for a process that stays in the session keyring of its parent.
+const keepKeyring = ^uintptr(0)
+
 // freshSession makes nothing of how this process runs show in the child.
-func (b *builder) freshSession() {
+// keyring points to the name of its session keyring, 0 is an anonymous one.
+func (b *builder) freshSession(keyring uintptr) {
 	// Program memory and this process's file descriptors are shared with or
 	// copied from the parent; its cwd is the empty root of the launcher.
 	b.Call("setsid", unix.SYS_SETSID)
-	b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).Tolerate(unix.ENOSYS, unix.EPERM)
+	if keyring != keepKeyring {
+		b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, keyring).Tolerate(unix.ENOSYS, unix.EPERM)
+	}
 	b.Call("umask", unix.SYS_UMASK, 0)
 	b.Call("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.Words(0), 0, 8)
 	// Clone resets handlers, but leaves ignored what this process ignores, for
@@ -260,18 +282,21 @@ func (b *builder) exec() error {
 	argv, envp := b.Strings(p.Args), b.Strings(p.Env)
 	// Ours are closed by exec; what this process itself inherited may not be.
 	b.Stage("descriptors")
-	b.Call("close", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC).Tolerate(unix.ENOSYS, unix.EPERM)
+	b.Call("close", unix.SYS_CLOSE_RANGE, uintptr(3+b.inherit), ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC).Tolerate(unix.ENOSYS, unix.EPERM)
 	b.Stage(stageExec)
-	if strings.Contains(p.Args[0], "/") {
-		b.Call(p.Args[0], unix.SYS_EXECVE, b.String(p.Args[0]), argv, envp)
+	program := b.program()
+	if strings.Contains(program, "/") {
+		b.Call(program, unix.SYS_EXECVE, b.String(program), argv, envp)
 		return nil
 	}
 	for _, dir := range strings.Split(getenv(p.Env, "PATH"), ":") {
-		candidate := path.Join(dir, p.Args[0])
+		candidate := path.Join(dir, program)
 		b.Call(candidate, unix.SYS_EXECVE, b.String(candidate), argv, envp).Tolerate(unix.ENOENT, unix.EACCES, unix.ENOTDIR)
 	}
 	return nil
 }
+
+func (b *builder) program() string { return cmp.Or(b.path, b.spec.Process.Args[0]) }
 
 // notFound is the error when nothing in PATH could be executed.
 func notFound(results []unix.Errno) error {

@@ -1,0 +1,229 @@
+//go:build linux && (amd64 || arm64)
+
+package native
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/executor/rootfs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+type processSpec = specs.Process
+
+// openTree clones the mount at a path of the machine, for the child to attach.
+// Unless the container's mounts are to be shared with the machine's, what is
+// mounted below the clone stays the container's own.
+func (c *creator) openTree(source string, recursive bool, o mountOptions) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	all := uint(0)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+		all = unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, flags)
+	if err != nil {
+		return -1, fmt.Errorf("clone mount of %s: %w", source, err)
+	}
+	c.keep(fd)
+	if !slices.Contains([]string{"shared", "rshared"}, c.spec.Linux.RootfsPropagation) {
+		attr := unix.MountAttr{Propagation: unix.MS_SLAVE}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|all, &attr); err != nil {
+			return -1, fmt.Errorf("set propagation of %s: %w", source, err)
+		}
+	}
+	if err := o.setAttrs(fd); err != nil {
+		return -1, fmt.Errorf("mount of %s: %w", source, err)
+	}
+	return fd, nil
+}
+
+// mounts adds all mounts of the spec, in its order.
+func (c *creator) mounts() error {
+	for _, m := range c.spec.Mounts {
+		if err := c.mountOne(m); err != nil {
+			return fmt.Errorf("%s: %w", m.Destination, err)
+		}
+	}
+	return nil
+}
+
+func (c *creator) mountOne(m specs.Mount) error {
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		return errors.New("a mount with ids of its own (uidMappings) is not something this runtime has; map them in the file system or leave them out")
+	}
+	o, err := parseMountOptions(m.Type, m.Options)
+	if err != nil {
+		return err
+	}
+	dest, _, err := rootfs.New(c.root).Resolve(path.Join("/", m.Destination))
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.bind:
+		err = c.mountBind(m, dest, o)
+	case m.Type == "cgroup" || m.Type == "cgroup2":
+		c.makePoint(dest, false)
+		err = c.mountOwnCgroups(dest, o)
+	default:
+		c.makePoint(dest, false)
+		if m.Type == "tmpfs" && laterReadonly(m, o) {
+			o.flags &^= unix.MS_RDONLY
+		}
+		source := cmp.Or(m.Source, m.Type)
+		c.Call(dest, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(c.data(o)))
+	}
+	for _, p := range o.propagation {
+		c.Call(dest+" propagation", unix.SYS_MOUNT, 0, c.String(dest), 0, p, 0)
+	}
+	return err
+}
+
+// laterReadonly: mounts and devices are still made in a tmpfs.
+func laterReadonly(m specs.Mount, o mountOptions) bool {
+	return m.Type == "tmpfs" && !o.bind && o.flags&unix.MS_RDONLY != 0
+}
+
+func (c *creator) data(o mountOptions) string {
+	data := o.data
+	if label := c.spec.Linux.MountLabel; label != "" {
+		data = append(slices.Clone(data), fmt.Sprintf("context=%q", label))
+	}
+	return strings.Join(data, ",")
+}
+
+func (c *creator) mountBind(m specs.Mount, dest string, o mountOptions) error {
+	source := m.Source
+	if !filepath.IsAbs(source) {
+		source = filepath.Join(c.s.Bundle, source)
+	}
+	fd, err := c.openTree(source, o.rec, o)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", source, err)
+	}
+	c.makePoint(dest, st.Mode&unix.S_IFMT != unix.S_IFDIR)
+	c.attach(fd, dest)
+	return nil
+}
+
+// makePoint makes what a mount goes to, unless it is there.
+func (c *creator) makePoint(dest string, file bool) {
+	for _, dir := range parents("/", dest) {
+		c.mkdir(dir)
+	}
+	switch {
+	case dest == "/":
+	case !file:
+		c.mkdir(dest)
+	default:
+		const flags = unix.O_CREAT | unix.O_EXCL | unix.O_RDONLY | unix.O_CLOEXEC
+		c.Call(dest, unix.SYS_OPENAT, atCWD, c.String(dest), flags, 0o755).Tolerate(unix.EEXIST, unix.EROFS)
+	}
+}
+
+// mountOwnCgroups shows the container its own groups.
+func (c *creator) mountOwnCgroups(dest string, o mountOptions) error {
+	if c.s.Cgroups == nil {
+		c.Call(dest, unix.SYS_MOUNT, c.String("cgroup"), c.String(dest), c.String("cgroup2"), o.flags, c.String(""))
+		return nil
+	}
+	c.Call(dest, unix.SYS_MOUNT, c.String("tmpfs"), c.String(dest), c.String("tmpfs"), o.flags&^unix.MS_RDONLY, c.String("mode=755"))
+	o.set |= unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	for _, name := range slices.Sorted(maps.Keys(c.s.Cgroups)) {
+		fd, err := c.openTree(c.s.Cgroups[name], false, o)
+		if err != nil {
+			return err
+		}
+		at := path.Join(dest, name)
+		c.mkdir(at)
+		c.attach(fd, at)
+		if controllers := strings.Split(name, ","); len(controllers) > 1 {
+			for _, one := range controllers {
+				link := path.Join(dest, one)
+				c.Call(link, unix.SYS_SYMLINKAT, c.String(name), atCWD, c.String(link)).Tolerate(unix.EEXIST)
+			}
+		}
+	}
+	if o.flags&unix.MS_RDONLY != 0 {
+		c.setReadonly(dest)
+	}
+	return nil
+}
+
+// devices fills /dev, unless it is one of the machine's.
+func (c *creator) devices() error {
+	for _, m := range c.spec.Mounts {
+		if o, err := parseMountOptions(m.Type, m.Options); err == nil && o.bind && path.Clean(m.Destination) == "/dev" {
+			return nil
+		}
+	}
+	list := slices.Clone(c.spec.Linux.Devices)
+	for _, n := range defaultNodes {
+		if name := "/dev/" + n.name; !slices.ContainsFunc(list, func(d specs.LinuxDevice) bool { return d.Path == name }) {
+			list = append(list, specs.LinuxDevice{Path: name, Type: "c", Major: int64(n.major), Minor: int64(n.minor)})
+		}
+	}
+	for _, d := range list {
+		if err := c.device(d); err != nil {
+			return err
+		}
+	}
+	c.Call("/dev/ptmx", unix.SYS_UNLINKAT, atCWD, c.String("/dev/ptmx"), 0).Tolerate(unix.ENOENT)
+	c.deviceLinks()
+	return nil
+}
+
+var deviceTypes = map[string]uintptr{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
+
+func (c *creator) device(d specs.LinuxDevice) error {
+	kind, ok := deviceTypes[d.Type]
+	if !ok {
+		return fmt.Errorf("device %s: type %q is none of c, u, b and p", d.Path, d.Type)
+	}
+	name := path.Clean(d.Path)
+	if !strings.HasPrefix(name, "/dev/") {
+		return fmt.Errorf("device %s: not below /dev", d.Path)
+	}
+	if c.mapped {
+		// Root of a user namespace can't make nodes, but bind the machine's.
+		fd, err := c.openTree(name, false, mountOptions{})
+		if err != nil {
+			return err
+		}
+		c.makePoint(name, true)
+		c.attach(fd, name)
+		return nil
+	}
+	for _, dir := range parents("/dev", name) {
+		c.mkdir(dir)
+	}
+	mode := kind | 0o666
+	if d.FileMode != nil {
+		mode = kind | uintptr(d.FileMode.Perm())
+	}
+	c.Call(name, unix.SYS_MKNODAT, atCWD, c.String(name), mode, uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Tolerate(unix.EEXIST)
+	if d.UID != nil || d.GID != nil {
+		c.Call(name, unix.SYS_FCHOWNAT, atCWD, c.String(name), id(d.UID), id(d.GID), unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return nil
+}
+
+func id(n *uint32) uintptr {
+	if n == nil {
+		return 0
+	}
+	return uintptr(*n)
+}

@@ -1,0 +1,142 @@
+//go:build linux && (amd64 || arm64)
+
+package native
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Target is a running container's first process.
+type Target struct {
+	Pid   int
+	PidFD *os.File
+}
+
+// joinable are the namespaces that a process enters, by their file in /proc.
+// A PID namespace is entered by the thread that forks.
+var joinable = map[string]int{
+	"user": unix.CLONE_NEWUSER, "mnt": unix.CLONE_NEWNS, "net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC, "uts": unix.CLONE_NEWUTS,
+	"cgroup": unix.CLONE_NEWCGROUP, "time": unix.CLONE_NEWTIME,
+}
+
+// Enter starts a further process in a container, on the calling thread, which
+// must not be used for anything else afterwards: it makes children in the
+// container's PID namespace. s.Spec is the container's with another process.
+// The child waits at its first gate, to be put into cgroups, and executes its
+// program after it.
+func Enter(s *Setup, t Target) (*Child, error) {
+	var flags int
+	for name, flag := range joinable {
+		differs, err := elsewhere(t.Pid, name)
+		if err != nil {
+			return nil, err
+		}
+		if differs {
+			flags |= flag
+		}
+	}
+	differs, err := elsewhere(t.Pid, "pid")
+	if err != nil {
+		return nil, err
+	}
+	if differs {
+		if err := unix.Setns(int(t.PidFD.Fd()), unix.CLONE_NEWPID); err != nil {
+			return nil, fmt.Errorf("enter PID namespace of process %d: %w", t.Pid, err)
+		}
+	}
+	e := &entrant{member: newMember(s), target: t, flags: flags}
+	return e.start(e.build, 0)
+}
+
+// elsewhere says whether a process is in another namespace than this thread.
+func elsewhere(pid int, name string) (bool, error) {
+	var theirs, ours unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, name), &theirs); err != nil {
+		return false, fmt.Errorf("look at %s namespace of process %d: %w", name, pid, err)
+	}
+	if err := unix.Stat("/proc/thread-self/ns/"+name, &ours); err != nil {
+		return false, fmt.Errorf("look at own %s namespace: %w", name, err)
+	}
+	return theirs.Ino != ours.Ino || theirs.Dev != ours.Dev, nil
+}
+
+// entrant adds the steps of a further process.
+type entrant struct {
+	member
+	target Target
+	flags  int
+}
+
+func (e *entrant) build() error {
+	steps := []stage{
+		{"session", e.begin},
+		{"namespace", e.enter},
+		{"terminal", func() error { return e.terminal(false) }},
+		{"cwd", e.cwd},
+	}
+	return e.add(slices.Concat(steps, e.process(), []stage{{"ready", e.outlive}}, e.execution()))
+}
+
+func (e *entrant) enter() error {
+	e.wait()
+	if err := e.label(); err != nil {
+		return err
+	}
+	if e.flags != 0 {
+		e.Call(fmt.Sprintf("of process %d", e.target.Pid), unix.SYS_SETNS, e.target.PidFD.Fd(), uintptr(e.flags))
+	}
+	if e.flags&unix.CLONE_NEWUSER != 0 {
+		e.Call("groups", unix.SYS_SETGROUPS, 0, 0).Tolerate(unix.EPERM)
+		e.Call("group 0", unix.SYS_SETRESGID, 0, 0, 0)
+		e.Call("user 0", unix.SYS_SETRESUID, 0, 0, 0)
+		e.dieWithParent()
+		e.hide(true)
+	}
+	return nil
+}
+
+// cwd must be there already.
+func (e *entrant) cwd() error {
+	e.closeOthers()
+	dir := path.Clean(e.spec.Process.Cwd)
+	e.Call(dir, unix.SYS_CHDIR, e.String(dir))
+	e.Call("umask", unix.SYS_UMASK, 0o022)
+	return nil
+}
+
+func (e *entrant) outlive() error {
+	e.Call("outlive the parent", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0)
+	return nil
+}
+
+// Joins opens the namespaces of other processes that a spec names, and the
+// flag each is joined with. The caller closes them.
+func Joins(s *specs.Spec) (files []*os.File, flags []int, err error) {
+	for _, ns := range s.Linux.Namespaces {
+		flag, known := cloneFlags[ns.Type]
+		if !known {
+			err = fmt.Errorf("namespace %q is not one that this runtime knows", ns.Type)
+		}
+		if err == nil && ns.Path != "" {
+			var f *os.File
+			if ns.Type == specs.UserNamespace || ns.Type == specs.MountNamespace {
+				err = fmt.Errorf("join %s namespace %s: a container gets a %s namespace of its own; remove the path from the spec", ns.Type, ns.Path, ns.Type)
+			} else if f, err = os.Open(ns.Path); err == nil {
+				files, flags = append(files, f), append(flags, int(flag))
+			}
+		}
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, nil, err
+		}
+	}
+	return files, flags, nil
+}

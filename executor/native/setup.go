@@ -1,0 +1,249 @@
+//go:build linux && (amd64 || arm64)
+
+package native
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Setup is what a container with a lifecycle of its own is made from: any OCI
+// spec, in contrast to Container. Files stay the caller's.
+type Setup struct {
+	Spec   *specs.Spec // Process, Root and Linux are set
+	Bundle string      // absolute; relative sources are below it
+	Filter []unix.SockFilter
+	// Cgroups are the container's own directories by the name that a version 1
+	// hierarchy has; nil on version 2.
+	Cgroups map[string]string
+	// Gate is a FIFO open for reading and writing: the process executes its
+	// program when a byte arrives.
+	Gate *os.File
+	// Hold makes the child wait at HeldForHooks.
+	Hold bool
+
+	Program  string // to execute, if it isn't the first argument
+	Terminal Terminal
+	Stdio    [3]*os.File // of a process without terminal
+	Preserve int         // how many files from 3 on the process inherits
+	Keyring  string      // name of a new session keyring; "" keeps the current one
+}
+
+// Terminal is where a process with a terminal sends its other end.
+type Terminal struct {
+	Socket        *os.File // connected; nil: no terminal
+	Height, Width uint16   // 0: left as they are
+}
+
+// Create starts the process of a new container on the calling thread, whose
+// end would end it before it is Ready. It waits at its first gate: the caller
+// puts it into cgroups and maps its users.
+//
+//	session     session, keyring, signals
+//	(gate)      cgroups joined, users mapped
+//	user        root in the new user namespace
+//	namespace   the cgroup namespace, names, sysctls
+//	root        the root's detached mount attached and entered with chroot, so
+//	            that hooks still find the machine's files in the namespace
+//	mount       the spec's mounts in their order, devices
+//	terminal    opened in the container's devpts
+//	(gate)      HeldForHooks
+//	pivot       the root becomes the only one
+//	mask, cwd, limits, seccomp, user
+//	find        the program: it must be there
+//	(gate)      Ready; the FIFO
+//	exec
+func Create(s *Setup) (*Child, error) {
+	c := &creator{member: newMember(s), mapped: hasNamespace(s.Spec, specs.UserNamespace)}
+	return c.start(c.build, c.namespaces())
+}
+
+// creator adds the steps of a container to a program.
+type creator struct {
+	member
+	mapped bool // in a new user namespace
+	root   int  // detached mount
+	old    int  // file descriptor that is the machine's root in the child
+}
+
+func hasNamespace(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
+	for _, ns := range s.Linux.Namespaces {
+		if ns.Type == kind && ns.Path == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// namespaces are those to clone. The cgroup namespace shows the cgroup that
+// its maker is in, so it is made later.
+func (c *creator) namespaces() (flags uint64) {
+	for _, ns := range c.spec.Linux.Namespaces {
+		if ns.Path == "" && ns.Type != specs.CgroupNamespace {
+			flags |= cloneFlags[ns.Type]
+		}
+	}
+	return flags
+}
+
+func (c *creator) build() error {
+	steps := []stage{
+		{"session", c.begin},
+		{"user", c.becomeRoot},
+		{"namespace", c.namespace},
+		{"root", c.attachRoot},
+		{"mount", c.mounts},
+		{"mount", c.devices},
+		{"terminal", func() error { return c.terminal(true) }},
+		{"hooks", c.hold},
+		{"pivot", c.pivot},
+		{"mask", c.masks},
+		{"cwd", c.cwd},
+	}
+	return c.add(slices.Concat(steps, c.process(), []stage{{"ready", c.ready}}, c.execution()))
+}
+
+// becomeRoot makes the process root of its user namespace, once it is mapped.
+func (c *creator) becomeRoot() error {
+	c.wait()
+	if c.mapped {
+		c.Call("groups", unix.SYS_SETGROUPS, 0, 0).Tolerate(unix.EPERM)
+		c.Call("group 0", unix.SYS_SETRESGID, 0, 0, 0)
+		c.Call("user 0", unix.SYS_SETRESUID, 0, 0, 0)
+		c.dieWithParent()
+	}
+	return nil
+}
+
+func (c *creator) namespace() error {
+	if hasNamespace(c.spec, specs.CgroupNamespace) {
+		c.Call("cgroup", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if err := c.hostname(); err != nil {
+		return err
+	}
+	if hasNamespace(c.spec, specs.NetworkNamespace) {
+		c.loopback()
+	}
+	if err := c.label(); err != nil {
+		return err
+	}
+	for key, value := range c.spec.Linux.Sysctl {
+		if err := c.checkSysctl(key); err != nil {
+			return err
+		}
+		file := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
+		c.writeFile("sysctl "+key, file, value)
+	}
+	return nil
+}
+
+// loopback is up in a new network namespace.
+func (c *creator) loopback() {
+	ifreq := make([]byte, 40)
+	copy(ifreq, "lo")
+	const flags = unix.IFF_UP | unix.IFF_RUNNING
+	ifreq[unix.IFNAMSIZ] = flags
+	socket := c.Call("loopback", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	socket.Into(c.Call("loopback", unix.SYS_IOCTL, 0, unix.SIOCSIFFLAGS, c.Bytes(ifreq)), 0)
+}
+
+// checkSysctl: one that isn't of a namespace would change the machine.
+func (c *creator) checkSysctl(key string) error {
+	needs := specs.LinuxNamespaceType("")
+	switch {
+	case strings.HasPrefix(key, "net."):
+		needs = specs.NetworkNamespace
+	case strings.HasPrefix(key, "fs.mqueue."), strings.HasPrefix(key, "kernel.shm"), strings.HasPrefix(key, "kernel.msg"), key == "kernel.sem":
+		needs = specs.IPCNamespace
+	case key == "kernel.domainname", key == "kernel.hostname":
+		needs = specs.UTSNamespace
+	}
+	for _, ns := range c.spec.Linux.Namespaces {
+		if needs == ns.Type {
+			return nil
+		}
+	}
+	return fmt.Errorf("sysctl %q is not in a separate kernel namespace", key)
+}
+
+// attachRoot enters the root. It is a clone made here, by which the child needs
+// no way to it but the mount point.
+func (c *creator) attachRoot() (err error) {
+	dir := c.rootDir()
+	if c.root, err = c.openTree(dir, true, mountOptions{}); err != nil {
+		return err
+	}
+	private := uintptr(unix.MS_SLAVE)
+	if p := c.spec.Linux.RootfsPropagation; p == "private" || p == "rprivate" {
+		private = unix.MS_PRIVATE
+	}
+	c.Call("/", unix.SYS_MOUNT, 0, c.String("/"), 0, private|unix.MS_REC, 0)
+	c.attach(c.root, dir)
+	if c.old, err = c.reserve(); err != nil {
+		return err
+	}
+	open := c.Call("/", unix.SYS_OPENAT, atCWD, c.String("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	open.Into(c.Call("/", unix.SYS_DUP3, 0, uintptr(c.old), unix.O_CLOEXEC), 0)
+	c.Call("enter", unix.SYS_FCHDIR, uintptr(c.root))
+	c.Call("enter", unix.SYS_CHROOT, c.String("."))
+	return nil
+}
+
+func (c *creator) rootDir() string {
+	dir := c.spec.Root.Path
+	if !filepath.IsAbs(dir) {
+		dir = filepath.Join(c.s.Bundle, dir)
+	}
+	return dir
+}
+
+// pivot leaves the chroot and makes the root the only one.
+func (c *creator) pivot() error {
+	dot := c.String(".")
+	c.Call("leave", unix.SYS_FCHDIR, uintptr(c.old))
+	c.Call("leave", unix.SYS_CHROOT, dot)
+	c.Call("enter", unix.SYS_FCHDIR, uintptr(c.root))
+	c.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
+	c.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	c.Call("enter", unix.SYS_CHDIR, c.String("/"))
+	c.closeOthers()
+	if p := c.spec.Linux.RootfsPropagation; p != "" {
+		flags, ok := propagations[p]
+		if !ok {
+			return fmt.Errorf("rootfsPropagation %q is none of private, shared, slave, unbindable and those with an r", p)
+		}
+		c.Call("propagation "+p, unix.SYS_MOUNT, 0, c.String("/"), 0, flags, 0)
+	}
+	return nil
+}
+
+func (c *creator) hold() error {
+	if c.s.Hold {
+		c.tell()
+		c.wait()
+	}
+	return nil
+}
+
+// masks also makes the root read-only, and what had to be writable until now.
+func (c *creator) masks() error {
+	if err := c.builder.masks(); err != nil {
+		return err
+	}
+	for _, m := range c.spec.Mounts {
+		if o, err := parseMountOptions(m.Type, m.Options); err == nil && laterReadonly(m, o) {
+			c.setReadonly(m.Destination)
+		}
+	}
+	if c.spec.Root.Readonly {
+		c.setReadonly("/")
+	}
+	return nil
+}
