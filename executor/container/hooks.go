@@ -1,0 +1,179 @@
+//go:build linux && (amd64 || arm64)
+
+package container
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func (c *Container) hooks() specs.Hooks {
+	if c.Spec == nil || c.Spec.Hooks == nil {
+		return specs.Hooks{}
+	}
+	return *c.Spec.Hooks
+}
+
+// holds says whether there are hooks for a container that isn't complete.
+func holds(h *specs.Hooks) bool {
+	return h != nil && len(prestart(h))+len(h.CreateRuntime)+len(h.CreateContainer) > 0
+}
+
+// prestart returns hooks of a kind that is deprecated, and used.
+func prestart(h *specs.Hooks) []specs.Hook {
+	//lint:ignore SA1019 see above
+	return h.Prestart
+}
+
+// hooksBeforePivot runs what comes between the making of namespaces and
+// mounts and the change of the root.
+func (c *Container) hooksBeforePivot(ctx context.Context) error {
+	h := c.hooks()
+	if err := c.runHooks(ctx, prestart(&h), Creating); err != nil {
+		return err
+	}
+	if err := c.runHooks(ctx, h.CreateRuntime, Creating); err != nil {
+		return err
+	}
+	return c.hooksInside(ctx, h.CreateContainer, Creating)
+}
+
+// startHooks run inside the complete container.
+func (c *Container) startHooks(ctx context.Context) error {
+	return c.hooksInside(ctx, c.hooks().StartContainer, Created)
+}
+
+// hookState is what hooks read from standard input.
+func (c *Container) hookState(status Status) ([]byte, error) {
+	s := specs.State{Version: c.Spec.Version, ID: c.ID, Status: specs.ContainerState(status.String()), Bundle: c.Bundle, Annotations: c.Spec.Annotations}
+	if status != Stopped {
+		s.Pid = c.Pid
+	}
+	return json.Marshal(s)
+}
+
+// hookContext ends when the hook has to.
+func hookContext(ctx context.Context, h specs.Hook) (context.Context, context.CancelFunc) {
+	if h.Timeout == nil {
+		return context.WithCancel(ctx)
+	}
+	limit := time.Duration(*h.Timeout) * time.Second
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("it took longer than its timeout of %s", limit))
+}
+
+// hookWaitDelay is how long what a hook left behind may hold its output.
+const hookWaitDelay = time.Second
+
+// runHooks runs hooks outside of the container, one after the other, up to the
+// first that fails.
+func (c *Container) runHooks(ctx context.Context, hooks []specs.Hook, status Status) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	state, err := c.hookState(status)
+	if err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if err := runHook(ctx, h, state, c.Bundle); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error {
+	ctx, cancel := hookContext(ctx, h)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, h.Path)
+	if len(h.Args) > 0 {
+		cmd.Args = h.Args
+	}
+	cmd.Env, cmd.Dir = append([]string{}, h.Env...), dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = bytes.NewReader(state), &out, &out, hookWaitDelay
+	err := cmd.Run()
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return hookError(h, err, &out)
+}
+
+func hookError(h specs.Hook, err error, out *bytes.Buffer) error {
+	if err == nil {
+		return nil
+	}
+	if text := bytes.TrimSpace(out.Bytes()); len(text) > 0 {
+		return fmt.Errorf("run hook %s: %w: %s", h.Path, err, text)
+	}
+	return fmt.Errorf("run hook %s: %w", h.Path, err)
+}
+
+// hooksInside runs hooks in the container's namespaces.
+func (c *Container) hooksInside(ctx context.Context, hooks []specs.Hook, status Status) error {
+	for _, h := range hooks {
+		state, err := c.hookState(status)
+		if err != nil {
+			return err
+		}
+		if err := c.runInside(ctx, h, state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runInside runs one hook as the container's process would be run, with files
+// for its input and output, which nobody has to copy.
+func (c *Container) runInside(ctx context.Context, h specs.Hook, state []byte) (err error) {
+	ctx, cancel := hookContext(ctx, h)
+	defer cancel()
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	for range 2 {
+		f, err := os.CreateTemp(c.dir, "hook")
+		if err != nil {
+			return fmt.Errorf("run hook %s: %w", h.Path, err)
+		}
+		files = append(files, f)
+	}
+	in, out := files[0], files[1]
+	if _, err := in.WriteAt(state, 0); err != nil {
+		return fmt.Errorf("run hook %s: %w", h.Path, err)
+	}
+	p := *c.Spec.Process
+	p.Args, p.Env, p.Cwd, p.Terminal = h.Args, h.Env, "/", false
+	if len(p.Args) == 0 {
+		p.Args = []string{h.Path}
+	}
+	s, err := c.setup(&p, IO{Stdio: [3]*os.File{in, out, out}})
+	if err != nil {
+		return fmt.Errorf("run hook %s: %w", h.Path, err)
+	}
+	s.Program, s.Filter, s.Spec.Process.Env = h.Path, nil, h.Env
+	proc, err := c.enter(ctx, s, nil)
+	if err != nil {
+		return fmt.Errorf("run hook %s: %w", h.Path, err)
+	}
+	status, err := proc.Wait(ctx, 0)
+	if err != nil {
+		return hookError(h, errors.Join(err, proc.end()), &bytes.Buffer{})
+	}
+	if status.Code() != 0 {
+		err = fmt.Errorf("exit status %d", status.Code())
+	}
+	text, rerr := os.ReadFile(out.Name())
+	return hookError(h, errors.Join(err, rerr), bytes.NewBuffer(text))
+}

@@ -1,0 +1,134 @@
+//go:build linux && (amd64 || arm64)
+
+package container
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/executor/rootfs"
+	"github.com/kilnbuild/kiln/executor/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// LoadSpec reads and checks config.json of a bundle.
+func LoadSpec(bundle string) (*specs.Spec, error) {
+	name := filepath.Join(bundle, "config.json")
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("JSON specification file %s not found; make one with the command spec", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read bundle: %w", err)
+	}
+	s := &specs.Spec{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("read bundle: %s: %w", name, err)
+	}
+	if err := check(s); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return s, nil
+}
+
+// check refuses what a container can't be made from, so that nothing of the
+// spec is silently left out.
+func check(s *specs.Spec) error {
+	switch {
+	case !strings.HasPrefix(s.Version, "1."):
+		return fmt.Errorf("ociVersion %q: this runtime knows versions 1.x", s.Version)
+	case s.Linux == nil:
+		return errors.New("no section linux")
+	case s.Root == nil || s.Root.Path == "":
+		return errors.New("no root.path")
+	case s.Process == nil:
+		return errors.New("no section process")
+	case s.Linux.IntelRdt != nil:
+		return errors.New("linux.intelRdt: this runtime doesn't control cache allocation; remove it")
+	case len(s.Linux.TimeOffsets) > 0:
+		return errors.New("linux.timeOffsets: this runtime doesn't set clocks; remove them")
+	case len(s.Linux.NetDevices) > 0:
+		return errors.New("linux.netDevices: this runtime doesn't move network devices; remove them")
+	}
+	mapped, mounts := false, false
+	seen := map[specs.LinuxNamespaceType]bool{}
+	for _, ns := range s.Linux.Namespaces {
+		if seen[ns.Type] {
+			return fmt.Errorf("linux.namespaces: %s is there twice", ns.Type)
+		}
+		seen[ns.Type] = true
+		mapped = mapped || ns.Type == specs.UserNamespace && ns.Path == ""
+		mounts = mounts || ns.Type == specs.MountNamespace
+	}
+	switch {
+	case !mounts:
+		return errors.New("linux.namespaces: a container needs a mount namespace")
+	case mapped && (len(s.Linux.UIDMappings) == 0 || len(s.Linux.GIDMappings) == 0):
+		return errors.New("linux.uidMappings and gidMappings: a user namespace needs both")
+	case !mapped && len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
+		return errors.New("linux.uidMappings: there is no user namespace to use them in")
+	case s.Hostname != "" && !seen[specs.UTSNamespace]:
+		return errors.New("hostname: it can't be set without a private uts namespace")
+	case s.Domainname != "" && !seen[specs.UTSNamespace]:
+		return errors.New("domainname: it can't be set without a private uts namespace")
+	}
+	return CheckProcess(s.Process)
+}
+
+// CheckProcess refuses a process that can't be run.
+func CheckProcess(p *specs.Process) error {
+	switch {
+	case len(p.Args) == 0 || p.Args[0] == "":
+		return errors.New("process.args: no command to run")
+	case !filepath.IsAbs(p.Cwd):
+		return fmt.Errorf("process.cwd %q: it must be an absolute path", p.Cwd)
+	case p.Scheduler != nil:
+		return errors.New("process.scheduler: this runtime doesn't set scheduling policies; remove it")
+	case p.IOPriority != nil:
+		return errors.New("process.ioPriority: this runtime doesn't set I/O priorities; remove it")
+	}
+	for _, text := range slices.Concat(p.Args, p.Env, []string{p.Cwd}) {
+		if strings.ContainsRune(text, 0) {
+			return fmt.Errorf("process: %q contains a zero byte", text)
+		}
+	}
+	return nil
+}
+
+// filter compiles the spec's seccomp profile.
+func filter(s *specs.Spec) ([]unix.SockFilter, error) {
+	p := s.Linux.Seccomp
+	if p == nil {
+		return nil, nil
+	}
+	if p.ListenerPath != "" {
+		return nil, fmt.Errorf("linux.seccomp.listenerPath %s: this runtime has no seccomp agents; remove it", p.ListenerPath)
+	}
+	f, err := seccomp.Compile(p)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp: %w", err)
+	}
+	return f, nil
+}
+
+// withHome returns p with HOME as the container's passwd file has it, unless
+// it is set.
+func withHome(p *specs.Process, rootFD int) (*specs.Process, error) {
+	copied := *p
+	if slices.ContainsFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") && kv != "HOME=" }) {
+		return &copied, nil
+	}
+	u, err := rootfs.New(rootFD).User(fmt.Sprintf("%d:%d", p.User.UID, p.User.GID))
+	if err != nil {
+		return nil, fmt.Errorf("find home of user %d: %w", p.User.UID, err)
+	}
+	copied.Env = append(slices.DeleteFunc(slices.Clone(p.Env), func(kv string) bool { return kv == "HOME=" }), "HOME="+u.Home)
+	return &copied, nil
+}
