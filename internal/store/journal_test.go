@@ -162,8 +162,8 @@ func TestRepairJournal(t *testing.T) {
 	busy(t, root, 1)
 	edit(t, filepath.Join(root, journalName), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
 	d := openAt(t, root, nil)
-	if err := d.RepairJournal(); err != nil {
-		t.Fatal(err)
+	if rewritten, err := d.RepairJournal(); err != nil || !rewritten {
+		t.Fatal(rewritten, err)
 	}
 	if err := d.Check(); err != nil {
 		t.Error(err)

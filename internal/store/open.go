@@ -99,6 +99,9 @@ func (d *DB) open() error {
 	if err != nil && !d.readOnly {
 		found, err = d.mend(err)
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = damagedf("it is missing")
+	}
 	if err != nil {
 		return err
 	}
@@ -215,6 +218,10 @@ func (d *DB) migrate(found finding) (position, error) {
 	}
 	return at, err
 }
+
+// IsDamaged says whether Open of a read-only database failed because it is damaged
+// or missing.
+func IsDamaged(err error) bool { return errors.Is(err, errDamaged) }
 
 // Unproven says whether the database was rebuilt from the journal and may be
 // behind the files: what could have been written to since isn't to be trusted.

@@ -124,14 +124,14 @@ func (d *DB) create(r *replayed) error {
 		return fmt.Errorf("make a database: %w", err)
 	}
 	err = bolt.Update(func(tx *bbolt.Tx) error { return fill(tx, r) })
-	if err == nil && r != nil {
-		err = bolt.Sync() // before the journal may be written anew
+	if err == nil {
+		err = bolt.Sync()
 	}
 	if err = errors.Join(err, bolt.Close()); err == nil {
 		err = os.Rename(fresh, d.path)
 	}
 	if err == nil && r != nil {
-		err = d.root.Sync()
+		err = d.root.Sync() // before the journal may be written anew
 	}
 	if err != nil {
 		return fmt.Errorf("make a database: %w", err)

@@ -328,14 +328,14 @@ func (d *DB) Check() error {
 	return errors.Join(err, d.journal.check())
 }
 
-// RepairJournal writes the journal anew if it is damaged.
-func (d *DB) RepairJournal() error {
+// RepairJournal writes the journal anew if it is damaged, and says so.
+func (d *DB) RepairJournal() (rewritten bool, err error) {
 	d.committing.Lock()
 	defer d.committing.Unlock()
 	if d.readOnly || d.journal.check() == nil {
-		return nil
+		return false, nil
 	}
-	return guard(func() error { return d.bolt.View(d.journal.rewrite) })
+	return true, guard(func() error { return d.bolt.View(d.journal.rewrite) })
 }
 
 // signal wakes the receiver of ch, which has room for one.
