@@ -44,12 +44,22 @@ type env struct {
 	m     *Manager
 	log   bytes.Buffer
 	logMu sync.Mutex
+	// delay is that of group commits; 0 is the default.
+	delay time.Duration
+	// warn is told what the store warns of; by default that fails the test.
+	warn func(msg string, args ...any)
 }
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
 	needRoot(t)
-	e := &env{t: t, root: t.TempDir()}
+	return newEnvAt(t, t.TempDir())
+}
+
+// newEnvAt is newEnv on a directory of the caller's.
+func newEnvAt(t testing.TB, root string) *env {
+	t.Helper()
+	e := &env{t: t, root: root}
 	e.open()
 	t.Cleanup(e.close)
 	return e
@@ -70,7 +80,11 @@ func (e *env) logged() string {
 func (e *env) open() {
 	e.t.Helper()
 	var err error
-	e.db, err = store.Open(store.Options{Root: e.root, Warn: func(msg string, args ...any) { e.t.Errorf("store: %s %v", msg, args) }})
+	warn := e.warn
+	if warn == nil {
+		warn = func(msg string, args ...any) { e.t.Errorf("store: %s %v", msg, args) }
+	}
+	e.db, err = store.Open(store.Options{Root: e.root, Delay: e.delay, Warn: warn})
 	must(e.t, err)
 	e.snaps, err = snapshot.NewOverlay(e.root, e.db)
 	must(e.t, err)

@@ -16,17 +16,31 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// blobStore is what the manager needs of *snapshot.Blobs.
+type blobStore interface {
+	Create() (*snapshot.BlobWriter, error)
+	Stat(dgst digest.Digest) (snapshot.BlobInfo, error)
+	ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error)
+	Persist(b *store.Batch, dgst digest.Digest) error
+	Remove(b *store.Batch, dgst digest.Digest) error
+	Walk(fn func(snapshot.BlobInfo) error) error
+	Sweep(ctx context.Context) (int, error)
+	Settle(ctx context.Context) error
+}
 
 // Manager owns all records. All methods are safe for concurrent use.
 type Manager struct {
 	db        *store.DB
 	snapshots snapshot.Snapshotter
-	blobs     *snapshot.Blobs
+	blobs     blobStore
 	log       *slog.Logger
 	root      string
 	rules     []PruneOptions
@@ -56,6 +70,8 @@ type Manager struct {
 	dirty       map[*record]struct{} // persisted records that changed
 	used        map[*record]struct{} // persisted records whose last use or size isn't written
 	hooks       []removeHook
+	dropped     []string // ids of persisted records that Open found unusable
+	life        string   // see newLife
 	lastSnap    uint64
 	closed      bool
 }
@@ -121,12 +137,19 @@ func (m *Manager) Close() error {
 // that led to them, in binary; the journal keeps those.
 type removeHook func(b *store.Batch, ids []string) (keys map[string][]string)
 
-// OnRemove registers fn. It must not call the manager, and no lock that it takes
-// may be held around a call of the manager other than Persist.
+// OnRemove registers fn. For what Open dropped it is called at once. It must not
+// call the manager, and no lock that it takes may be held around a call of the
+// manager other than Persist.
 func (m *Manager) OnRemove(fn func(b *store.Batch, ids []string) (keys map[string][]string)) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.hooks = append(m.hooks, fn)
+	dropped := m.dropped
+	m.mu.Unlock()
+	if len(dropped) > 0 {
+		b := &store.Batch{}
+		fn(b, dropped)
+		m.db.Write(b)
+	}
 }
 
 func (m *Manager) callHooks(b *store.Batch, ids []string) (keys map[string][]string) {
@@ -189,6 +212,14 @@ func (m *Manager) Get(ctx context.Context, id string) (*Ref, error) {
 	return m.newRef(r), nil
 }
 
+// Exists says whether Get would find the record.
+func (m *Manager) Exists(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.records[id]
+	return r != nil && r.lost == nil && r.state == immutable
+}
+
 // Search returns the ids of records whose index has value under key, newest
 // first.
 func (m *Manager) Search(key, value string) []string {
@@ -205,13 +236,16 @@ func (m *Manager) Search(key, value string) []string {
 	return ids
 }
 
+// lifeLen is the length of Manager.life.
+const lifeLen = 4
+
 // nextSnap names a new snapshot. The names are short, because a mount names
 // every layer.
 func (m *Manager) nextSnap() string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lastSnap++
-	return strconv.FormatUint(m.lastSnap, 36)
+	return m.life + strconv.FormatUint(m.lastSnap, 36)
 }
 
 func (m *Manager) snapOf(r *record) string {

@@ -8,7 +8,7 @@ import (
 	"maps"
 	"runtime"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +18,9 @@ import (
 )
 
 // Open loads the records and reconciles: what has no record is swept, and
-// records whose files are gone are dropped.
+// records whose files are gone are dropped. Of a database that was rebuilt, and
+// may be behind the files, records that could have been written to since are
+// dropped as well.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	m := newManager(cfg)
 	l := &loader{m: m, stored: map[string]*storedRecord{}, made: map[string]*record{}}
@@ -32,16 +34,17 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 
 // loader turns what is on disk into records.
 type loader struct {
-	m       *Manager
-	snaps   []snapshot.Info // parents first
-	snapOf  map[string]snapshot.Info
-	blobs   map[digest.Digest]snapshot.BlobInfo
-	stored  map[string]*storedRecord
-	order   []string // oldest first
-	damaged []string
-	place   map[string]int // in order
-	verdict verdict
-	made    map[string]*record
+	m        *Manager
+	snaps    []snapshot.Info // parents first
+	snapOf   map[string]snapshot.Info
+	blobs    map[digest.Digest]snapshot.BlobInfo
+	stored   map[string]*storedRecord
+	order    []string       // oldest first
+	damaged  []string       // records that can't be read
+	unmarked []string       // images that are marked no more
+	place    map[string]int // in order
+	verdict  verdict
+	made     map[string]*record
 }
 
 // sweep removes files that have no record of their own stores.
@@ -66,14 +69,12 @@ func (l *loader) scan(context.Context) error {
 	err := l.m.snapshots.Walk(func(i snapshot.Info) error {
 		l.snaps = append(l.snaps, i)
 		l.snapOf[i.ID] = i
-		if n, err := strconv.ParseUint(i.ID, 36, 64); err == nil {
-			l.m.lastSnap = max(l.m.lastSnap, n)
-		}
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("list snapshots: %w", err)
 	}
+	l.m.life = newLife(l.snaps)
 	l.blobs = map[digest.Digest]snapshot.BlobInfo{}
 	err = l.m.blobs.Walk(func(i snapshot.BlobInfo) error {
 		l.blobs[i.Digest] = i
@@ -83,6 +84,18 @@ func (l *loader) scan(context.Context) error {
 		return fmt.Errorf("list blobs: %w", err)
 	}
 	return nil
+}
+
+// newLife returns what the names of all snapshots of this run begin with, which
+// those of no other run do. So a name isn't used twice, even if the database is
+// rebuilt and has forgotten some: what it remembers of a name is still true.
+func newLife(snaps []snapshot.Info) string {
+	for {
+		life := newID()[:lifeLen]
+		if !slices.ContainsFunc(snaps, func(i snapshot.Info) bool { return strings.HasPrefix(i.ID, life) }) {
+			return life
+		}
+	}
 }
 
 // read decodes the records and images.
@@ -102,7 +115,13 @@ func (l *loader) read(context.Context) error {
 	l.m.db.Scan(bucketImages, "", func(name string, value []byte) bool {
 		var img Image
 		if err := json.Unmarshal(value, &img); err != nil {
-			l.m.log.Error("image mark is unreadable, ignored it", "image", name, "error", err)
+			l.m.log.Error("image mark is unreadable, dropped it", "image", name, "error", err)
+			l.unmarked = append(l.unmarked, name)
+			return true
+		}
+		if i := slices.IndexFunc(img.Blobs, func(d digest.Digest) bool { return l.blobs[d].Digest == "" }); i >= 0 {
+			l.m.log.Warn("image has lost a blob, dropped its mark", "image", name, "blob", img.Blobs[i])
+			l.unmarked = append(l.unmarked, name)
 			return true
 		}
 		l.m.images[name] = img
@@ -159,9 +178,9 @@ func (l *loader) judge(context.Context) error {
 		for _, b := range s.Blobs {
 			f.blobs = append(f.blobs, b.Desc.Digest)
 		}
-		if why := l.missing(s); why != "" {
+		if why := l.unusable(s); why != "" {
 			f.broken = true
-			l.m.log.Warn("cache record has lost its files, dropped it", "record", id, "description", s.Desc, "reason", why)
+			l.m.log.Warn("cache record can't be used, dropped it", "record", id, "description", s.Desc, "reason", why)
 		}
 		c.records = append(c.records, f)
 	}
@@ -170,7 +189,7 @@ func (l *loader) judge(context.Context) error {
 	for i, id := range l.order {
 		if l.verdict.alive[i] {
 			l.make(id)
-		} else if l.verdict.broken[i] && l.missing(l.stored[id]) == "" {
+		} else if l.verdict.broken[i] && l.unusable(l.stored[id]) == "" {
 			l.m.log.Warn("cache record needs one that is gone, dropped it", "record", id, "description", l.stored[id].Desc)
 		}
 	}
@@ -192,8 +211,12 @@ func needsOf(s *storedRecord) []string {
 	return append(slices.Clip(s.Parents), s.Twin)
 }
 
-// missing says what is wrong with the record's snapshot, "" for nothing.
-func (l *loader) missing(s *storedRecord) string {
+// unusable says what is wrong with the record, "" for nothing.
+func (l *loader) unusable(s *storedRecord) string {
+	if l.m.db.Unproven() && s.Retain && !s.Mutable {
+		// Only a retained record is ever reopened.
+		return "it may have been written to since; the database was rebuilt"
+	}
 	if s.Snap == "" {
 		return ""
 	}
@@ -214,7 +237,9 @@ func (l *loader) make(id string) *record {
 	}
 	s := l.stored[id]
 	r := &record{
-		id: id, birth: id, state: immutable, snap: s.Snap, diffID: s.DiffID, uses: s.Uses, open: s.Open,
+		id: id, birth: id, state: immutable, snap: s.Snap, diffID: s.DiffID, uses: s.Uses,
+		// What is kept beside a record that may have been written to is no good.
+		open:     s.Open || s.Mutable && l.m.db.Unproven(),
 		snapSize: sizeUnknown, persisted: true,
 		opts: Options{
 			Description: s.Desc, Type: s.Type, CreatedAt: time.Unix(0, s.Created), Index: s.Index, Retain: s.Retain,
@@ -282,7 +307,7 @@ func (l *loader) mourn(b *store.Batch, id string) {
 	if s.Mutable {
 		return
 	}
-	why := cmp.Or(l.missing(s), "a record that it builds on is gone")
+	why := cmp.Or(l.unusable(s), "a record that it builds on is gone")
 	e := storedEviction{Record: id, Desc: s.Desc, Type: s.Type, Rule: "lost: " + why, At: time.Now().UnixNano()}
 	if err := l.m.journal.add(l.m.db, b, e); err != nil {
 		l.m.log.Error("remember eviction", "record", id, "error", err)
@@ -296,10 +321,15 @@ func (l *loader) clean(context.Context) error {
 	for _, id := range l.damaged {
 		b.Delete(bucketRecords, id)
 	}
+	for _, name := range l.unmarked {
+		b.Delete(bucketImages, name)
+	}
+	m.dropped = l.damaged
 	for _, id := range l.order {
 		r := l.made[id]
 		if r == nil {
 			b.Delete(bucketRecords, id)
+			m.dropped = append(m.dropped, id)
 			m.deleteMetadata(b, cmp.Or(l.stored[id].Birth, id))
 			l.mourn(b, id)
 		} else if r.open {

@@ -54,6 +54,9 @@ func (r Results) Load(ctx context.Context, id string) (solver.Result, error) {
 	return Result{ref}, nil
 }
 
+// Exists says whether Load would find the result.
+func (r Results) Exists(id string) bool { return id == scratchID || r.Cache.Exists(id) }
+
 // refs returns the refs behind results; they stay the results'.
 func refs(results []solver.Result) ([]*cache.Ref, error) {
 	out := make([]*cache.Ref, len(results))

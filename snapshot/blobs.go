@@ -206,38 +206,6 @@ func (b *Blobs) files(fn func(dgst digest.Digest, path string) error) error {
 	return nil
 }
 
-// Sweep removes ingests and files without a record. It runs at start, before
-// anything else uses the store.
-func (b *Blobs) Sweep(ctx context.Context) (int, error) {
-	n := 0
-	ingests, err := os.ReadDir(b.ingests)
-	if err != nil {
-		return 0, fmt.Errorf("sweep ingests: %w", err)
-	}
-	for _, e := range ingests {
-		if err := os.Remove(filepath.Join(b.ingests, e.Name())); err != nil {
-			return n, fmt.Errorf("sweep ingests: %w", err)
-		}
-		n++
-	}
-	err = b.files(func(dgst digest.Digest, path string) error {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if dgst != "" {
-			if _, ok := b.db.Get(blobBucket, dgst.String()); ok {
-				return nil
-			}
-		}
-		if err := os.RemoveAll(path); err != nil {
-			return fmt.Errorf("sweep blobs: %w", err)
-		}
-		n++
-		return nil
-	})
-	return n, err
-}
-
 // Info, ReaderAt and Writer make Blobs a content.InfoProvider, Provider and
 // Ingester.
 func (b *Blobs) Info(ctx context.Context, dgst digest.Digest) (content.Info, error) {

@@ -214,19 +214,27 @@ func TestBlobRemove(t *testing.T) {
 func TestBlobSweep(t *testing.T) {
 	b, db, root := newBlobs(t)
 	kept, lost := addBlob(t, b, "kept"), addBlob(t, b, "lost")
+	cut, gone := addBlob(t, b, "cut"), addBlob(t, b, "gone")
 	w, err := b.Create()
 	must(t, err)
 	_, err = w.Write(make([]byte, 1<<20))
 	must(t, err)
 	writeFile(t, root+"/blobs/sha256/stray", "")
 	batch := &store.Batch{}
-	must(t, b.Persist(batch, kept))
+	for _, d := range []digest.Digest{kept, cut, gone} {
+		must(t, b.Persist(batch, d))
+	}
 	db.Write(batch)
+	must(t, os.Truncate(filepath.Join(root, "blobs/sha256", cut.Encoded()), 1))
+	must(t, os.Remove(filepath.Join(root, "blobs/sha256", gone.Encoded())))
 
 	b = openBlobs(t, root, db)
 	n, err := b.Sweep(t.Context())
 	must(t, err)
-	if n != 3 {
+	if errs := b.Check(t.Context(), true); len(errs) > 0 {
+		t.Errorf("Check: %v", errs)
+	}
+	if n != 4 {
 		t.Errorf("swept %d", n)
 	}
 	var left []digest.Digest
@@ -290,6 +298,14 @@ func TestBlobCheck(t *testing.T) {
 		if deep {
 			has(errs, digests[3], "has content with the digest")
 		}
+	}
+	damaged, err := b.Damaged(t.Context())
+	must(t, err)
+	slices.Sort(damaged)
+	want := []digest.Digest{digests[2], digests[3]}
+	slices.Sort(want)
+	if !slices.Equal(damaged, want) {
+		t.Errorf("damaged: %v, want %v", damaged, want)
 	}
 }
 

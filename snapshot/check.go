@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -14,7 +15,9 @@ import (
 // Check compares records and files and returns what is wrong: snapshots without
 // files, files without a snapshot, parents and layers that are missing or not
 // committed, counts of children that are off. If deep, every layer is read. It
-// sees the state in memory; at rest that is the store's.
+// sees the state in memory; at rest that is the store's. Before the Sweep of a
+// read-only store, files without a snapshot are what an interrupted run left, and
+// nothing wrong.
 func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 	o.mu.Lock()
 	snaps := make(map[string]snap, len(o.snaps))
@@ -23,9 +26,10 @@ func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 			snaps[id] = *s
 		}
 	}
+	errs := slices.Collect(maps.Values(o.unreadable))
 	o.mu.Unlock()
 
-	errs := append(slices.Clone(o.unreadable), checkTree(snaps)...)
+	errs = append(errs, checkTree(snaps)...)
 	for id, s := range snaps {
 		if len(s.Layers) > 0 {
 			continue
@@ -39,6 +43,9 @@ func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if o.db.ReadOnly() {
+		return errs
 	}
 	entries, err := os.ReadDir(o.dir)
 	if err != nil {
@@ -68,11 +75,7 @@ func checkTree(snaps map[string]snap) []error {
 	var errs []error
 	children := map[string]int{}
 	for id, s := range snaps {
-		below := s.Layers
-		if s.Parent != "" {
-			below = append([]string{s.Parent}, below...)
-		}
-		for _, b := range below {
+		for _, b := range s.below() {
 			children[b]++
 			if p, ok := snaps[b]; !ok {
 				errs = append(errs, fmt.Errorf("snapshot %s stands on %s, which is missing", id, b))
@@ -91,7 +94,8 @@ func checkTree(snaps map[string]snap) []error {
 
 // Check compares records and files and returns what is wrong: records without a
 // file or with another size, and files that are no blobs or have no record. If
-// deep, the digest of every blob is computed. It is for a store at rest.
+// deep, the digest of every blob is computed. It is for a store at rest. Files
+// without a record are nothing wrong in a read-only store, which isn't swept.
 func (b *Blobs) Check(ctx context.Context, deep bool) []error {
 	var errs []error
 	recorded := map[digest.Digest]bool{}
@@ -117,12 +121,13 @@ func (b *Blobs) Check(ctx context.Context, deep bool) []error {
 			return err
 		}
 		switch {
+		case b.db.ReadOnly():
 		case dgst == "":
 			errs = append(errs, fmt.Errorf("%s is not named as a blob", path))
 		case !recorded[dgst]:
 			errs = append(errs, fmt.Errorf("blob %s has no record", dgst))
 		}
-		if dgst != "" && deep {
+		if recorded[dgst] && deep {
 			if err := verify(ctx, dgst, path); err != nil {
 				errs = append(errs, err)
 			}

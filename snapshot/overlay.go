@@ -35,12 +35,11 @@ type Overlay struct {
 	// xattr is the prefix of overlay's own xattrs.
 	xattr string
 
-	// unreadable are the records that can't be decoded. Their snapshots are lost,
-	// which costs what was cached in them; Check tells.
-	unreadable []error
-
-	mu    sync.Mutex // guards what is below; never held across I/O
-	snaps map[string]*snap
+	mu sync.Mutex // guards what is below; never held across I/O
+	// unreadable are the records that can't be decoded, by id. Their snapshots are
+	// lost, which costs what was cached in them; Check tells, and Sweep ends it.
+	unreadable map[string]error
+	snaps      map[string]*snap
 }
 
 // snap is a snapshot in memory.
@@ -71,7 +70,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 	if strings.ContainsAny(root, ":,\\\n") {
 		return nil, fmt.Errorf("overlay snapshotter: the path %q has a colon, comma, backslash or newline, which overlay takes for something else", root)
 	}
-	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}}
+	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}, unreadable: map[string]error{}}
 	if err := os.MkdirAll(o.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
@@ -91,7 +90,7 @@ func (o *Overlay) load() {
 	o.db.Scan(recordBucket, "", func(id string, value []byte) bool {
 		s := &snap{id: id, stored: true}
 		if err := json.Unmarshal(value, &s.record); err != nil {
-			o.unreadable = append(o.unreadable, fmt.Errorf("record of snapshot %q: %w", id, err))
+			o.unreadable[id] = fmt.Errorf("record of snapshot %q: %w", id, err)
 			return true
 		}
 		o.snaps[id] = s
@@ -334,7 +333,7 @@ func (o *Overlay) Persist(b *store.Batch, id string) error {
 
 func (o *Overlay) persistLocked(b *store.Batch, id string, added map[string]record) error {
 	s := o.snaps[id]
-	if s == nil || s.stored || id == "" {
+	if s == nil || s.stored {
 		return nil
 	}
 	if _, ok := added[id]; ok {
@@ -345,7 +344,7 @@ func (o *Overlay) persistLocked(b *store.Batch, id string, added map[string]reco
 		return fmt.Errorf("encode the record of snapshot %s: %w", id, err)
 	}
 	added[id] = s.record
-	for _, below := range append([]string{s.Parent}, s.Layers...) {
+	for _, below := range s.below() {
 		if err := o.persistLocked(b, below, added); err != nil {
 			return err
 		}
@@ -413,33 +412,4 @@ func (o *Overlay) ordered() []Info {
 		visit(id)
 	}
 	return out
-}
-
-// Sweep removes files that belong to no snapshot. It runs at start, before
-// anything else uses the snapshotter, and returns how many it removed. The
-// files of earlier removals that a crash interrupted go too, uncounted.
-func (o *Overlay) Sweep(ctx context.Context) (int, error) {
-	entries, err := os.ReadDir(o.dir)
-	if err != nil {
-		return 0, fmt.Errorf("sweep snapshots: %w", err)
-	}
-	n := 0
-	for _, e := range entries {
-		if err := context.Cause(ctx); err != nil {
-			return n, err
-		}
-		o.mu.Lock()
-		s := o.snaps[e.Name()]
-		o.mu.Unlock()
-		if s != nil && len(s.Layers) == 0 {
-			continue
-		}
-		if strings.HasPrefix(e.Name(), trashPrefix) {
-			o.trash.delete(o.path(e.Name()))
-			continue
-		}
-		o.trash.discard(o.path(e.Name()))
-		n++
-	}
-	return n, nil
 }

@@ -315,6 +315,57 @@ func TestOverlayCheck(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("found\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+
+	// All of that is lost, and nothing else.
+	makeLayer(t, o, "good", "", func(string) {})
+	b = &store.Batch{}
+	must(t, o.Persist(b, "good"))
+	db.Write(b)
+	o.ForgetLost()
+	n, err := o.Sweep(t.Context())
+	must(t, err)
+	if n != 3 { // a, b, file
+		t.Errorf("swept %d", n)
+	}
+	for range 2 {
+		var left []string
+		must(t, o.Walk(func(i snapshot.Info) error { left = append(left, i.ID); return nil }))
+		if errs := o.Check(t.Context(), true); len(errs) > 0 || !slices.Equal(left, []string{"good"}) {
+			t.Errorf("left %v, wrong %v", left, errs)
+		}
+		must(t, o.Close())
+		o = openOverlay(t, root, db)
+	}
+}
+
+// A sweep finds out that files are gone, and whatever stands on them.
+func TestOverlaySweepForgetsTheLost(t *testing.T) {
+	snapshottest.Root(t)
+	root := t.TempDir()
+	db := snapshottest.OpenDB(t, root)
+	o := openOverlay(t, root, db)
+	for _, id := range []string{"a", "b", "c", "d"} {
+		parent := map[string]string{"b": "a", "c": "b"}[id]
+		makeLayer(t, o, id, parent, func(string) {})
+	}
+	must(t, o.Stack(t.Context(), "st", []string{"d", "c"}))
+	b := &store.Batch{}
+	must(t, o.Persist(b, "st"))
+	b.Put("snapshot", "loop", []byte(`{"l":["loop"],"c":true}`))
+	db.Write(b)
+	must(t, os.RemoveAll(root+"/snapshots/b"))
+	o = openOverlay(t, root, db)
+	n, err := o.Sweep(t.Context())
+	must(t, err)
+	var left []string
+	must(t, o.Walk(func(i snapshot.Info) error { left = append(left, i.ID); return nil }))
+	if n != 1 || !slices.Equal(left, []string{"a", "d"}) {
+		t.Errorf("swept %d, left %v", n, left)
+	}
+	if errs := o.Check(t.Context(), true); len(errs) > 0 {
+		t.Errorf("Check: %v", errs)
+	}
+	must(t, o.Close())
 }
 
 // A record that makes no sense costs its snapshot, not the daemon's start.

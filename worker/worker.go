@@ -48,6 +48,7 @@ type Config struct {
 // Worker is the place. Close it after the last build.
 type Worker struct {
 	cfg       Config
+	readOnly  bool // nothing on disk is changed
 	id        string
 	platforms []ocispec.Platform
 
@@ -120,7 +121,7 @@ func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...an
 	if w.id, err = workerID(w.cfg.Root); err != nil {
 		return err
 	}
-	if w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: warn}); err != nil {
+	if w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: warn, ReadOnly: w.readOnly}); err != nil {
 		return err
 	}
 	undo.Add(w.closeFiles)
@@ -172,8 +173,7 @@ func (w *Worker) openOps(exec executor.Executor) error {
 	if err != nil {
 		return fmt.Errorf("set up ops: %w", err)
 	}
-	w.keys = keys.Open(w.store)
-	w.cache.OnRemove(w.keys.Forget)
+	w.openKeys(false)
 	w.solver = solver.New(solver.Options{Keys: w.keys, Results: ops.Results{Cache: w.cache}, Warn: w.cfg.Log.Warn})
 	return nil
 }

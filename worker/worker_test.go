@@ -1,8 +1,10 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,54 +124,159 @@ func TestCheckIsCleanAfterUse(t *testing.T) {
 // Every kind of damage is found by the check, named, and no reason not to
 // start; afterwards the state is whole again.
 func TestCheckFindsDamage(t *testing.T) {
+	edit := func(t *testing.T, path string, change func([]byte) []byte) string {
+		data, err := os.ReadFile(path)
+		must(t, err)
+		must(t, os.Chmod(path, 0o600))
+		must(t, os.WriteFile(path, change(data), 0o600))
+		return filepath.Base(path)
+	}
+	flip := func(data []byte) []byte { data[len(data)/2] ^= 1; return data }
+	write := func(t *testing.T, root string, change func(db *store.DB, b *store.Batch)) {
+		db, err := store.Open(store.Options{Root: root})
+		must(t, err)
+		var b store.Batch
+		change(db, &b)
+		db.Write(&b)
+		must(t, db.Close())
+	}
+	// lose deletes the one record of a bucket.
+	lose := func(bucket string) func(t *testing.T, root string) string {
+		return func(t *testing.T, root string) (name string) {
+			write(t, root, func(db *store.DB, b *store.Batch) {
+				db.Scan(bucket, "", func(k string, _ []byte) bool { name = k; return true })
+				b.Delete(bucket, name)
+			})
+			return name
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		deep   bool
+		kept   bool // what was built is a hit afterwards
 		damage func(t *testing.T, root string) (names string)
 	}{
-		{"SnapshotGone", false, func(t *testing.T, root string) string {
+		{"SnapshotGone", false, false, func(t *testing.T, root string) string {
 			dir := only(t, filepath.Join(root, "snapshots", "*"))
 			must(t, os.RemoveAll(dir))
 			return filepath.Base(dir)
 		}},
-		{"BlobTruncated", false, func(t *testing.T, root string) string {
+		{"BlobTruncated", false, true, func(t *testing.T, root string) string {
+			return edit(t, only(t, filepath.Join(root, "blobs", "sha256", "*")), func(b []byte) []byte { return b[:10] })
+		}},
+		{"BlobGone", false, true, func(t *testing.T, root string) string {
 			blob := only(t, filepath.Join(root, "blobs", "sha256", "*"))
-			must(t, os.Truncate(blob, 10))
+			must(t, os.Remove(blob))
 			return filepath.Base(blob)
 		}},
-		{"BlobChanged", true, func(t *testing.T, root string) string {
-			blob := only(t, filepath.Join(root, "blobs", "sha256", "*"))
-			data, err := os.ReadFile(blob)
-			must(t, err)
-			data[len(data)/2] ^= 1
-			must(t, os.Chmod(blob, 0o600))
-			must(t, os.WriteFile(blob, data, 0o600))
-			return filepath.Base(blob)
+		{"BlobChanged", true, true, func(t *testing.T, root string) string {
+			return edit(t, only(t, filepath.Join(root, "blobs", "sha256", "*")), flip)
 		}},
-		{"KeyWithoutRecord", false, func(t *testing.T, root string) string {
-			db, err := store.Open(store.Options{Root: root})
-			must(t, err)
-			var b store.Batch
-			key := strings.Repeat("k", 32)
-			b.Put("key.result", key+"gone", nil)
-			b.Put("key.of", "gone\x00"+key, nil)
-			db.Write(&b)
-			must(t, db.Close())
+		{"KeyWithoutRecord", false, true, func(t *testing.T, root string) string {
+			write(t, root, func(_ *store.DB, b *store.Batch) {
+				key := strings.Repeat("k", 32)
+				b.Put("key.result", key+"gone", nil)
+				b.Put("key.of", "gone\x00"+key, nil)
+			})
 			return "gone"
 		}},
+		{"SnapshotRecordGone", false, false, lose("snapshot")},
+		{"BlobRecordGone", false, true, lose("blob")},
+		{"RecordGone", false, false, lose("ref")},
+		{"RecordUnreadable", false, false, func(t *testing.T, root string) (name string) {
+			write(t, root, func(db *store.DB, b *store.Batch) {
+				db.Scan("ref", "", func(k string, _ []byte) bool { name = k; return true })
+				b.Put("ref", name, []byte("{"))
+			})
+			return name
+		}},
+		{"ImageWithoutBlob", false, true, func(t *testing.T, root string) string {
+			write(t, root, func(_ *store.DB, b *store.Batch) {
+				b.Put("image", "busy", []byte(`{"b":["sha256:`+strings.Repeat("0", 64)+`"]}`))
+			})
+			return "busy"
+		}},
+		{"DatabaseGone", false, true, func(t *testing.T, root string) string {
+			must(t, os.Remove(filepath.Join(root, "kiln.db")))
+			return "kiln.db"
+		}},
+		{"DatabaseCut", false, true, func(t *testing.T, root string) string {
+			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte { return b[:len(b)/3] })
+		}},
+		{"DatabaseChanged", false, true, func(t *testing.T, root string) string {
+			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte {
+				return bytes.Replace(b, []byte("sha256:"), []byte("sha255:"), -1)
+			})
+		}},
+		{"JournalChanged", false, true, func(t *testing.T, root string) string {
+			return edit(t, filepath.Join(root, "kiln.journal"), func(b []byte) []byte { b[20] ^= 1; return b })
+		}},
+		{"AllGone", false, false, func(t *testing.T, root string) string {
+			must(t, os.Remove(filepath.Join(root, "kiln.journal")))
+			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte { return nil })
+		}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			root := used(t)
-			name := c.damage(t, root)
-			r := check(t, root, c.deep)
-			if !strings.Contains(strings.Join(r.Problems, "\n"), name) {
-				t.Fatalf("no problem names %s: %q", name, r.Problems)
-			}
-			w := open(t, root)
-			use(t, w)
-			must(t, w.Close())
-		})
+		for _, repair := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/repair=%t", c.name, repair), func(t *testing.T) {
+				root := used(t)
+				name := c.damage(t, root)
+				before := everything(t, root)
+				r := check(t, root, c.deep)
+				if !strings.Contains(strings.Join(r.Problems, "\n"), name) {
+					t.Errorf("no problem names %s: %q", name, r.Problems)
+				}
+				if after := everything(t, root); after != before {
+					t.Error("a check changes what it checks")
+				}
+				if repair {
+					done, err := Repair(t.Context(), root, c.deep)
+					must(t, err)
+					if r := check(t, root, true); len(r.Problems) > 0 || r.Leftovers > 0 {
+						t.Fatalf("after the repair (%q): %s, %q", done, r, r.Problems)
+					}
+				}
+				w := open(t, root)
+				if got := len(found(t, w)) > 0; got != c.kept {
+					t.Errorf("the result is there: %t, want %t", got, c.kept)
+				}
+				use(t, w)
+				must(t, w.Close())
+				if r := check(t, root, true); len(r.Problems) > 0 && (repair || !c.deep && c.name != "KeyWithoutRecord" && c.name != "RecordGone" && c.name != "JournalChanged") {
+					t.Errorf("afterwards: %q", r.Problems)
+				}
+			})
+		}
 	}
+}
+
+// found returns the results in the key graph that are there.
+func found(t *testing.T, w *Worker) (ids []string) {
+	t.Helper()
+	w.Store().Scan("key.of", "", func(k string, _ []byte) bool {
+		if id, _, _ := strings.Cut(k, "\x00"); w.Cache().Exists(id) {
+			ids = append(ids, id)
+		}
+		return true
+	})
+	return ids
+}
+
+// everything is the name, size and time of each file of the state, but not of
+// the directory in which overlays are tried.
+func everything(t *testing.T, root string) string {
+	t.Helper()
+	var out strings.Builder
+	must(t, filepath.WalkDir(root, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		st, err := e.Info()
+		if err == nil {
+			fmt.Fprintln(&out, path, st.Size(), st.ModTime())
+		}
+		return err
+	}))
+	return out.String()
 }
 
 func only(t *testing.T, pattern string) string {

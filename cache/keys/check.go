@@ -15,14 +15,17 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	var ends []solver.Key
+	leads, dead := s.leading(), map[solver.Key]bool{}
 	s.scan(links, "", func(k string) bool {
 		c.Links++
 		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
 		if _, ok := s.db.Get(backs, key+in); !ok {
 			report("key %x: the link from %x is not known at its end", key, in[:keyLen])
 		}
-		ends = append(ends, solver.Key([]byte(key)))
+		if end := solver.Key([]byte(key)); !leads[end] && !dead[end] {
+			dead[end] = true
+			report("key %s: links lead to it, but no result is found that way", end)
+		}
 		return true
 	})
 	s.scan(backs, "", func(k string) bool {
@@ -32,11 +35,6 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 		}
 		return true
 	})
-	for _, key := range s.deadEnds(ends) {
-		if s.any(backs, string(key[:])) {
-			report("key %s: links lead to it, but no result is found that way", key)
-		}
-	}
 	s.scan(results, "", func(k string) bool {
 		c.Results++
 		key, id := k[:keyLen], k[keyLen:]

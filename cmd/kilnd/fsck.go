@@ -14,23 +14,53 @@ func fsckCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "fsck",
 		Usage: "check the state directory of a daemon that isn't running",
+		Description: "Checks every page of the database and the journal, every record with its parents, snapshots and blobs, and every cache key, " +
+			"and prints counts. Nothing is changed without --repair.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: defaultRoot},
-			&cli.BoolFlag{Name: "deep", Usage: "also read every blob and compare its digest"},
+			&cli.BoolFlag{Name: "deep", Usage: "also read every blob and compare its digest, and measure every snapshot"},
+			&cli.BoolFlag{Name: "repair", Usage: "rebuild a damaged database, drop what has lost its files, and check again"},
 		},
-		Action: func(ctx context.Context, c *cli.Command) error {
-			report, err := worker.Check(ctx, c.String("root"), c.Bool("deep"))
-			if err != nil {
-				return err
-			}
-			for _, p := range report.Problems {
-				fmt.Fprintln(os.Stderr, p)
-			}
-			fmt.Println(report)
-			if len(report.Problems) > 0 {
-				return errors.New("the state directory is damaged; kilnd repairs what it can when it starts")
-			}
-			return nil
-		},
+		Action: fsck,
 	}
+}
+
+func fsck(ctx context.Context, c *cli.Command) error {
+	root, deep := c.String("root"), c.Bool("deep")
+	report, err := check(ctx, root, deep)
+	if err != nil {
+		return err
+	}
+	if c.Bool("repair") {
+		done, err := worker.Repair(ctx, root, deep)
+		for _, d := range done {
+			fmt.Println("repair:", d)
+		}
+		if err != nil {
+			return fmt.Errorf("repair %s: %w", root, err)
+		}
+		if report, err = check(ctx, root, deep); err != nil {
+			return err
+		}
+	}
+	switch {
+	case len(report.Problems) == 0:
+		return nil
+	case c.Bool("repair"):
+		return errors.New("the state directory is still damaged")
+	}
+	return errors.New("the state directory is damaged; kilnd fsck --deep --repair mends it")
+}
+
+// check prints what is found.
+func check(ctx context.Context, root string, deep bool) (worker.Report, error) {
+	report, err := worker.Check(ctx, root, deep)
+	if err != nil {
+		return report, err
+	}
+	for _, p := range report.Problems {
+		fmt.Fprintln(os.Stderr, p)
+	}
+	fmt.Println(report)
+	return report, nil
 }

@@ -1,0 +1,88 @@
+package keys
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/solver"
+)
+
+// Whatever entries of the graph are lost, and whatever results, a repair leaves
+// one that is whole, and takes nothing else.
+func TestRepair(t *testing.T) {
+	for seed := range uint64(40) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 3))
+			db := openDB(t, t.TempDir())
+			m := &model{t: t, r: rnd, db: db, s: Open(db), m: solver.NewMemoryKeys()}
+			for range 30 {
+				m.save(rnd.IntN(4) > 0)
+			}
+			exists := func(string) bool { return true }
+			if n := m.s.Repair(exists); n != 0 {
+				t.Fatalf("a repair removes %d entries of a good graph", n)
+			}
+			lost := map[string]bool{}
+			for _, id := range m.live {
+				lost[id] = rnd.IntN(5) == 0
+			}
+			exists = func(id string) bool { return !lost[id] }
+			b := &store.Batch{}
+			for _, bucket := range []string{links, backs, results, byID} {
+				db.Scan(bucket, "", func(k string, _ []byte) bool {
+					if rnd.IntN(12) == 0 {
+						b.Delete(bucket, k)
+					}
+					return true
+				})
+			}
+			db.Write(b)
+			before := entries(db)
+			removed := m.s.Repair(exists)
+			if after := entries(db); after != before-removed {
+				t.Errorf("of %d entries %d are left, and %d were removed", before, after, removed)
+			}
+			if _, problems := m.s.Check(exists); len(problems) > 0 {
+				t.Errorf("after a repair: %q", problems)
+			}
+			if n := m.s.Repair(exists); n != 0 {
+				t.Errorf("another repair removes %d entries", n)
+			}
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// A rebuilt database may know results whose records are gone.
+func TestRepairDropsResultsThatAreGone(t *testing.T) {
+	db := openDB(t, t.TempDir())
+	defer db.Close()
+	s := Open(db)
+	l := solver.Lookup{Op: "op", Roots: []solver.Key{key(1)}}
+	for _, id := range []string{"gone", "here"} {
+		if err := s.Save(solver.Save{Lookup: l, Keys: l.Roots, Result: result(id)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Repair(func(id string) bool { return id == "here" }); n != 2 {
+		t.Errorf("removed %d entries", n)
+	}
+	found, err := s.Lookup(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ids := slices.Collect(func(yield func(string) bool) {
+		for _, r := range found.Records {
+			if !yield(r.Result) {
+				return
+			}
+		}
+	}); !slices.Equal(ids, []string{"here"}) {
+		t.Errorf("found %q", ids)
+	}
+}
