@@ -139,8 +139,8 @@ func openTree(ctx context.Context, ref *cache.Ref, clamp *time.Time, undo *clean
 		return nil, fmt.Errorf("open the result: %w", err)
 	}
 	undo.Add(root.Close)
-	tree := fsutil.NewRootFS(fsutil.NewRoot(root))
-	return fsutil.NewFilterFS(tree, &fsutil.FilterOpt{Map: func(_ string, st *fstypes.Stat) fsutil.MapResult {
+	watched := watchRoot(root)
+	tree, err := fsutil.NewFilterFS(fsutil.NewRootFS(watched), &fsutil.FilterOpt{Map: func(_ string, st *fstypes.Stat) fsutil.MapResult {
 		if clamp != nil {
 			st.ModTime = clamp.UnixNano()
 		}
@@ -149,6 +149,7 @@ func openTree(ctx context.Context, ref *cache.Ref, clamp *time.Time, undo *clean
 		}
 		return fsutil.MapResultKeep
 	}})
+	return wholeTree{tree, watched.dirs}, err
 }
 
 // byteCount reports what was sent so far as one status.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 	"sync"
 	"time"
@@ -29,20 +30,26 @@ func sendFiles(ctx context.Context, caller session.Caller, id int, tree fsutil.F
 		return errors.New("the client takes no files: it named no directory for the output")
 	}
 	count := &byteCount{scope: progress.From(ctx), started: time.Now()}
-	ctx, cancel := context.WithCancel(caller.Context(ctx))
+	ctx, cancel := context.WithCancelCause(caller.Context(ctx))
 	ctx = metadata.AppendToOutgoingContext(ctx,
 		"buildkit-attachable-exporter-id", strconv.Itoa(id),
 		// All platforms come in one transfer: the client may delete what isn't in it.
 		"buildkit-exporter-multi-platform", "1")
 	stream, err := filesync.NewFileSendClient(caller.Conn()).DiffCopy(ctx)
 	if err != nil {
-		cancel()
+		cancel(nil)
 		return fmt.Errorf("open the client's output directory: %w", err)
 	}
 	in := newInbox(stream)
-	defer func() { cancel(); <-in.ended }()
-	if err := fsutil.Send(ctx, in, tree, count.report); err != nil {
+	defer func() { cancel(nil); <-in.ended }()
+	if err := fsutil.Send(ctx, in, strictFS{tree, cancel}, count.report); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // a file's, or the caller's
+		}
 		return fmt.Errorf("send files to the client: %w", in.why(err))
+	}
+	if err := context.Cause(ctx); err != nil {
+		return fmt.Errorf("send files to the client: %w", err)
 	}
 	if err := stream.CloseSend(); err != nil {
 		return fmt.Errorf("send files to the client: %w", err)
@@ -52,6 +59,52 @@ func sendFiles(ctx context.Context, caller session.Caller, id int, tree fsutil.F
 		return fmt.Errorf("send files to the client: %w", err)
 	}
 	return nil
+}
+
+// strictFS ends the transfer with the first file that can't be opened or read,
+// or directory. fsutil would send an empty file in place of one that can't be
+// opened, which the client keeps, and after any other error wait for the client,
+// which waits for the rest.
+type strictFS struct {
+	fsutil.FS
+	fail context.CancelCauseFunc
+}
+
+func (s strictFS) Open(path string) (io.ReadCloser, error) {
+	f, err := s.FS.Open(path)
+	if err != nil {
+		err = fmt.Errorf("open %s: %w", path, err)
+		s.fail(err)
+		return io.NopCloser(failingReader{err}), nil
+	}
+	return strictFile{f, path, s.fail}, nil
+}
+
+func (s strictFS) Walk(ctx context.Context, target string, fn fs.WalkDirFunc) error {
+	err := s.FS.Walk(ctx, target, fn)
+	if err != nil {
+		s.fail(err)
+	}
+	return err
+}
+
+type failingReader struct{ err error }
+
+func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+type strictFile struct {
+	io.ReadCloser
+	path string
+	fail context.CancelCauseFunc
+}
+
+func (f strictFile) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("read %s: %w", f.path, err)
+		f.fail(err)
+	}
+	return n, err
 }
 
 // inbox is a stream that is always read from, whatever its user does: the

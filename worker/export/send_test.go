@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
@@ -198,6 +199,34 @@ func TestSendFilesTellsTheClientsError(t *testing.T) {
 	err := sendFiles(t.Context(), newClient(t, &greedy{fail: errors.New("the disk is full")}), 0, manyFiles(10))
 	if err == nil || !strings.Contains(err.Error(), "the disk is full") {
 		t.Fatalf("error %v", err)
+	}
+}
+
+// unreadable is a tree with a file that can't be opened, or read.
+type unreadable struct {
+	manyFiles
+	opens bool
+}
+
+var errDiskGone = errors.New("the disk is gone")
+
+func (u unreadable) Open(path string) (io.ReadCloser, error) {
+	switch {
+	case path != u.name(7):
+		return u.manyFiles.Open(path)
+	case u.opens:
+		return io.NopCloser(iotest.ErrReader(errDiskGone)), nil
+	}
+	return nil, errDiskGone
+}
+
+// A file that can't be read is not an empty one, and no reason to wait.
+func TestSendFilesFailsWithItsFiles(t *testing.T) {
+	for _, opens := range []bool{false, true} {
+		err := sendFiles(t.Context(), newClient(t, &greedy{}), 0, unreadable{10, opens})
+		if !errors.Is(err, errDiskGone) || !strings.Contains(err.Error(), "file-000007") {
+			t.Errorf("error %v", err)
+		}
 	}
 }
 
