@@ -44,6 +44,11 @@ e2e: build peer buildx ## end-to-end tests through upstream's buildctl and build
 	$(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "SameAsUpstream|KilnBuildsKiln" ./hack/e2e
 
+.PHONY: crash
+crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, under load
+	$(GO) run ./hack/crash -n 1000 -damage
+	$(GO) run ./hack/crash -n 100 -power
+
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, import rows, forbidden imports
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"fmt"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -50,14 +49,12 @@ type hit struct {
 	record solver.Record
 }
 
-// id names the task by what was found for which op, whatever vertex of which
-// build it was.
+// id names the task by its records.
 func (t *task) id() (id string) {
 	for _, i := range t.indexes() {
-		h := t.hits[i]
-		id += fmt.Sprintf("%s %d %s ", h.lookup.Op, i, h.record.Result)
+		id += t.hits[i].record.Result + " "
 	}
-	return id
+	return string(t.vertex.Digest) + " " + id
 }
 
 // Watch says that a build begins, and returns what observes it.
