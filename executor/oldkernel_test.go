@@ -88,6 +88,12 @@ func TestVersion2Cgroups(t *testing.T) {
 	if out := output(t, e, p); out != "0::/\nmounted\nreadable\nfine\n" {
 		t.Errorf("insecure: %q", out)
 	}
+	// An insecure step may make groups of its own, and leave processes there.
+	p = process(t, "mkdir -p /sys/fs/cgroup/a/b; (echo 0 > /sys/fs/cgroup/a/b/cgroup.procs; exec setsid sleep 1000) & until grep -q . /sys/fs/cgroup/a/b/cgroup.procs; do :; done; echo made")
+	p.Security = SecurityInsecure
+	if out := output(t, e, p); out != "made\n" {
+		t.Errorf("%q", out)
+	}
 	p = process(t, "true")
 	p.CgroupParent = "/kiln/test-parent"
 	output(t, e, p)

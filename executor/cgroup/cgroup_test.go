@@ -322,7 +322,7 @@ func TestSweepBesideSomebodyElse(t *testing.T) {
 					}
 					removed := make(chan error)
 					go func() { removed <- unix.Rmdir(path) }()
-					err := removeTree(path)
+					err := RemoveTree(path)
 					if other := <-removed; other != nil && other != unix.ENOENT {
 						t.Fatal(other)
 					}

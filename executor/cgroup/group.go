@@ -322,7 +322,7 @@ func (g *Group) destroy() error {
 				errs = append(errs, unix.Close(fd))
 			}
 		}
-		errs = append(errs, removeDir(d.path))
+		errs = append(errs, RemoveTree(d.path))
 	}
 	return errors.Join(errs...)
 }
@@ -402,19 +402,39 @@ func waitAll(polls []unix.PollFd, deadline time.Time) error {
 	return nil
 }
 
-// removeDir removes a group's directory; processes in it are killed.
-func removeDir(path string) error {
+// RemoveTree removes a group's directory, if it is there, with the processes in
+// it and the groups that they made below.
+func RemoveTree(path string) error {
 	var err error
 	for range 3 {
 		err = unix.Rmdir(path)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
-		if kerr := killAll(path); kerr != nil {
-			return kerr
+		if err := removeInside(path); err != nil {
+			return err
 		}
 	}
 	return fmt.Errorf("remove cgroup %s: %w", path, err)
+}
+
+// removeInside kills what is in the way of removing a group.
+func removeInside(path string) error {
+	if err := killAll(path); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil && !gone(err) {
+		return fmt.Errorf("remove cgroup: %w", err)
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := RemoveTree(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // write writes a control file in one write; it never creates one.

@@ -86,7 +86,7 @@ func (m *Manager) Close() error {
 		errs = append(errs, unix.Close(m.filter))
 	}
 	if m.devices.path != "" {
-		errs = append(errs, unix.Close(m.devices.join), removeDir(m.devices.path))
+		errs = append(errs, unix.Close(m.devices.join), RemoveTree(m.devices.path))
 	}
 	m.removeParents()
 	return errors.Join(errs...)
@@ -167,28 +167,6 @@ func (m *Manager) sweep(parent string) error {
 	return errors.Join(errs...)
 }
 
-// RemoveTree kills and removes a group and those that its processes made inside.
-func RemoveTree(path string) error {
-	if err := killAll(path); err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(path)
-	if gone(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("remove cgroup: %w", err)
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			if err := RemoveTree(filepath.Join(path, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	return removeDir(path)
-}
-
 // confineDevices prepares what denies devices to confined processes.
 func (m *Manager) confineDevices() (err error) {
 	if m.tree.V2 != "" {
@@ -204,7 +182,7 @@ func (m *Manager) confineDevices() (err error) {
 		return err
 	}
 	if err := setDevicesV1(d.path, DefaultDevices); err != nil {
-		return errors.Join(err, unix.Close(d.join), removeDir(d.path))
+		return errors.Join(err, unix.Close(d.join), RemoveTree(d.path))
 	}
 	d.shared = true
 	m.devices = d
@@ -387,7 +365,7 @@ func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
 		if d.join >= 0 {
 			err = errors.Join(err, unix.Close(d.join))
 		}
-		return dir{}, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), removeDir(path))
+		return dir{}, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), RemoveTree(path))
 	}
 	return d, nil
 }
