@@ -49,6 +49,10 @@ crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, un
 	$(GO) run ./hack/crash -n 1000 -damage
 	$(GO) run ./hack/crash -n 100 -power
 
+.PHONY: vm
+vm: ## tests of containers and mounts in a virtual machine: Debian's kernel, systemd, cgroup v2
+	hack/vm 'hack/deps && go test -count=1 -timeout 30m ./executor/... ./snapshot/...'
+
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, import rows, forbidden imports
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
