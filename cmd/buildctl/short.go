@@ -32,7 +32,7 @@ func shortForm(c *cli.Command, path string, opts *client.SolveOptions) (outputs 
 	if file == "" {
 		file = filepath.Join(path, "Dockerfile")
 	} else if _, err := os.Stat(file); err != nil {
-		return nil, fmt.Errorf("Dockerfile: %w; -f is relative to the current directory", err)
+		return nil, fmt.Errorf("look for Dockerfile: %w; -f is relative to the current directory", err)
 	}
 	opts.Locals["context"], opts.Locals["dockerfile"] = path, filepath.Dir(file)
 	opts.Attrs["filename"] = filepath.Base(file)

@@ -105,8 +105,12 @@ type daemon struct {
 	grpc    *grpc.Server
 }
 
-// verifySettle is how long no build must have run before hits are verified.
-const verifySettle = time.Second
+const (
+	// verifySettle is how long no build must have run before hits are verified.
+	verifySettle = time.Second
+	// verifyApart is how far apart two executions of a step are.
+	verifyApart = 1100 * time.Millisecond
+)
 
 func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
@@ -119,7 +123,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	var watch []func() (solver.Observer, func())
 	if share := cfg.Cache.Verify; share > 0 {
 		d.verify = verify.New(verify.Config{
-			Share: share, Cache: w.Cache(), Keys: w.Keys(), Repeat: ops.Repeat, Settle: verifySettle, Log: log,
+			Share: share, Cache: w.Cache(), Keys: w.Keys(), Repeat: ops.Repeat, Settle: verifySettle, Apart: verifyApart, Log: log,
 		})
 		watch = append(watch, d.verify.Observe)
 	}

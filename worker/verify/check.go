@@ -102,11 +102,25 @@ func (c *check) run(ctx context.Context, f *Finding) error {
 	if f.Outcome = Equal; len(wrong) == 0 {
 		return nil
 	}
+	if err := wait(ctx, c.v.cfg.Apart); err != nil {
+		return err
+	}
 	second, err := c.execute(ctx)
 	if err != nil {
 		return err
 	}
 	return c.judge(ctx, f, first, second, wrong)
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // judge says why the records named wrong aren't what was made first.

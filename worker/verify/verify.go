@@ -49,7 +49,10 @@ type Config struct {
 	// Settle is how long no build must have run before the first step is
 	// executed: builds often come one right after the other.
 	Settle time.Duration
-	Log    *slog.Logger
+	// Apart is how long after the first execution of a step the second one
+	// begins: more than a second, so that what depends on the clock shows.
+	Apart time.Duration
+	Log   *slog.Logger
 }
 
 const (

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 func TestEqual(t *testing.T) {
@@ -50,6 +53,44 @@ func TestNondeterministic(t *testing.T) {
 		t.Error("the record is gone")
 	}
 	s.counts(map[Outcome]int{Nondeterministic: 1})
+}
+
+// What depends on the clock isn't the cache's fault.
+func TestClock(t *testing.T) {
+	s := newSite(t, 1)
+	s.v.cfg.Apart = 1100 * time.Millisecond
+	a, b := s.step("a", "out=1"), s.step("b")
+	a.source = true
+	b.make = func(run int, _ []string) map[string]string {
+		if run == 1 {
+			return map[string]string{"time": "earlier"}
+		}
+		return map[string]string{"time": time.Now().Format(time.TimeOnly)}
+	}
+	v := b.vertex(a.vertex())
+	s.build(v, false)
+	s.build(v, true)
+	s.expect("WARN", "isn't deterministic", "/time (content)")
+}
+
+// The same hit of several builds is verified once, also if it was reached from
+// vertices of other names.
+func TestHitsAreVerifiedOnce(t *testing.T) {
+	s := newSite(t, 1)
+	a, b := s.step("a", "out=1"), s.step("b", "b=2")
+	a.source = true
+	s.build(b.vertex(a.vertex()), false)
+	w := s.v.Watch() // nothing is verified before this ends
+	for i := range 3 {
+		v := b.vertex(a.vertex())
+		v.Digest = digest.FromString(fmt.Sprint(i))
+		s.build(v, true)
+	}
+	if n := s.v.Summary().Queued; n != 1 {
+		t.Errorf("%d checks wait, want 1", n)
+	}
+	w.End()
+	s.expect("is what its step makes")
 }
 
 // A record whose files were changed is forgotten, and so is what was made of

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -49,12 +50,14 @@ type hit struct {
 	record solver.Record
 }
 
-// id names the task by its records.
+// id names the task by what was found for which op, whatever vertex of which
+// build it was.
 func (t *task) id() (id string) {
 	for _, i := range t.indexes() {
-		id += t.hits[i].record.Result + " "
+		h := t.hits[i]
+		id += fmt.Sprintf("%s %d %s ", h.lookup.Op, i, h.record.Result)
 	}
-	return string(t.vertex.Digest) + " " + id
+	return id
 }
 
 // Watch says that a build begins, and returns what observes it.
