@@ -10,8 +10,8 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: build
-build: ## build kilnd and buildctl into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/kilnd ./cmd/buildctl
+build: ## build kilnd, buildctl and kilnrun into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/kilnd ./cmd/buildctl ./cmd/kilnrun
 
 .PHONY: peer
 peer: ## build upstream's buildctl and buildkitd into bin/peer/
