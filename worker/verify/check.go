@@ -289,7 +289,7 @@ func (v *Verifier) forget(vertex *solver.Vertex, wrong []string) (forgotten int)
 	for _, id := range wrong {
 		ids = append(ids, v.cfg.Keys.MadeOf(id)...)
 	}
-	why := fmt.Errorf("%s makes something else", vertex.Name)
+	why := fmt.Errorf("executed again, %s made other files", vertex.Name)
 	ids = append(ids, v.cfg.Cache.Distrust(ids, why)...)
 	slices.Sort(ids)
 	ids = slices.Compact(ids)

@@ -192,21 +192,18 @@ func (v *Verifier) finish(ctx context.Context, t *task, f Finding) {
 	v.mu.Lock()
 	v.stop(nil)
 	v.stop = nil
-	interrupted := errors.Is(context.Cause(ctx), errBuild) || errors.Is(context.Cause(ctx), errClosed)
+	cause := context.Cause(ctx)
 	t.tries++
-	switch {
-	case !interrupted || f.Outcome == Wrong:
-		delete(v.queued, t.id())
-		v.results.add(f)
-		interrupted = false
-	case t.tries < maxTries:
+	switch interrupted := f.Outcome != Wrong && (errors.Is(cause, errBuild) || errors.Is(cause, errClosed)); {
+	case interrupted && t.tries < maxTries:
 		v.queue = append([]*task{t}, v.queue...)
-	default:
-		delete(v.queued, t.id())
-		v.results.skip("builds came too often")
+		v.mu.Unlock()
+		return
+	case interrupted:
+		f.Outcome, f.Detail = Skipped, "builds came too often"
 	}
+	delete(v.queued, t.id())
+	v.results.add(f)
 	v.mu.Unlock()
-	if !interrupted {
-		f.log(v.cfg.Log)
-	}
+	f.log(v.cfg.Log)
 }
