@@ -50,6 +50,12 @@ func TestBeforeLinux615(t *testing.T) {
 	if out := output(t, e, p); out != "FFFFrefused\n0\n" {
 		t.Errorf("%q", out)
 	}
+	// What was made in the root to mount on must go again.
+	p = process(t, "echo x 2>/dev/null > /x || echo refused")
+	p.ReadonlyRoot, p.Mounts = true, []Mount{{Dest: "/m", Source: bindMount(src)}}
+	if out := output(t, e, p); out != "refused\n" {
+		t.Errorf("read-only root: %q", out)
+	}
 }
 
 func TestKernelTooOld(t *testing.T) {

@@ -255,9 +255,14 @@ func (b *builder) enterNetwork() error {
 }
 
 func (b *builder) enterRoot() error {
-	dot, root := b.String("."), uintptr(b.c.Root)
-	b.Call("attach", unix.SYS_MOVE_MOUNT, root, b.String(""), atCWD, b.String(launch.Staging), unix.MOVE_MOUNT_F_EMPTY_PATH)
-	b.Call("enter", unix.SYS_FCHDIR, root)
+	dot, staging := b.String("."), b.String(launch.Staging)
+	b.Call("attach", unix.SYS_MOVE_MOUNT, uintptr(b.c.Root), b.String(""), atCWD, staging, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if b.spec.Root.Readonly {
+		// A clone becomes read-only: on kernels before 6.15 the mount may be the
+		// one through which the caller cleans up.
+		b.Call("clone", unix.SYS_MOUNT, staging, staging, 0, unix.MS_BIND|unix.MS_REC)
+	}
+	b.Call("enter", unix.SYS_CHDIR, staging)
 	b.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
 	b.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
 	b.Call("enter", unix.SYS_CHDIR, b.String("/"))
