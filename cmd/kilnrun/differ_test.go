@@ -183,7 +183,7 @@ func TestSameAsRunc(t *testing.T) {
 		"environment and directory": func(s *specs.Spec, _ string) {
 			s.Process.Env, s.Process.Cwd = append(s.Process.Env, "A=b", "HOME=/h", "E="), "/made/here"
 		},
-		"cgroup path": func(s *specs.Spec, _ string) { s.Linux.CgroupsPath = "/kilntest-differ/a" },
+		"cgroup path": func(s *specs.Spec, _ string) { s.Linux.CgroupsPath = "/kilntest-differ" },
 		"binds": func(s *specs.Spec, source string) {
 			s.Mounts = append(s.Mounts,
 				specs.Mount{Destination: "/data", Type: "bind", Source: source, Options: []string{"rbind", "rw"}},
