@@ -3,6 +3,7 @@ package ops
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/solver"
@@ -19,6 +20,9 @@ type fileOp struct {
 	inputs int
 	cache  *cache.Manager
 	plan   filePlan
+
+	readOnce sync.Once // makes read
+	read     map[int][]fileSelector
 }
 
 // newFileOp checks op and returns what the solver calls.

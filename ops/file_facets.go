@@ -114,5 +114,6 @@ func userText(u *pb.UserOpt) string {
 // reads are the parts of an input that are copied from it, as they enter its
 // key.
 func (f *fileOp) reads(input int) []fileSelector {
-	return fileDedupe(fileReads(f.op, f.inputs)[input])
+	f.readOnce.Do(func() { f.read = fileReads(f.op, f.inputs) })
+	return fileDedupe(f.read[input])
 }
