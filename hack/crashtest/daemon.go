@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -99,9 +100,28 @@ func (d *daemon) stop() error {
 	return nil
 }
 
+// close ends a daemon that still runs, and removes what only the next one would.
 func (d *daemon) close() error {
 	err := d.kill()
-	return errors.Join(err, os.RemoveAll(filepath.Dir(d.config)))
+	// A step's processes end a moment after their daemon.
+	gone := harness.WaitFor(5*time.Second, d.removeCgroups)
+	return errors.Join(err, gone, os.RemoveAll(filepath.Dir(d.config)))
+}
+
+func (d *daemon) removeCgroups() error {
+	var dirs []string
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && strings.Contains(path, d.cgroup) {
+			dirs = append(dirs, path)
+		}
+		return nil // what goes away meanwhile needs no removal
+	})
+	for _, dir := range slices.Backward(dirs) { // children first
+		if rerr := os.Remove(dir); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
 }
 
 // fsck looks at the state of the daemon, which doesn't run; if deep, at all
