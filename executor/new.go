@@ -20,10 +20,11 @@ const (
 	bundlesDir          = "bundles"
 	filesDir            = "files"
 	parentsDir          = "cgroup-parents"
+	runcStateDir        = "runc"
 )
 
 // New makes an executor and removes what an earlier one left behind after a
-// crash: cgroups with their processes, mounts, bundles.
+// crash: runtimes, cgroups with their processes, mounts, bundles.
 func New(cfg Config) (Executor, error) { return newExecutor(cfg, openSnapshot) }
 
 func newExecutor(cfg Config, open openView) (_ *executor, err error) {
@@ -54,6 +55,9 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 		if tree, err = cgroup.Detect(); err != nil {
 			return nil, err
 		}
+	}
+	if err := killStrays(filepath.Join(cfg.Root, runcStateDir)); err != nil {
+		return nil, err
 	}
 	// The root is this executor's alone, so a name made from it is, too.
 	sum := sha256.Sum256([]byte(cfg.Root))

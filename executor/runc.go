@@ -40,7 +40,7 @@ func newRunc(cfg Config, cgroups *cgroup.Manager) (*runcRuntime, error) {
 		return nil, fmt.Errorf("find OCI runtime: %w", err)
 	}
 	r := &runcRuntime{
-		binary: binary, root: filepath.Join(cfg.Root, bundlesDir), state: filepath.Join(cfg.Root, "runc"),
+		binary: binary, root: filepath.Join(cfg.Root, bundlesDir), state: filepath.Join(cfg.Root, runcStateDir),
 		cgroups: cgroups, attach: snapshot.Attach, grace: cfg.Grace,
 	}
 	// What the state describes was killed with its cgroups.
