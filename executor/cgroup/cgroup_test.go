@@ -420,3 +420,25 @@ func TestDeviceProgramDenies(t *testing.T) {
 		}
 	}
 }
+
+// The kernel refuses instructions that can't be reached.
+func TestLoadDevicePrograms(t *testing.T) {
+	all := DeviceRule{Any: true, Major: -1, Minor: -1, Access: "rwm"}
+	none := all
+	none.Deny = true
+	for name, rules := range map[string][]DeviceRule{
+		"default":                  DefaultDevices,
+		"no rules":                 nil,
+		"denies the rest":          append(DefaultDevices[:len(DefaultDevices):len(DefaultDevices)], none),
+		"rules behind all devices": append([]DeviceRule{all}, DefaultDevices...),
+	} {
+		fd, err := loadDeviceProgram(rules)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := unix.Close(fd); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -148,7 +148,11 @@ func deviceProgram(rules []DeviceRule) []insn {
 		if r.Minor >= 0 {
 			body = append(body, insn{jne, 5, 0, int32(r.Minor)})
 		}
+		conditions := len(body)
 		body = append(body, insn{movImm, 0, 0, allow}, insn{exit, 0, 0, 0})
+		if conditions == 0 { // the kernel refuses programs with instructions that can't be reached
+			return append(prog, body...)
+		}
 		for i := range body {
 			if body[i].op == jne || body[i].op == jeq {
 				body[i].off = int16(len(body) - 1 - i) // to the next rule
