@@ -125,6 +125,9 @@ func (g *Group) Remove() error {
 
 // limit writes l's values. The order matters: memory before memory and swap.
 func (g *Group) limit(l Limits) error {
+	if l.MemorySwap > 0 && l.MemorySwap < l.Memory {
+		return fmt.Errorf("the limit of memory and swap together, %d bytes, is below that of memory, %d bytes", l.MemorySwap, l.Memory)
+	}
 	var sets []setting
 	for _, d := range g.dirs {
 		if d.h == nil {
