@@ -111,8 +111,13 @@ func TestVerifyCache(t *testing.T) {
 	if last := s.Findings[len(s.Findings)-1]; last.Outcome != verify.Wrong || last.Paths[0] != "/fixed (content)" || last.Forgotten < 4 {
 		t.Errorf("finding %+v", last)
 	}
-	if !strings.Contains(d.log.String(), "level=ERROR msg=\"cache verify: a cached result was wrong") {
-		t.Error("the log has no error")
+	if err := harness.WaitFor(10*time.Second, func() error { // it is written after it is counted
+		if !strings.Contains(d.log.String(), "level=ERROR msg=\"cache verify: a cached result was wrong") {
+			return errors.New("the log has no error")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	if log, fixed := build(); fixed != "fixed\n" {
 		t.Errorf("the next build brings %q:\n%s", fixed, log)

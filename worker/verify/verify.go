@@ -202,10 +202,8 @@ func (v *Verifier) finish(ctx context.Context, t *task, f Finding) {
 	case interrupted:
 		f.Outcome, f.Detail = Skipped, "builds came too often"
 	}
-	v.mu.Unlock()
-	f.log(v.cfg.Log) // first: who sees the result finds it in the log
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	delete(v.queued, t.id())
 	v.results.add(f)
+	v.mu.Unlock()
+	f.log(v.cfg.Log)
 }
