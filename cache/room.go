@@ -42,7 +42,11 @@ func isFull(err error) bool {
 // disk stays full the error is a *FullError.
 func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 	err := fn()
-	if known := (*FullError)(nil); !isFull(err) || errors.As(err, &known) {
+	if known := (*FullError)(nil); errors.As(err, &known) {
+		m.awaitRemovals(ctx)
+		return err
+	}
+	if !isFull(err) {
 		return err
 	}
 	freed, gcErr := m.makeRoom(ctx)
@@ -58,10 +62,16 @@ func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 	// What fn has begun to write is being removed: without it, what is free is
 	// less than what was needed. On a disk that is full to the last byte even
 	// that may fail, and the numbers are as of now.
-	if rerr := m.removed(ctx); rerr != nil {
-		m.log.Warn("remove what didn't fit on the disk", "error", rerr)
-	}
+	m.awaitRemovals(ctx)
 	return errors.Join(m.full(ctx, err), gcErr)
+}
+
+// awaitRemovals waits until what didn't fit is off the disk: who is told of a full disk
+// and tries something smaller must not meet it.
+func (m *Manager) awaitRemovals(ctx context.Context) {
+	if err := m.removed(ctx); err != nil {
+		m.log.Warn("remove what didn't fit on the disk", "error", err)
+	}
 }
 
 // makeRoom applies the rules, and waits until what they free is free.
