@@ -103,7 +103,7 @@ func (s *Server) report(ctx context.Context, method string, err *error) {
 // toGRPC is err with its code and details as clients read them. Its text is
 // made valid UTF-8, without which the details would be lost on the wire.
 func toGRPC(ctx context.Context, err error) error {
-	st, ok := status.FromError(grpcerrors.ToGRPC(ctx, err))
+	st, ok := status.FromError(grpcerrors.ToGRPC(ctx, build.WithCode(err)))
 	if !ok {
 		return status.Error(codes.Unknown, text(err.Error()))
 	}

@@ -110,7 +110,7 @@ func (m *Monitor) Ended(b *build.Build) {
 	out := b.Outcome()
 	status, code := "success", ""
 	if out.Err != nil {
-		status, code = "failure", grpcerrors.Code(out.Err).String()
+		status, code = "failure", grpcerrors.Code(build.WithCode(out.Err)).String()
 	}
 	m.builds.Add(1, status, code)
 	m.duration.Observe(out.Ended.Sub(out.Started).Seconds(), status)
