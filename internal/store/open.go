@@ -47,10 +47,10 @@ var migrations = [format]func(tx *bbolt.Tx, found finding) (position, error){
 // Open opens or creates the database.
 //
 // It looks at every page first. A damaged file is set aside as
-// kiln.db.damaged-<time>, and the database is rebuilt from the journal; so it is
-// when the file is gone. Warn is told what happened and what is lost. An older
-// layout is migrated; one newer than this program understands is an error that
-// says so.
+// kiln.db.damaged-<time>, of which the newest is kept for a time, and the
+// database is rebuilt from the journal; so it is when the file is gone. Warn is
+// told what happened and what is lost. An older layout is migrated; one newer
+// than this program understands is an error that says so.
 func Open(opts Options) (*DB, error) {
 	if opts.Delay == 0 {
 		opts.Delay = DefaultDelay
@@ -83,6 +83,7 @@ func Open(opts Options) (*DB, error) {
 		close(d.stopped)
 		return d, nil
 	}
+	d.dropAsides(time.Now())
 	complete, err := d.fillReserve()
 	d.spent = !complete || err != nil // a daemon starts on a full disk, too
 	go d.run()
@@ -168,15 +169,6 @@ func (d *DB) replace() error {
 		return d.create(nil) // there never was one
 	}
 	return d.rebuild("the database is missing")
-}
-
-// setAside renames the damaged database and puts another one in its place.
-func (d *DB) setAside(why error) error {
-	aside := d.path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000000")
-	if err := os.Rename(d.path, aside); err != nil {
-		return fmt.Errorf("set the database aside: %w (because: %w)", err, why)
-	}
-	return d.rebuild(fmt.Sprintf("the database was damaged (%v) and is set aside as %s", why, filepath.Base(aside)))
 }
 
 func openBolt(path string, readOnly bool) (*bbolt.DB, error) {

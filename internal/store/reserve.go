@@ -45,21 +45,6 @@ func (d *DB) fillReserve() (complete bool, err error) {
 	return complete, errors.Join(err, f.Close())
 }
 
-// Size is what the database and its reserve take on disk, in bytes of allocated
-// blocks, and the paths of both.
-func (d *DB) Size() (database, reserve int64, paths []string, err error) {
-	paths = []string{d.path, d.reservePath()}
-	var sizes [2]int64
-	for i, path := range paths {
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil && !errors.Is(err, syscall.ENOENT) {
-			return 0, 0, nil, fmt.Errorf("measure %s: %w", path, err)
-		}
-		sizes[i] = st.Blocks * 512
-	}
-	return sizes[0], sizes[1], paths, nil
-}
-
 func (d *DB) reservePath() string { return filepath.Join(d.root.Name(), reserveName) }
 
 // persistReserved is persist with the reserve given up when the disk is full,
