@@ -59,17 +59,21 @@ type Config struct {
 // Journal keeps what is known of steps that ran and of builds that were
 // explained. Methods are safe for concurrent use.
 type Journal struct {
-	cfg    Config
-	bounds bounds
-	load   sync.Once
+	cfg     Config
+	bounds  bounds
+	load    sync.Once
+	keeping sync.WaitGroup // keepWaiting
 
-	mu     sync.Mutex                  // guards the fields below
-	last   chan struct{}               // closed when the build that ended last is kept; nil if none has ended
-	index  map[string]map[*record]bool // by what a record is found by
-	keys   map[string]*record          // the last one that made a result of that key
-	used   []*record                   // those used last at the end
-	next   uint64                      // id of the next record
-	builds map[string]*build           // by short of the ref
+	mu       sync.Mutex                  // guards the fields below
+	waiting  []func()                    // keep builds that have ended; the first one is being run
+	ended    int                         // builds
+	kept     int                         // of these
+	progress *sync.Cond                  // kept has changed
+	index    map[string]map[*record]bool // by what a record is found by
+	keys     map[string]*record          // the last one that made a result of that key
+	used     []*record                   // those used last at the end
+	next     uint64                      // id of the next record
+	builds   map[string]*build           // by short of the ref
 }
 
 // build is an explained build as it is stored.
@@ -88,39 +92,52 @@ func Open(cfg Config) *Journal {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	j := &Journal{cfg: cfg, bounds: defaultBounds, index: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j.progress = sync.NewCond(&j.mu)
 	return j
 }
 
-// Close waits until everything is handed to the store. It is called after the
-// last build.
-func (j *Journal) Close() { j.settle() }
+// Close waits until everything is handed to the store, after which nothing runs
+// for the journal. It is called after the last build.
+func (j *Journal) Close() { j.keeping.Wait() }
 
 // settle waits until every build that has ended by now is kept.
 func (j *Journal) settle() {
 	j.mu.Lock()
-	last := j.last
-	j.mu.Unlock()
-	if last != nil {
-		<-last
+	defer j.mu.Unlock()
+	for last := j.ended; j.kept < last; {
+		j.progress.Wait()
 	}
 }
 
-// later runs fn, which keeps a build that has ended, after those that ended
-// before it.
+// later runs fn, which keeps a build that has ended, after those of builds that
+// ended before it. One goroutine does it for all.
 func (j *Journal) later(fn func()) {
-	done := make(chan struct{})
 	j.mu.Lock()
-	before := j.last
-	j.last = done
-	j.mu.Unlock()
-	go func() {
-		defer close(done)
-		if before != nil {
-			<-before
-		}
-		defer j.survive("keep an explanation")
-		fn()
-	}()
+	defer j.mu.Unlock()
+	j.ended++
+	j.waiting = append(j.waiting, fn)
+	if len(j.waiting) == 1 {
+		j.keeping.Go(j.keepWaiting)
+	}
+}
+
+// keepWaiting runs what waits until nothing does.
+func (j *Journal) keepWaiting() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for len(j.waiting) > 0 {
+		fn := j.waiting[0]
+		j.mu.Unlock()
+		func() {
+			defer j.survive("keep an explanation")
+			fn()
+		}()
+		j.mu.Lock()
+		j.waiting[0] = nil
+		j.waiting = j.waiting[1:]
+		j.kept++
+		j.progress.Broadcast()
+	}
 }
 
 // survive keeps a defect in explaining from ending the daemon: it costs the
