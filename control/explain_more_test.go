@@ -55,6 +55,28 @@ func TestNothingToExplain(t *testing.T) {
 	}
 }
 
+// A cache that the build was to import, and that isn't used, is named where
+// something runs that it may have had.
+func TestImportsThatAreNotUsed(t *testing.T) {
+	d, reg := newDaemon(t, time.Hour), newRegistry(t)
+	reg.tag(t, "latest", "base")
+	p := newProject(t, d, reg, "imports")
+	p.opts["cache-imports"] = `[{"Type":"registry","Attrs":{"ref":"r.example.com/cache"}}]`
+	const cause = "the imported cache registry r.example.com/cache could not be used: this daemon does not import caches"
+	for _, s := range ran(p.build()) {
+		if got := s.Sentence(); got != "ran because no earlier run of it is known and "+cause {
+			t.Errorf("%s %s", s.Name, got)
+		}
+	}
+	delete(p.opts, "cache-imports")
+	p.write("src/main.go", "changed")
+	for _, s := range ran(p.build()) {
+		if got := s.Sentence(); strings.Contains(got, "imported") {
+			t.Errorf("%s %s", s.Name, got)
+		}
+	}
+}
+
 // With the option each step's log begins with the reason, whoever the client is.
 func TestReasonsInTheLog(t *testing.T) {
 	d, reg := newDaemon(t, time.Hour), newRegistry(t)

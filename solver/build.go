@@ -47,6 +47,7 @@ func (s *Solver) Close() { s.flights.running.Wait() }
 // registry. What a build uses of it becomes the daemon's own: the result with
 // its keys, and those of the steps that it stands on.
 type Import struct {
+	Name string // what users know it by
 	Keys KeyIndex
 	// Results loads what Keys names, as a result that the solver's own
 	// ResultStore knows by its ID from then on. It transfers no content: a

@@ -106,6 +106,16 @@ type deadIndex struct{}
 
 func (deadIndex) Lookup(Lookup) (Found, error) { return Found{}, errBroken }
 
+// importsTold notes which imports failed. Lookups come one after the other.
+type importsTold struct {
+	unobserved
+	failed []string
+}
+
+func (o *importsTold) ImportFailed(name string, err error) {
+	o.failed = append(o.failed, name+": "+err.Error())
+}
+
 // An import that can't be read, or whose results can't be had, is none; what is
 // the daemon's own comes before what an import has; and inputs match by a
 // mixture of both. compat: LLB-170, LLB-173, LLB-175
@@ -124,7 +134,19 @@ func TestImports(t *testing.T) {
 
 		top, left, right := graph(w)
 		there.broken = true
-		solveIn(t, w, s, append([]Import{{Keys: deadIndex{}, Results: there}}, there.imports()...), []Edge{{Vertex: left}})
+		told := &importsTold{}
+		dead := s.NewBuild(BuildOptions{
+			Imports: append([]Import{{Name: "dead", Keys: deadIndex{}, Results: there}}, there.imports()...), Observer: Observers(unobserved{}, told),
+		})
+		l, err := dead.Solve(context.Background(), Edge{Vertex: left})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Release()
+		dead.Close()
+		if len(told.failed) == 0 || told.failed[0] != "dead: "+errBroken.Error() {
+			t.Errorf("told of the import that can't be read: %q", told.failed)
+		}
 		if got := describe(w.executions()); got != "1 base()\n1 left(base/0()base/0)" {
 			t.Errorf("executed:\n%s", got)
 		}

@@ -15,6 +15,13 @@ type LookupObserver interface {
 	Queried(eff *Query, found Found)
 }
 
+// ImportObserver is an Observer that is also told of imports that can't be
+// asked: what they have isn't found.
+type ImportObserver interface {
+	Observer
+	ImportFailed(name string, err error)
+}
+
 // Observers are several that are told the same, in order. Those that are nil
 // are left out; without any other the result is nil.
 func Observers(list ...Observer) Observer {
@@ -54,6 +61,14 @@ func (list observers) Starts(eff *Execute, scope progress.Scope) {
 func (list observers) Ended(eff *Execute, ev *Executed) {
 	for _, o := range list {
 		o.Ended(eff, ev)
+	}
+}
+
+func (list observers) ImportFailed(name string, err error) {
+	for _, o := range list {
+		if o, ok := o.(ImportObserver); ok {
+			o.ImportFailed(name, err)
+		}
 	}
 }
 

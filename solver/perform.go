@@ -88,7 +88,10 @@ func (b *Build) query(eff *Query) {
 	for i, im := range b.opts.Imports {
 		more, ierr := im.Keys.Lookup(eff.Lookup)
 		if ierr != nil {
-			b.solver.opts.Warn("look up imported cache keys", "vertex", eff.Edge.Vertex.Name, "error", ierr)
+			b.solver.opts.Warn("look up imported cache keys", "import", im.Name, "vertex", eff.Edge.Vertex.Name, "error", ierr)
+			if o, ok := b.opts.Observer.(ImportObserver); ok {
+				o.ImportFailed(im.Name, ierr)
+			}
 			continue
 		}
 		found.add(more, i+1)

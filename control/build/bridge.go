@@ -75,6 +75,9 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*fronten
 	}
 	if br.b.explain != nil {
 		br.b.explain.Located(req.Definition.GetSource())
+		for _, im := range req.CacheImports {
+			br.b.explain.ImportFailed(importName(im.GetType(), im.GetAttrs()), errNoImports)
+		}
 	}
 	return &frontend.Result{Ref: &ref{br: br, def: req.Definition, edge: edge}}, nil
 }

@@ -72,6 +72,9 @@ func newBuild(ctx context.Context, e *Engine, req Request) *Build {
 		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
 		opts.Observer = b.explain
 		b.explainTo(req.Opts)
+		for _, name := range req.Imports {
+			b.explain.ImportFailed(name, errNoImports)
+		}
 	}
 	for _, watch := range e.cfg.Watch {
 		o, ended := watch()

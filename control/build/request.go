@@ -1,6 +1,8 @@
 package build
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -23,6 +25,7 @@ type Request struct {
 	Exporters    []*control.Exporter
 	Entitlements []string
 	Internal     bool     // leaves no history (CTL-024)
+	Imports      []string // caches to import, as users know them
 	Warnings     []string // about parts of the request that have no effect
 }
 
@@ -90,10 +93,13 @@ func (r *Request) checkFeatures(in *control.SolveRequest) error {
 		return invalid("CompatibilityVersion: %d is not one of 10, 20, 30", v)
 	}
 	for _, im := range c.GetImports() {
-		r.Warnings = append(r.Warnings, "the imported cache "+im.GetType()+" "+im.GetAttrs()["ref"]+" is not used: this daemon does not import caches")
+		r.Imports = append(r.Imports, importName(im.GetType(), im.GetAttrs()))
 	}
 	for _, ref := range c.GetImportRefsDeprecated() {
-		r.Warnings = append(r.Warnings, "the imported cache "+ref+" is not used: this daemon does not import caches")
+		r.Imports = append(r.Imports, importName("registry", map[string]string{"ref": ref}))
+	}
+	for _, name := range r.Imports {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the imported cache %s is not used: %v", name, errNoImports))
 	}
 	for _, k := range slices.Sorted(maps.Keys(r.Opts)) {
 		// buildx asks for an inline-only one by itself: nobody misses that.
@@ -103,6 +109,18 @@ func (r *Request) checkFeatures(in *control.SolveRequest) error {
 		}
 	}
 	return nil
+}
+
+var errNoImports = errors.New("this daemon does not import caches")
+
+// importName is what users know an imported cache by.
+func importName(kind string, attrs map[string]string) string {
+	for _, attr := range []string{"ref", "src", "name"} {
+		if v := attrs[attr]; v != "" {
+			return kind + " " + v
+		}
+	}
+	return kind
 }
 
 // propagateEpoch copies a numeric SOURCE_DATE_EPOCH build argument to every

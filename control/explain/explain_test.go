@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/internal/explanation"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/solver"
@@ -189,6 +190,40 @@ func TestLostRecord(t *testing.T) {
 	s.r.Dropped(&solver.Drop{Records: []string{"other", "r"}, Reason: "layer is missing"})
 	s.expect(s.run(0, "a", "", "a", nil), "ran because its cached result could not be used: layer is missing")
 	s.r.Close(false)
+}
+
+// An import that can't be used may be why a step runs, unless no cache is.
+func TestImportThatFailed(t *testing.T) {
+	j := newJournal(t)
+	names := []string{"[1/3] FROM base", "[2/3] RUN a", "[3/3] RUN b"}
+	const failed = "the imported cache registry r.example.com/cache could not be used: connection refused"
+	fail := func(s *script) {
+		for range 2 { // each lookup tells
+			s.r.ImportFailed("registry r.example.com/cache", errors.New("connection refused"))
+		}
+	}
+	s := j.script(t, "1", names...)
+	fail(s)
+	s.expect(s.run(0, "base", "", "base", nil), "ran because no earlier run of it is known and "+failed)
+	s.expect(s.run(1, "a", "base", "a", nil), "ran because no earlier run of it is known and "+failed)
+	s.r.Close(false)
+
+	s = j.script(t, "2", names...)
+	fail(s)
+	s.steps[2].IgnoreCache = true
+	s.expect(s.run(1, "a 2", "base", "a 2", nil), "ran because its definition changed and "+failed)
+	s.expect(s.run(2, "b", "a 2", "b", nil), "ran because ignore-cache in the definition asks for it")
+	s.r.Close(false)
+
+	s = j.script(t, "3", names...)
+	s.expect(s.run(1, "a 3", "base", "a 3", nil), "ran because its definition changed")
+	s.r.Close(false)
+
+	many := make([]explanation.Cause, 5)
+	got := withImports(many, []explanation.Cause{{Kind: explanation.Import}})
+	if len(got) != 6 || !strings.Contains((explanation.Step{Ran: true, Causes: got}).Sentence(), "the imported cache") {
+		t.Errorf("of many causes %v: it isn't shown", got)
+	}
 }
 
 func TestWithoutTheCache(t *testing.T) {

@@ -122,6 +122,19 @@ func (r *Recorder) causesOf(s *state) []explanation.Cause {
 	return []explanation.Cause{root}
 }
 
+// withImports names imports that failed among the causes: any of them may have
+// had the result, unless it wasn't to be taken from a cache.
+func withImports(causes, failed []explanation.Cause) []explanation.Cause {
+	if len(failed) == 0 || len(causes) == 0 {
+		return causes
+	}
+	switch causes[0].Root().Kind {
+	case explanation.Always, explanation.NoCache:
+		return causes
+	}
+	return slices.Insert(causes, min(len(causes), explanation.MaxShown-1), failed...)
+}
+
 // without says what became of a result that should be there.
 func (q *inquiry) without(old *record) explanation.Cause {
 	if old.Failed {

@@ -40,9 +40,10 @@ type Recorder struct {
 	states map[*solver.Vertex]*state
 	shown  map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
 	lines  map[digest.Digest]string
-	key    *string // once it is known
-	family *family // of the first known vertices
-	known  int     // so many
+	failed []explanation.Cause // imported caches, by their names
+	key    *string             // once it is known
+	family *family             // of the first known vertices
+	known  int                 // so many
 }
 
 // state is what is known of a vertex in this build.
@@ -64,7 +65,7 @@ type state struct {
 	compared  *record
 }
 
-var _ solver.Observer = (*Recorder)(nil)
+var _ solver.ImportObserver = (*Recorder)(nil)
 
 // NewRecorder returns the recorder of a build that begins.
 func (j *Journal) NewRecorder(opts Options) *Recorder {
@@ -130,6 +131,16 @@ func (r *Recorder) Dropped(eff *solver.Drop) {
 		if s.load != nil && slices.Contains(eff.Records, s.load.Record.Result) {
 			s.dropped = eff.Reason
 		}
+	}
+}
+
+// ImportFailed implements solver.ImportObserver. An import may also turn out to
+// be of no use before anything is asked of it.
+func (r *Recorder) ImportFailed(name string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.ContainsFunc(r.failed, func(c explanation.Cause) bool { return c.Subject == name }) {
+		r.failed = append(r.failed, explanation.Cause{Kind: explanation.Import, Subject: name, From: clip(err.Error(), maxName)})
 	}
 }
 
@@ -314,5 +325,5 @@ func (r *Recorder) explain(s *state, files *content) {
 	causes, compared := q.causes(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.causes, s.compared = causes, compared
+	s.causes, s.compared = withImports(causes, r.failed), compared
 }

@@ -59,6 +59,9 @@ const (
 	Gone Kind = "gone"
 	// Lost: a result was found but couldn't be had. From says why.
 	Lost Kind = "lost"
+	// Import: the cache that the build imports, Subject, could not be used, From
+	// says why: it may have had the result. It is never certain.
+	Import Kind = "import"
 	// FailedBefore: nothing changed since the step failed.
 	FailedBefore Kind = "failed-before"
 	// Parent: another step, Subject, has a different result; By says why.

@@ -8,8 +8,8 @@ import (
 	"unicode"
 )
 
-// maxCauses is how many reasons a sentence names.
-const maxCauses = 3
+// MaxShown is how many reasons a sentence names, the first ones.
+const MaxShown = 3
 
 // Sentence says why the step ran: "ran because src/main.go changed".
 func (s Step) Sentence() string {
@@ -22,13 +22,13 @@ func (s Step) Sentence() string {
 	if len(s.Causes) == 0 {
 		return "ran for a reason that is not known"
 	}
-	parts := make([]string, 0, maxCauses)
+	parts := make([]string, 0, MaxShown)
 	certain := false
-	for _, c := range s.Causes[:min(len(s.Causes), maxCauses)] {
+	for _, c := range s.Causes[:min(len(s.Causes), MaxShown)] {
 		parts = append(parts, c.String())
 		certain = certain || c.Certain
 	}
-	if more := len(s.Causes) - maxCauses; more > 0 {
+	if more := len(s.Causes) - MaxShown; more > 0 {
 		parts = append(parts, fmt.Sprintf("%d more", more))
 	}
 	start := "ran because "
@@ -75,6 +75,8 @@ func (c Cause) String() string {
 		return "its earlier result is no longer in the cache, nothing changed"
 	case Lost:
 		return "its cached result could not be used" + in(": ", c.From)
+	case Import:
+		return "the imported cache " + c.Subject + " could not be used" + in(": ", c.From)
 	case FailedBefore:
 		return "it failed the last time, nothing changed since"
 	case Parent:

@@ -36,6 +36,7 @@ func sample() *Build {
 		ran("evicted", Cause{Kind: Evicted, Subject: "gc rule#1", Time: at(1).Local(), Certain: true}),
 		ran("gone", Cause{Kind: Gone, Certain: true}),
 		ran("lost", Cause{Kind: Lost, From: "layer is missing", Certain: true}),
+		ran("import", Cause{Kind: New, Certain: true}, Cause{Kind: Import, Subject: "registry r.example.com/cache", From: "connection refused"}),
 		ran("failed", Cause{Kind: FailedBefore, Certain: true}),
 		ran("parent", parent),
 		ran("order", Cause{Kind: Order, Subject: "[2/3] RUN b", From: "[2] RUN a", Certain: true}),
