@@ -50,7 +50,7 @@ var machines = map[string]machine{
 // emulate makes sure that programs of the op's platform can run here: by
 // themselves, by a handler that the kernel knows, or by an emulator found in
 // PATH, which it mounts into the step (LLB-032).
-func (s *step) emulate() error {
+func (s *mountSet) emulate() error {
 	p := s.platform
 	if p.OS != "linux" {
 		return fmt.Errorf("run a process for %s: only linux is supported", platforms.Format(p))

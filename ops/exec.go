@@ -59,34 +59,46 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 		}
 	}
 	var out []solver.Result
+	var left *solver.Remains
 	err = e.loader.cfg.Cache.WithRoom(ctx, func() (err error) {
-		out, err = e.once(ctx, asker, in)
+		left.Release() // of the first attempt
+		out, left, err = e.once(ctx, asker, in)
 		return err
 	})
+	if err != nil && left != nil {
+		left.Err = err
+		return nil, left
+	}
 	return out, err
 }
 
-// once is an execution, which leaves nothing behind if it fails.
-func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) (_ []solver.Result, err error) {
-	s := &step{execOp: e, group: SessionGroup(asker), inputs: in}
+// once is an execution. If its process fails, what is left of it is returned
+// with the error.
+func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) (_ []solver.Result, left *solver.Remains, err error) {
+	s := e.newStep(SessionGroup(asker), in)
 	defer func() { err = errors.Join(err, s.close(ctx)) }()
 
 	if err := s.prepare(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := s.run(ctx); err != nil {
-		return nil, err
+	env, err := s.environment(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
-	return s.commit(ctx)
+	if err := s.run(ctx, env); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, err
+		}
+		left, lerr := s.remains(ctx)
+		return nil, left, errors.Join(err, lerr)
+	}
+	out, err := s.commit(ctx)
+	return out, nil, err
 }
 
 // run runs the prepared process.
-func (s *step) run(ctx context.Context) error {
+func (s *step) run(ctx context.Context, env []string) error {
 	meta := s.op.Meta
-	env, err := s.environment(ctx)
-	if err != nil {
-		return err
-	}
 	out := newStepLog(progress.From(ctx), s.loader.logs)
 	p := executor.Process{
 		ID:                        rand.Text(),

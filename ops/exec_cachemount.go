@@ -222,9 +222,9 @@ func (c *cacheMounts) leave(k *cacheKey) {
 
 // acquireCaches gets the step's cache mounts, in the order of their keys: two
 // steps that lock the same two don't wait for each other.
-func (s *step) acquireCaches(ctx context.Context) error {
+func (s *mountSet) acquireCaches(ctx context.Context) error {
 	var mounts []*pb.Mount
-	for _, m := range s.op.Mounts {
+	for _, m := range s.list {
 		if m.MountType == pb.MountType_CACHE {
 			mounts = append(mounts, m)
 		}
@@ -237,11 +237,11 @@ func (s *step) acquireCaches(ctx context.Context) error {
 		if s.caches[want.key()] != nil {
 			continue // one key is one directory
 		}
-		dir, err := s.loader.caches.acquire(ctx, want)
+		dir, err := s.ops.caches.acquire(ctx, want)
 		if err != nil {
 			return fmt.Errorf("prepare mount %s: %w", m.Dest, lostInput(int(m.Input), err))
 		}
-		s.undo.Add(func() error { return s.loader.caches.release(ctx, dir) })
+		s.undo.Add(func() error { return s.ops.caches.release(ctx, dir) })
 		if s.caches == nil {
 			s.caches = map[string]*cacheDir{}
 		}
@@ -250,12 +250,12 @@ func (s *step) acquireCaches(ctx context.Context) error {
 	return nil
 }
 
-func (s *step) cacheWant(m *pb.Mount) cacheWant {
+func (s *mountSet) cacheWant(m *pb.Mount) cacheWant {
 	want := cacheWant{
 		id:          cacheID(m),
 		base:        s.input(m),
 		sharing:     m.CacheOpt.Sharing,
-		description: fmt.Sprintf("cached mount %s from exec %s", m.Dest, strings.Join(s.op.Meta.Args, " ")),
+		description: fmt.Sprintf("cached mount %s from %s", m.Dest, s.user),
 	}
 	if want.id != m.Dest {
 		want.description += fmt.Sprintf(" with id %q", want.id)
@@ -264,10 +264,10 @@ func (s *step) cacheWant(m *pb.Mount) cacheWant {
 }
 
 // cacheMount is source for cache mounts, which acquireCaches got.
-func (s *step) cacheMount(m *pb.Mount) []mount.Mount {
+func (s *mountSet) cacheMount(i int, m *pb.Mount) []mount.Mount {
 	want := s.cacheWant(m)
 	if hasOutput(m) {
-		s.outputs = append(s.outputs, stepOutput{ref: want.base.Clone()})
+		s.layers = append(s.layers, mountLayer{index: i, ref: want.base.Clone()})
 	}
 	return s.caches[want.key()].mounts
 }

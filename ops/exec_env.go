@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -18,8 +19,14 @@ func (s *step) environment(ctx context.Context) ([]string, error) {
 	if !hasVariable(env, "PATH") {
 		env = append(env, "PATH="+defaultPath)
 	}
-	for _, opt := range s.op.Secretenv {
-		value, _, err := s.loader.secret(ctx, s.group, opt.ID, opt.Optional)
+	secrets, err := s.loader.secretEnv(ctx, s.group, s.op.Secretenv)
+	return append(env, secrets...), err
+}
+
+// secretEnv asks the sessions of g for the values of variables.
+func (l *Loader) secretEnv(ctx context.Context, g session.Group, list []*pb.SecretEnv) (env []string, err error) {
+	for _, opt := range list {
+		value, _, err := l.secret(ctx, g, opt.ID, opt.Optional)
 		if err != nil {
 			return nil, err
 		}

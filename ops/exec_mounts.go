@@ -4,64 +4,69 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
-	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // releaseTimeout bounds how long a step that ended gives back what it held.
 const releaseTimeout = time.Minute
 
-// step is one run of an exec op: what it acquired and what comes of it.
-type step struct {
-	*execOp
-	group  session.Group
-	inputs []*cache.Ref // the caller's; nil is empty
+// mountSet is what processes find mounted: those of a step, or of a container
+// that a frontend starts. Whoever prepares it closes it, however that ended.
+type mountSet struct {
+	ops      *Loader
+	platform ocispec.Platform // of the programs that will run
+	group    session.Group
+	list     []*pb.Mount // that checkMounts let through
+	cwd      string
+	inputs   []*cache.Ref // the caller's; nil is empty
+	user     string       // who mounts, for people: "exec make all"
 
 	root         []mount.Mount
 	readonlyRoot bool
 	mounts       []executor.Mount
 	emulator     []string // goes before the arguments
 
-	outputs []stepOutput
+	layers  []mountLayer
 	caches  map[string]*cacheDir // cache mounts by key: one key is one directory
 	private *privateFiles        // secrets and sockets; nil until there are some
 	undo    cleanup.Stack
 }
 
-// stepOutput is a mount that becomes a result. One of the fields is set, none
-// if the result is empty.
-type stepOutput struct {
+// mountLayer is the state behind a mount that is written, or is an output. At
+// most one of ref and mutable is set; neither is if it is empty.
+type mountLayer struct {
+	index   int // of the mount
 	ref     *cache.Ref
 	mutable *cache.Mutable
 }
 
-// prepare acquires everything the process needs. What it acquired before an
-// error is close's to give back.
-func (s *step) prepare(ctx context.Context) error {
+// prepare acquires everything the processes need. What it acquired before an
+// error is close's to give back. What serves the mounts ends with ctx.
+func (s *mountSet) prepare(ctx context.Context) error {
 	if err := s.emulate(); err != nil {
 		return err
 	}
 	if err := s.acquireCaches(ctx); err != nil {
 		return err
 	}
-	for _, m := range s.op.Mounts {
-		if err := s.prepareMount(ctx, m); err != nil {
+	for i, m := range s.list {
+		if err := s.prepareMount(ctx, i, m); err != nil {
 			return fmt.Errorf("prepare mount %s: %w", m.Dest, err)
 		}
 	}
 	return nil
 }
 
-func (s *step) prepareMount(ctx context.Context, m *pb.Mount) error {
-	source, selector, err := s.source(ctx, m)
+func (s *mountSet) prepareMount(ctx context.Context, i int, m *pb.Mount) error {
+	source, selector, err := s.source(ctx, i, m)
 	if err != nil || source == nil {
 		return err
 	}
@@ -70,7 +75,7 @@ func (s *step) prepareMount(ctx context.Context, m *pb.Mount) error {
 		return nil
 	}
 	s.mounts = append(s.mounts, executor.Mount{
-		Dest:     mountTarget(s.op.Meta.Cwd, m.Dest),
+		Dest:     mountTarget(s.cwd, m.Dest),
 		Source:   source,
 		Selector: selector,
 		Readonly: m.Readonly || m.MountType == pb.MountType_SECRET,
@@ -78,15 +83,15 @@ func (s *step) prepareMount(ctx context.Context, m *pb.Mount) error {
 	return nil
 }
 
-// source makes what m mounts, and says which path in it. No source is no
-// mount: something optional isn't there.
-func (s *step) source(ctx context.Context, m *pb.Mount) (source []mount.Mount, selector string, err error) {
+// source makes what the i-th mount mounts, and says which path in it. No source
+// is no mount: something optional isn't there.
+func (s *mountSet) source(ctx context.Context, i int, m *pb.Mount) (source []mount.Mount, selector string, err error) {
 	switch m.MountType {
 	case pb.MountType_BIND:
-		source, err = s.bind(ctx, m)
+		source, err = s.bind(ctx, i, m)
 		return source, m.Selector, err
 	case pb.MountType_CACHE:
-		return s.cacheMount(m), m.Selector, nil
+		return s.cacheMount(i, m), m.Selector, nil
 	case pb.MountType_TMPFS:
 		return []mount.Mount{tmpfs(m)}, "", nil
 	case pb.MountType_SECRET:
@@ -101,32 +106,28 @@ func (s *step) source(ctx context.Context, m *pb.Mount) (source []mount.Mount, s
 // on top of it, which is the output (LLB-041) or thrown away (LLB-042). The
 // root is a layer even if the process may not write to it, for the mount
 // points that have to be made in it (LLB-043).
-func (s *step) bind(ctx context.Context, m *pb.Mount) ([]mount.Mount, error) {
+func (s *mountSet) bind(ctx context.Context, i int, m *pb.Mount) ([]mount.Mount, error) {
 	base := s.input(m)
 	if m.Readonly && base != nil && m.Dest != pb.RootMount {
 		if hasOutput(m) {
-			s.outputs = append(s.outputs, stepOutput{ref: base.Clone()})
+			s.layers = append(s.layers, mountLayer{index: i, ref: base.Clone()})
 		}
 		mounts, err := base.Mounts(ctx)
 		return mounts, lostInput(int(m.Input), err)
 	}
-	layer, err := s.loader.cfg.Cache.New(ctx, base, cache.Options{
-		Description: fmt.Sprintf("mount %s from exec %s", m.Dest, strings.Join(s.op.Meta.Args, " ")),
+	layer, err := s.ops.cfg.Cache.New(ctx, base, cache.Options{
+		Description: fmt.Sprintf("mount %s from %s", m.Dest, s.user),
 	})
 	if err != nil {
 		return nil, lostInput(int(m.Input), err)
 	}
-	if hasOutput(m) {
-		s.outputs = append(s.outputs, stepOutput{mutable: layer})
-	} else {
-		s.undo.Add(func() error { return release(ctx, layer) })
-	}
+	s.layers = append(s.layers, mountLayer{index: i, mutable: layer})
 	mounts, err := layer.Mounts(ctx, false)
 	return mounts, lostInput(int(m.Input), err)
 }
 
 // input is the ref that m is based on, nil for none.
-func (s *step) input(m *pb.Mount) *cache.Ref {
+func (s *mountSet) input(m *pb.Mount) *cache.Ref {
 	if m.Input == int64(pb.Empty) {
 		return nil
 	}
@@ -141,38 +142,17 @@ func tmpfs(m *pb.Mount) mount.Mount {
 	return mount.Mount{Type: "tmpfs", Source: "tmpfs", Options: options}
 }
 
-// commit turns the outputs into results, in the order of the mounts.
-func (s *step) commit(ctx context.Context) (_ []solver.Result, err error) {
-	for i := range s.outputs {
-		out := &s.outputs[i]
-		if out.mutable == nil {
-			continue
-		}
-		ref, err := out.mutable.Commit(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("commit output %d: %w", i, err)
-		}
-		*out = stepOutput{ref: ref}
-	}
-	results := make([]solver.Result, len(s.outputs))
-	for i, out := range s.outputs {
-		results[i] = Result{out.ref}
-	}
-	s.outputs = nil // the results have them now
-	return results, nil
-}
-
-// close gives back what the step holds, however it ended.
-func (s *step) close(ctx context.Context) error {
+// close gives back what the set holds.
+func (s *mountSet) close(ctx context.Context) error {
 	errs := []error{s.undo.Run()}
-	for _, out := range s.outputs {
-		if out.mutable != nil {
-			errs = append(errs, release(ctx, out.mutable))
+	for _, l := range s.layers {
+		if l.mutable != nil {
+			errs = append(errs, release(ctx, l.mutable))
 		} else {
-			out.ref.Release()
+			l.ref.Release()
 		}
 	}
-	s.outputs = nil
+	s.layers = nil
 	return errors.Join(errs...)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -106,6 +107,7 @@ func (b *realBench) sh(who asker, script string, mounts []*pb.Mount, inputs ...*
 		Mounts: append([]*pb.Mount{rootMount()}, mounts...),
 	}, len(inputs), nil)
 	results, err := op.Exec(ctx, who, results(inputs...))
+	solver.ReleaseRemains(err)
 	for _, r := range results {
 		r.Release()
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// privateFiles is a file system in memory that one step's secrets and sockets
+// privateFiles is a file system in memory that one mountSet's secrets and sockets
 // live in. It is attached nowhere, so that nothing of it is left when the daemon
 // is killed, and never written to disk (LLB-047).
 type privateFiles struct {
@@ -23,8 +23,8 @@ type privateFiles struct {
 	files int
 }
 
-// privateDir returns the step's private file system, made when first needed.
-func (s *step) privateDir() (*privateFiles, error) {
+// privateDir returns the private file system, made when first needed.
+func (s *mountSet) privateDir() (*privateFiles, error) {
 	if s.private != nil {
 		return s.private, nil
 	}
@@ -62,8 +62,8 @@ func (p *privateFiles) bind(options ...string) []mount.Mount {
 
 // secretFile mounts a file with the secret in it, nothing if the secret is
 // optional and nobody has it (LLB-047).
-func (s *step) secretFile(ctx context.Context, opt *pb.SecretOpt) (source []mount.Mount, selector string, err error) {
-	data, ok, err := s.loader.secret(ctx, s.group, opt.ID, opt.Optional)
+func (s *mountSet) secretFile(ctx context.Context, opt *pb.SecretOpt) (source []mount.Mount, selector string, err error) {
+	data, ok, err := s.ops.secret(ctx, s.group, opt.ID, opt.Optional)
 	if err != nil || !ok {
 		return nil, "", err
 	}

@@ -19,7 +19,7 @@ import (
 
 // sshSocket mounts a socket whose connections are forwarded to a session,
 // nothing if that is optional and no session forwards (LLB-048).
-func (s *step) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mount, selector string, err error) {
+func (s *mountSet) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mount, selector string, err error) {
 	id := opt.ID
 	if id == "" {
 		id = sshforward.DefaultID
@@ -43,8 +43,8 @@ func (s *step) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []mount.Mo
 }
 
 // sshCaller is the first session that forwards the key.
-func (s *step) sshCaller(ctx context.Context, id string, optional bool) (caller session.Caller, err error) {
-	err = s.loader.cfg.Sessions.Any(ctx, s.group, func(ctx context.Context, _ string, c session.Caller) error {
+func (s *mountSet) sshCaller(ctx context.Context, id string, optional bool) (caller session.Caller, err error) {
+	err = s.ops.cfg.Sessions.Any(ctx, s.group, func(ctx context.Context, _ string, c session.Caller) error {
 		if err := sshforward.CheckSSHID(ctx, c, id); err != nil {
 			if grpcerrors.Code(err) == codes.Unimplemented {
 				return fmt.Errorf("no SSH key %q forwarded from the client; it is with --ssh %s", id, id)

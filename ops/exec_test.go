@@ -160,6 +160,7 @@ func TestExecFailure(t *testing.T) {
 	}), "sha256:v"))
 	op := b.op(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"sh", "-c", `echo "x"`}}, Mounts: []*pb.Mount{{Input: -1, Dest: "/"}}}, 0, nil)
 	_, err := op.Exec(ctx, asker{}, nil)
+	defer solver.ReleaseRemains(err)
 	if want := `process "sh -c echo \"x\"" did not complete successfully: exit code: 17`; err == nil || err.Error() != want {
 		t.Errorf("error is %v, want %s", err, want)
 	}
@@ -193,6 +194,42 @@ func TestExecCancelled(t *testing.T) {
 	}
 }
 
+// A failed process leaves what it was given and what it made of it, for each
+// mount. compat: LLB-034
+func TestExecRemains(t *testing.T) {
+	b := newExecBench(t, func(_ context.Context, _ executor.Process, at map[string]string) error {
+		write(t, at["/"]+"half", "done")
+		write(t, at["/thrown"]+"half", "done")
+		return &executor.ExitError{Code: 1}
+	})
+	base := b.ref(nil, files{"base": "x"})
+	op := b.op(&pb.ExecOp{Mounts: []*pb.Mount{
+		{Input: 0, Dest: "/ro", Output: 0, Readonly: true},
+		{Input: 0, Dest: "/thrown", Output: -1},
+		{Input: 0, Dest: "/", Output: 1},
+		{Input: -1, Dest: "/c", Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "c"}},
+		{Input: 0, Dest: "/seen", Output: -1, Readonly: true},
+		{Input: -1, Dest: "/t", Output: -1, MountType: pb.MountType_TMPFS},
+	}}, 1, nil)
+	_, err := op.Exec(context.Background(), asker{}, results(base))
+	var left *solver.Remains
+	if !errors.As(err, &left) {
+		t.Fatalf("error without remains: %v", err)
+	}
+	defer left.Release()
+	before, after := files{"base": "x"}, files{"base": "x", "half": "done"}
+	for i, want := range []files{before, after, after, nil, before, nil} {
+		if want == nil {
+			if left.Inputs[i] != nil || left.Left[i] != nil {
+				t.Errorf("mount %d left %v of %v", i, left.Left[i], left.Inputs[i])
+			}
+			continue
+		}
+		wantFiles(t, fmt.Sprintf("input of mount %d", i), left.Inputs[i], before)
+		wantFiles(t, fmt.Sprintf("what mount %d left", i), left.Left[i], want)
+	}
+}
+
 // Whatever fails, nothing that the step acquired stays: the cache's own check
 // at Close (in newTestCache) finds what does.
 func TestExecGivesBackOnFailure(t *testing.T) {
@@ -204,9 +241,11 @@ func TestExecGivesBackOnFailure(t *testing.T) {
 		{Input: 0, Dest: "/thrown", Output: -1},
 		{Input: -1, Dest: "/c", Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "c"}},
 	}}, 1, nil)
-	if _, err := op.Exec(context.Background(), asker{}, results(base)); err == nil {
+	_, err := op.Exec(context.Background(), asker{}, results(base))
+	if err == nil {
 		t.Fatal("no error")
 	}
+	solver.ReleaseRemains(err)
 	if n := len(b.caches.keys); n != 0 {
 		t.Errorf("%d cache mounts are still held", n)
 	}

@@ -95,6 +95,7 @@ type Build struct {
 	next    int
 	running map[*Vertex]context.CancelCauseFunc
 	reasons map[digest.Digest]string
+	remains []*Remains // of vertices that failed
 	closed  bool
 }
 
@@ -246,6 +247,13 @@ func (b *Build) own() {
 		ev.unused()
 	}
 	for _, r := range core.results() {
+		r.Release()
+	}
+	b.mu.Lock()
+	remains := b.remains
+	b.remains = nil
+	b.mu.Unlock()
+	for _, r := range remains {
 		r.Release()
 	}
 }

@@ -81,8 +81,12 @@ func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed
 		}
 		fs := &b.solver.flights
 		fs.mu.Lock()
-		defer fs.mu.Unlock()
-		return f.deserted && ctx.Err() == nil
+		again = f.deserted && ctx.Err() == nil
+		fs.mu.Unlock()
+		if !again {
+			ev.Err = b.remain(f)
+		}
+		return again
 	}
 	for _, w := range eff.Wanted {
 		if f.outputs[w.Save.Output] == nil {

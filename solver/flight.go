@@ -2,6 +2,7 @@ package solver
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ type flight struct {
 	keys    map[int][]Key  // by which they are found
 	cached  bool           // outputs are the wanted ones of the leader, loaded
 	err     error
+	left    *Remains // of err, if that has some; released with outputs
 }
 
 type waiter struct{ value any }
@@ -111,11 +113,13 @@ func (f *flight) release() {
 	for _, r := range f.outputs {
 		r.Release()
 	}
+	f.left.Release()
 }
 
 // fly does the work of a flight; it owns inputs.
 func (s *Solver) fly(key string, f *flight, inputs []Result) {
 	f.err = protect(f.leader.Vertex, func() error { return s.run(f, inputs) })
+	errors.As(f.err, &f.left)
 	if f.err == nil && !f.cached {
 		// Before the flight leaves the table, so that who comes too late to
 		// join finds the result.

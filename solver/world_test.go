@@ -202,7 +202,11 @@ func (s *step) Exec(ctx context.Context, asker Asker, inputs []Result) ([]Result
 		views = append(views, v.view(s.deps[i].selector))
 	}
 	if s.fails {
-		return nil, errStep
+		left := &Remains{Err: errStep, Left: []Result{nil, s.w.make(value{a: "what is left of " + s.name, b: s.name})}}
+		for _, in := range inputs {
+			left.Inputs = append(left.Inputs, in.Clone())
+		}
+		return nil, left
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err

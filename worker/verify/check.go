@@ -263,6 +263,7 @@ func (c *check) execute(ctx context.Context) (map[int]solver.Result, error) {
 	}
 	outputs, err := c.op.Exec(ctx, nobody{}, c.inputs)
 	if err != nil {
+		solver.ReleaseRemains(err)
 		return nil, err
 	}
 	out := map[int]solver.Result{}
