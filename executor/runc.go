@@ -143,6 +143,9 @@ func startWith(cmd *exec.Cmd, io *stdio) (err error) {
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	var files [3]*os.File
 	for i, fd := range io.child {
+		if fd < 0 {
+			continue // the runtime opens the container's /dev/null
+		}
 		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return err
@@ -150,7 +153,15 @@ func startWith(cmd *exec.Cmd, io *stdio) (err error) {
 		files[i] = os.NewFile(uintptr(dup), "stdio")
 		undo.Add(files[i].Close)
 	}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
+	if files[0] != nil {
+		cmd.Stdin = files[0]
+	}
+	if files[1] != nil {
+		cmd.Stdout = files[1]
+	}
+	if files[2] != nil {
+		cmd.Stderr = files[2]
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 // stdio connects a process to readers and writers through pipes.
 type stdio struct {
-	child   [3]int        // the process's ends; -1 when closed
+	child   [3]int        // the process's ends; -1 is its own /dev/null
 	undo    cleanup.Stack // closes the process's ends
 	inputs  []*os.File    // our ends
 	outputs []*os.File
@@ -38,19 +38,14 @@ func newStdio(p Process) (_ *stdio, err error) {
 			err = errors.Join(fmt.Errorf("make pipes: %w", err), s.abort())
 		}
 	}()
-	if p.Stdin == nil {
-		err = s.null(0)
-	} else {
-		err = s.pipe(0)
-	}
-	if err != nil {
-		return nil, err
+	if p.Stdin != nil {
+		if err := s.pipe(0); err != nil {
+			return nil, err
+		}
 	}
 	for i, w := range []io.Writer{1: p.Stdout, 2: p.Stderr} {
 		switch {
-		case i == 0:
-		case w == nil:
-			err = s.null(i)
+		case w == nil: // so is standard input here
 		case i == 2 && sameWriter(p.Stdout, p.Stderr):
 			s.child[2] = s.child[1] // keeps the order, and the writer sees one write at a time
 		default:
@@ -70,15 +65,6 @@ func newStdio(p Process) (_ *stdio, err error) {
 func sameWriter(a, b io.Writer) (same bool) {
 	defer func() { recover() }() //nolint:errcheck // of incomparable types
 	return a != nil && a == b
-}
-
-func (s *stdio) null(i int) error {
-	fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	s.setChild(i, fd)
-	return nil
 }
 
 func (s *stdio) setChild(i, fd int) {

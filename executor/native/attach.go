@@ -183,6 +183,15 @@ func (c *creator) devices() error {
 	}
 	c.Call("/dev/ptmx", unix.SYS_UNLINKAT, atCWD, c.String("/dev/ptmx"), 0).Tolerate(unix.ENOENT)
 	c.deviceLinks()
+	if c.s.Terminal.Socket == nil {
+		var fds [3]int
+		for i, f := range c.s.Stdio {
+			if isNull(int(f.Fd())) {
+				fds[i] = -1
+			}
+		}
+		c.ownNull(fds)
+	}
 	return nil
 }
 

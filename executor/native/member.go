@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"slices"
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/launch"
@@ -127,15 +126,7 @@ func (m *member) closeOthers() {
 	if m.s.Gate != nil {
 		needed = append(needed, int(m.s.Gate.Fd()))
 	}
-	slices.Sort(needed)
-	from := 3 + m.s.Preserve
-	for _, fd := range needed {
-		if fd > from {
-			m.Call("close", unix.SYS_CLOSE_RANGE, uintptr(from), uintptr(fd-1), 0)
-		}
-		from = max(from, fd+1)
-	}
-	m.Call("close", unix.SYS_CLOSE_RANGE, uintptr(from), ^uintptr(0)>>32, 0)
+	m.closeBut(3+m.s.Preserve, needed...)
 }
 
 // label has the program run under the labels of security modules.

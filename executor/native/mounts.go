@@ -40,6 +40,7 @@ func (b *builder) mounts() error {
 		b.mount(m.Type, m.Source, m.Destination, m.Options)
 		if m.Destination == "/dev" {
 			b.devices()
+			b.ownNull(b.c.Stdio)
 		}
 	}
 	return nil
@@ -205,7 +206,8 @@ func (b *builder) mountPoint(m Bind) {
 		b.mkdir(m.Make)
 		return
 	}
-	const flags = unix.O_CREAT | unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW
+	// Never an existing one: a FIFO that somebody put there would block.
+	const flags = unix.O_CREAT | unix.O_EXCL | unix.O_RDONLY | unix.O_CLOEXEC
 	b.Call(m.Make, unix.SYS_OPENAT, atCWD, b.String(m.Make), flags, 0o755).Tolerate(unix.EEXIST, unix.EROFS)
 }
 

@@ -11,6 +11,7 @@
 // A step is set up in this order; each stage has its name in errors:
 //
 //	session     a session and keyring of its own, default signal handling
+//	descriptors all closed but what the container is made from
 //	cgroup      joined (version 1; on 2 the process is born in it)
 //	network     a pre-made namespace entered
 //	root        the root's detached mount attached and pivoted to
@@ -18,6 +19,7 @@
 //	mask        paths hidden or made read-only
 //	bind        mounts of the step; their sources are detached mounts made by
 //	            the parent
+//	descriptors all closed but standard input, output and error
 //	cwd         working directory
 //	limits      hostname, resource limits
 //	seccomp     before privileges are dropped, if they may be regained
@@ -25,7 +27,8 @@
 //	exec        one execve for each directory in PATH
 //
 // Since paths are resolved after pivot_root, no symbolic link in an image can
-// lead to the machine's files. Masks come before the step's own mounts, so
+// lead to the machine's files; those of /proc/self/fd can't either, since what
+// is open there was closed. Masks come before the step's own mounts, so
 // that the /dev/null they use is the real one.
 package native
 
@@ -50,8 +53,8 @@ type Container struct {
 	Root   int // detached mount of the root file system
 	Binds  []Bind
 	Cgroup Cgroup
-	Netns  int // namespace to enter, or -1: the machine's or a new one, as Spec says
-	Stdio  [3]int
+	Netns  int    // namespace to enter, or -1: the machine's or a new one, as Spec says
+	Stdio  [3]int // -1: the container's /dev/null
 	// Alive is a pidfd of this process, by which the child sees whether it
 	// was orphaned before its parent-death signal was set.
 	Alive int
@@ -139,12 +142,14 @@ type builder struct {
 func (b *builder) build() error {
 	return b.add([]stage{
 		{"session", b.session},
+		{"descriptors", b.closeForeign},
 		{"cgroup", b.joinCgroup},
 		{"network", b.enterNetwork},
 		{"root", b.enterRoot},
 		{"mount", b.mounts},
 		{"mask", b.masks},
 		{"bind", b.binds},
+		{"descriptors", b.closeAll},
 		{"cwd", b.cwd},
 		{"limits", b.hostname},
 		{"limits", b.limits},
@@ -221,17 +226,6 @@ func (b *builder) freshSession(keyring uintptr) {
 	byDefault := b.Words(0, 0, 0, 0)
 	for sig := 1; sig <= lastSignal; sig++ {
 		b.Call("signals", unix.SYS_RT_SIGACTION, uintptr(sig), byDefault, 0, 8).Tolerate(unix.EINVAL) // KILL and STOP
-	}
-}
-
-// stdio makes fds standard input, output and error.
-func (b *builder) stdio(fds [3]int) {
-	for target, fd := range fds {
-		b.Call("stdio", unix.SYS_DUP3, uintptr(fd), uintptr(target), 0)
-		if uid := b.spec.Process.User.UID; uid != 0 {
-			// So that /dev/stdout can be opened by name.
-			b.Call("stdio", unix.SYS_FCHOWN, uintptr(target), uintptr(uid), ^uintptr(0)).Tolerate(unix.EPERM, unix.EINVAL, unix.EROFS)
-		}
 	}
 }
 
