@@ -95,6 +95,9 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
 	}
 	err = errors.Join(err, io.ended(ctx))
+	if exit.code != 0 {
+		exit.stderr = io.last.lines()
+	}
 	usage, uerr := group.Usage()
 	exit.account(usage)
 	return exit, errors.Join(err, uerr)

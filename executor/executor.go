@@ -8,7 +8,6 @@ package executor
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -116,25 +115,6 @@ type Executor interface {
 	// called once; Run fails afterwards.
 	Close() error
 }
-
-// ExitError reports how a process ended.
-type ExitError struct {
-	Code int
-	OOM  bool // its cgroup ran out of memory
-	Err  error
-}
-
-func (e *ExitError) Error() string {
-	if e.Err != nil {
-		return e.Err.Error()
-	}
-	if e.OOM {
-		return fmt.Sprintf("exit code: %d: killed because its cgroup ran out of memory", e.Code)
-	}
-	return fmt.Sprintf("exit code: %d", e.Code)
-}
-
-func (e *ExitError) Unwrap() error { return e.Err }
 
 // DNS overrides what steps find in resolv.conf.
 type DNS struct {

@@ -33,10 +33,10 @@ func TestOutOfMemory(t *testing.T) {
 		p.Resources = &Resources{Memory: limit, MemorySwap: limit}
 		r := run(t, e, p)
 		var exit *ExitError
-		if !errors.As(r.err, &exit) || !exit.OOM || exit.Code != 137 || r.usage.OOMKills < 1 {
+		if !errors.As(r.err, &exit) || exit.Cause.Kind != CauseOOM || exit.Code != 137 || r.usage.OOMKills < 1 {
 			t.Fatalf("error %v, usage %+v", r.err, r.usage)
 		}
-		if !strings.Contains(exit.Error(), "out of memory") {
+		if !strings.Contains(exit.Error(), "out of memory") || !strings.Contains(exit.Error(), "the limit is 32MiB") {
 			t.Errorf("message %q", exit.Error())
 		}
 		if r.usage.MemoryPeak < limit/2 || r.usage.MemoryPeak > limit {

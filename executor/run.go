@@ -11,7 +11,6 @@ import (
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
-	"github.com/kilnbuild/kiln/executor/native"
 	"github.com/kilnbuild/kiln/executor/rootfs"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -38,14 +37,17 @@ type task struct {
 
 // exit is how a process ended.
 type exit struct {
-	code   int
-	killed bool // by us
-	usage  Usage
-	times  func() []launch.StageTime
+	code     int
+	signaled bool // the process itself was, which not every runtime knows
+	killed   bool // by us
+	usage    Usage
+	oomLimit int64    // of memory, if processes were killed for it; 0 is none
+	stderr   []string // the last lines, if it failed
+	times    func() []launch.StageTime
 }
 
 func (e *exit) status(s launch.Status) {
-	e.code = s.Code()
+	e.code, e.signaled = s.Code(), s.Signaled()
 	e.usage.CPU = s.CPU
 }
 
@@ -56,7 +58,7 @@ func (e *exit) account(u cgroup.Usage) {
 	if u.CPU != 0 {
 		e.usage.CPU = u.CPU
 	}
-	e.usage.MemoryPeak, e.usage.PidsPeak, e.usage.OOMKills = u.MemoryPeak, u.PidsPeak, u.OOMKills
+	e.usage.MemoryPeak, e.usage.PidsPeak, e.usage.OOMKills, e.oomLimit = u.MemoryPeak, u.PidsPeak, u.OOMKills, u.OOMLimit
 }
 
 type executor struct {
@@ -107,7 +109,7 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 	if e.observe != nil {
 		e.observe(exit)
 	}
-	return exit.usage, e.result(ctx, p, exit, err)
+	return exit.usage, e.result(ctx, t, exit, err)
 }
 
 func validate(p Process) error {
@@ -215,31 +217,6 @@ func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error)
 		points = append(points, rootfs.MountPoint{Path: s.dest, File: s.file})
 	}
 	return root.Prepare(points, t.p.RemoveMountStubsRecursive)
-}
-
-// result turns an exit into what Run returns.
-func (e *executor) result(ctx context.Context, p Process, exit exit, err error) error {
-	var exec *native.ExecError
-	switch {
-	case errors.As(err, &exec):
-		code := codeNotExecutable
-		if errors.Is(exec, native.ErrNotInPath) || errors.Is(exec, unix.ENOENT) {
-			code = codeNotFound
-		}
-		return &ExitError{Code: code, Err: exec}
-	case exit.killed && ctx.Err() != nil:
-		return errors.Join(context.Cause(ctx), err)
-	case err != nil:
-		return err
-	}
-	valid := p.ValidExitCodes
-	if valid == nil {
-		valid = []int{0}
-	}
-	if slices.Contains(valid, exit.code) {
-		return nil
-	}
-	return &ExitError{Code: exit.code, OOM: exit.usage.OOMKills > 0}
 }
 
 func cgroupSpec(p Process) cgroup.Spec {

@@ -55,7 +55,7 @@ func TestExitCodes(t *testing.T) {
 				switch {
 				case tc.code < 0 && r.err != nil:
 					t.Errorf("error %v", r.err)
-				case tc.code >= 0 && (!errors.As(r.err, &exit) || exit.Code != tc.code || exit.OOM):
+				case tc.code >= 0 && (!errors.As(r.err, &exit) || exit.Code != tc.code || exit.Cause.Kind == CauseOOM):
 					t.Errorf("error %v, want exit code %d", r.err, tc.code)
 				}
 				if !strings.Contains(r.stderr, tc.stderr) {

@@ -123,6 +123,9 @@ func (r *runcRuntime) run(ctx context.Context, t *task) (exit exit, err error) {
 	}
 	undo.Add(func() error { return r.remove(t.p.ID, group) })
 	err = errors.Join(r.wait(ctx, cmd, t.p.ID, group, &exit), io.ended(ctx))
+	if exit.code != 0 {
+		exit.stderr = io.last.lines()
+	}
 	usage, uerr := group.Usage()
 	exit.account(usage)
 	if err = errors.Join(err, uerr); err != nil || exit.code == 0 || exit.killed {

@@ -92,9 +92,10 @@ func fakeV2(t *testing.T, files map[string]string) string {
 func TestUsageV2(t *testing.T) {
 	path := fakeV2(t, map[string]string{
 		"cpu.stat": "usage_usec 1500\nuser_usec 1\n", "memory.peak": "4096\n", "memory.events": "low 0\noom 3\noom_kill 2\n", "pids.peak": "7\n",
+		"memory.max": "8192\n",
 	})
-	u, err := (&Group{dirs: []dir{{path: path}}}).Usage()
-	if want := (Usage{1500000, 4096, 7, 2}); err != nil || u != want {
+	u, err := (&Group{m: &Manager{tree: &Tree{V2: filepath.Dir(path)}}, dirs: []dir{{path: path}}}).Usage()
+	if want := (Usage{CPU: 1500000, MemoryPeak: 4096, PidsPeak: 7, OOMKills: 2, OOMLimit: 8192}); err != nil || u != want {
 		t.Errorf("%+v %v", u, err)
 	}
 	// Older kernels count less.

@@ -29,6 +29,7 @@ type Usage struct {
 	MemoryPeak int64
 	PidsPeak   int64 // 0 if the kernel doesn't count it
 	OOMKills   int64
+	OOMLimit   int64 // if there were some: the lowest limit of memory in force, 0 for none
 }
 
 // A Group is a place for one process and its children.
@@ -254,7 +255,35 @@ func (g *Group) Usage() (Usage, error) {
 			read(d, "pids.peak", "", &u.PidsPeak)
 		}
 	}
+	if u.OOMKills > 0 {
+		u.OOMLimit = g.memoryLimit()
+	}
 	return u, errors.Join(errs...)
+}
+
+// memoryLimit is the lowest limit of the group and those above it, 0 for none.
+func (g *Group) memoryLimit() (lowest int64) {
+	for _, d := range g.dirs {
+		file, top := "memory.max", g.m.tree.V2
+		if d.h != nil {
+			file, top = "memory.limit_in_bytes", d.h.Dir
+		}
+		if !d.has("memory") {
+			continue
+		}
+		for dir := d.path; len(dir) > len(top); dir = filepath.Dir(dir) {
+			text, err := readSmall(filepath.Join(dir, file))
+			if err != nil {
+				continue
+			}
+			// "max" is no number; version 1 has a huge one for that.
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if err == nil && n < 1<<60 && (lowest == 0 || n < lowest) {
+				lowest = n
+			}
+		}
+	}
+	return lowest
 }
 
 // readCounter reads a file that is a number or lines of keys and numbers. A
