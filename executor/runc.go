@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,7 @@ type runcRuntime struct {
 	root    string // for bundles
 	state   string // the binary's own
 	cgroups *cgroup.Manager
+	keep    []string // flag for run: its cgroup can be read when the container has ended
 	attach  func([]mount.Mount, string) error
 	grace   time.Duration
 }
@@ -42,6 +44,12 @@ func newRunc(cfg Config, cgroups *cgroup.Manager) (*runcRuntime, error) {
 	r := &runcRuntime{
 		binary: binary, root: filepath.Join(cfg.Root, bundlesDir), state: filepath.Join(cfg.Root, runcStateDir),
 		cgroups: cgroups, attach: snapshot.Attach, grace: cfg.Grace,
+	}
+	// Old versions of crun lack the flag: what steps use isn't known then.
+	if help, err := exec.Command(binary, "run", "--help").CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("ask OCI runtime %s for its flags: %w: %s", binary, err, bytes.TrimSpace(help))
+	} else if bytes.Contains(help, []byte("--keep")) {
+		r.keep = []string{"--keep"}
 	}
 	// What the state describes was killed with its cgroups.
 	if err := os.RemoveAll(r.state); err != nil {
@@ -117,7 +125,8 @@ func (r *runcRuntime) run(ctx context.Context, t *task) (exit exit, err error) {
 		return exit, err
 	}
 	logfile := filepath.Join(bundle, "log.json")
-	cmd := r.command("--log", logfile, "--log-format", "json", "run", "--bundle", bundle, "--keep", t.p.ID)
+	run := slices.Concat([]string{"--log", logfile, "--log-format", "json", "run", "--bundle", bundle}, r.keep, []string{t.p.ID})
+	cmd := r.command(run...)
 	if err := startWith(cmd, io); err != nil {
 		return exit, errors.Join(fmt.Errorf("start %s: %w", r.binary, err), io.abort())
 	}

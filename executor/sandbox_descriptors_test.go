@@ -58,8 +58,12 @@ func TestDescriptorsLeadNowhere(t *testing.T) {
 			"working directory below":             func(p *Process) { p.Cwd = link + "/made" },
 			"working directory by link":           func(p *Process) { p.Cwd = "/m/dir" },
 			"working directory by link and above": func(p *Process) { p.Cwd = "/m/up/tmp" },
-			"mount point":                         func(p *Process) { p.Mounts = append(p.Mounts, Mount{Dest: link + "/made/here", Source: bindMount(linked)}) },
-			"mount point by link":                 func(p *Process) { p.Mounts = append(p.Mounts, Mount{Dest: "/m/dir/made/here", Source: bindMount(linked)}) },
+			"mount point": func(p *Process) {
+				p.Mounts = append(p.Mounts, Mount{Dest: link + "/made/here", Source: bindMount(linked)})
+			},
+			"mount point by link": func(p *Process) {
+				p.Mounts = append(p.Mounts, Mount{Dest: "/m/dir/made/here", Source: bindMount(linked)})
+			},
 			"file by link": func(p *Process) {
 				p.Mounts = append(p.Mounts, Mount{Dest: "/m/dir/made", Source: bindMount(dir), Selector: "secret"})
 			},

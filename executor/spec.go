@@ -50,6 +50,10 @@ func standardMounts() []specs.Mount {
 	}
 }
 
+// specVersion is the oldest version that has all that makeSpec uses: crun before
+// 1.9 refuses newer ones.
+const specVersion = "1.0.2"
+
 // makeSpec turns p into an OCI runtime spec, the only description of a
 // container that runtimes get. binds are p's own mounts and the generated
 // files, with the path they can be found at.
@@ -59,7 +63,7 @@ func makeSpec(p Process, user rootfs.User, binds []specs.Mount, cgroupNS bool) (
 		return nil, err
 	}
 	s := &specs.Spec{
-		Version:  specs.Version,
+		Version:  specVersion,
 		Hostname: p.Hostname,
 		Root:     &specs.Root{Readonly: p.ReadonlyRoot},
 		Process: &specs.Process{
