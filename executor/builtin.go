@@ -95,9 +95,6 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
 	}
 	err = errors.Join(err, io.ended(ctx))
-	if exit.code != 0 {
-		exit.stderr = io.last.lines()
-	}
 	usage, uerr := group.Usage()
 	exit.account(usage)
 	return exit, errors.Join(err, uerr)
@@ -149,11 +146,13 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 }
 
 // kill ends a process that is no longer wanted: TERM, and when the grace has
-// passed KILL, for it and all in its group.
+// passed KILL, for it and all in its group. The first process of a PID namespace
+// gets no signal that it has no handler for, so that of a shell only what it
+// runs ends by TERM, and then the shell.
 func (b *builtin) kill(ctx context.Context, proc *launch.Process, group *cgroup.Group, exit *exit) error {
 	ctx = context.WithoutCancel(ctx)
 	exit.killed = true
-	err := proc.Signal(unix.SIGTERM)
+	err := group.Signal(unix.SIGTERM)
 	status, werr := proc.Wait(ctx, b.grace)
 	if errors.Is(werr, launch.ErrTimeout) {
 		// Its PID namespace ends with it, with all its processes.

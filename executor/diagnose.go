@@ -25,7 +25,7 @@ type failure struct {
 // diagnose finds out why the process of t failed. What can be seen comes first;
 // what it printed is asked last, and a cause that comes of that alone says so.
 func (e *executor) diagnose(t *task, exit exit, execErr *native.ExecError) Cause {
-	f := &failure{t: t, exit: exit, view: inside{t.root.FD(), t.sources}, stderr: exit.stderr}
+	f := &failure{t: t, exit: exit, view: inside{t.root.FD(), t.sources}, stderr: t.watch.stderr.lines()}
 	if dns, err := e.dns.get(t.p.Network == NetHost); err == nil {
 		f.dns = dns
 	}
@@ -138,6 +138,10 @@ func (e *executor) result(ctx context.Context, t *task, exit exit, err error) er
 		}
 		return &ExitError{Code: code, Err: exec, Cause: e.diagnose(t, exit, exec)}
 	case exit.killed && ctx.Err() != nil:
+		var late *timeoutError
+		if errors.As(context.Cause(ctx), &late) {
+			return errors.Join(&ExitError{Code: exit.code, Cause: Cause{Kind: CauseTimeout, Text: late.text}}, err)
+		}
 		return errors.Join(context.Cause(ctx), err)
 	case err != nil:
 		return err

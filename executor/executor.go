@@ -60,6 +60,10 @@ type Process struct {
 	ValidExitCodes            []int // nil: only 0
 	RemoveMountStubsRecursive bool
 
+	// Timeout ends a process that runs longer, QuietTimeout one that prints
+	// nothing for longer; 0 is no limit.
+	Timeout, QuietTimeout time.Duration
+
 	// Stdin is empty if nil. When the process ends, an io.Closer is closed;
 	// a Read of another reader that is under way is not waited for.
 	Stdin  io.Reader

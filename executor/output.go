@@ -61,13 +61,14 @@ func printable(line string) string {
 	}, strings.ToValidUTF8(line, "?")))
 }
 
-// noting is a writer that tells of what is written to it.
+// noting is a writer that tells of what is written to it. It is used by pointer,
+// so that any two can be compared.
 type noting struct {
 	io.Writer
 	note func(p []byte)
 }
 
-func (w noting) Write(p []byte) (int, error) {
+func (w *noting) Write(p []byte) (int, error) {
 	w.note(p)
 	return w.Writer.Write(p)
 }

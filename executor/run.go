@@ -29,6 +29,7 @@ type containerRuntime interface {
 // task is a Process made ready for a runtime.
 type task struct {
 	p          Process
+	watch      *watcher
 	root       view
 	spec       *specs.Spec
 	sources    []source          // what is mounted besides the standard mounts, parents first
@@ -41,8 +42,7 @@ type exit struct {
 	signaled bool // the process itself was, which not every runtime knows
 	killed   bool // by us
 	usage    Usage
-	oomLimit int64    // of memory, if processes were killed for it; 0 is none
-	stderr   []string // the last lines, if it failed
+	oomLimit int64 // of memory, if processes were killed for it; 0 is none
 	times    func() []launch.StageTime
 }
 
@@ -101,10 +101,13 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 			e.cfg.Log.Warn("clean up after process", "id", p.ID, "error", cerr)
 		}
 	}()
+	ctx, p, watch := watched(ctx, p)
+	defer watch.stop()
 	t, err := e.prepare(p, &undo)
 	if err != nil {
 		return Usage{}, err
 	}
+	t.watch = watch
 	exit, err := e.rt.run(ctx, t)
 	if e.observe != nil {
 		e.observe(exit)

@@ -132,9 +132,6 @@ func (r *runcRuntime) run(ctx context.Context, t *task) (exit exit, err error) {
 	}
 	undo.Add(func() error { return r.remove(t.p.ID, group) })
 	err = errors.Join(r.wait(ctx, cmd, t.p.ID, group, &exit), io.ended(ctx))
-	if exit.code != 0 {
-		exit.stderr = io.last.lines()
-	}
 	usage, uerr := group.Usage()
 	exit.account(usage)
 	if err = errors.Join(err, uerr); err != nil || exit.code == 0 || exit.killed {
@@ -236,7 +233,7 @@ func (r *runcRuntime) wait(ctx context.Context, cmd *exec.Cmd, id string, group 
 // the first two are of a container that isn't or is no longer there.
 func (r *runcRuntime) kill(cmd *exec.Cmd, id string, group *cgroup.Group, done <-chan error) error {
 	for _, attempt := range []func(){
-		func() { r.command("kill", id, "TERM").Run() },                    //nolint:errcheck
+		func() { group.Signal(unix.SIGTERM) },                             //nolint:errcheck
 		func() { r.command("kill", id, "KILL").Run() },                    //nolint:errcheck
 		func() { unix.Kill(-cmd.Process.Pid, unix.SIGKILL) },              //nolint:errcheck
 		func() { group.Kill(); r.command("delete", "--force", id).Run() }, //nolint:errcheck

@@ -22,7 +22,6 @@ type stdio struct {
 	stdin   io.Reader
 	reading sync.WaitGroup // copies stdin
 	writing sync.WaitGroup // copy stdout and stderr
-	last    *tail          // of stderr
 
 	mu  sync.Mutex // guards err
 	err error      // of a writer
@@ -33,7 +32,7 @@ var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // newStdio makes the pipes of p. The caller must call started or abort.
 func newStdio(p Process) (_ *stdio, err error) {
-	s := &stdio{child: [3]int{-1, -1, -1}, stdin: p.Stdin, last: &tail{}}
+	s := &stdio{child: [3]int{-1, -1, -1}, stdin: p.Stdin}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("make pipes: %w", err), s.abort())
@@ -52,9 +51,6 @@ func newStdio(p Process) (_ *stdio, err error) {
 		default:
 			if err = s.pipe(i); err == nil {
 				out := s.outputs[len(s.outputs)-1]
-				if i == 2 || sameWriter(p.Stdout, p.Stderr) {
-					w = noting{w, s.last.note}
-				}
 				s.writing.Go(func() { s.copyOut(w, out) })
 			}
 		}

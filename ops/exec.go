@@ -25,6 +25,7 @@ type execOp struct {
 	loader    *Loader
 	op        *pb.ExecOp
 	resources *pb.LinuxResources // nil is no limit; no part of the key (LLB-011)
+	limits    Limits
 }
 
 var (
@@ -32,7 +33,7 @@ var (
 	_ solver.Sharer  = (*execOp)(nil)
 )
 
-func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources) (*execOp, error) {
+func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources, limits Limits) (*execOp, error) {
 	for i, d := range op.CdiDevices {
 		if !d.Optional {
 			return nil, unsupported(fmt.Sprintf("exec.cdiDevices[%d]", i),
@@ -44,7 +45,7 @@ func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources
 		op = op.CloneVT()
 		op.CdiDevices = nil
 	}
-	return &execOp{vertex: v, slots: l.slots, loader: l, op: op, resources: resources}, nil
+	return &execOp{vertex: v, slots: l.slots, loader: l, op: op, resources: resources, limits: limits}, nil
 }
 
 // Exec prepares the step's mounts, runs its process and commits what it wrote.
@@ -115,6 +116,8 @@ func (s *step) run(ctx context.Context, env []string) error {
 		CgroupParent:              meta.CgroupParent,
 		Resources:                 resources(s.resources),
 		RemoveMountStubsRecursive: meta.RemoveMountStubsRecursive,
+		Timeout:                   s.limits.Step,
+		QuietTimeout:              s.limits.Quiet,
 		Stdout:                    out.stdout,
 		Stderr:                    out.stderr,
 	}

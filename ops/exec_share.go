@@ -24,7 +24,7 @@ import (
 //
 // What else must agree though the cache key leaves it out: proxies, the
 // addresses of extra hosts, cache mounts and their sharing (all in the op), and
-// limits. Entitlements are the build's Domain (solver.BuildOptions). Inputs
+// limits of resources and time. Entitlements are the build's Domain (solver.BuildOptions). Inputs
 // were got by each build with its own sessions.
 //
 // compat: LLB-011 no: a step with other limits is another run, not one with the most relaxed of all
@@ -36,7 +36,7 @@ func (e *execOp) SharingKey(ctx context.Context, asker solver.Asker) (string, er
 			mac.Write(p)
 		}
 	}
-	dt, err := json.Marshal([]any{e.op, e.resources})
+	dt, err := json.Marshal([]any{e.op, e.resources, e.limits})
 	if err != nil {
 		return "", fmt.Errorf("encode op for its sharing key: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
 )
 
 // Loader turns definitions into vertices. It holds what ops of all builds
@@ -57,6 +58,8 @@ type LoadOptions struct {
 	Entitlements map[string]bool
 	// NoCache marks every op ignore-cache.
 	NoCache bool
+	// Limits hold for every step whose description sets no others.
+	Limits Limits
 }
 
 // Load checks def (LLB-001, -003, -004) and returns the edge that its last op
@@ -134,7 +137,11 @@ func (l *Loader) op(n *node, v vertex, opts LoadOptions) (solver.Op, error) {
 		if err := checkEntitlements(x.Exec, opts.Entitlements); err != nil {
 			return nil, err
 		}
-		return l.newExecOp(v, x.Exec, n.meta.GetLinuxResources())
+		limits, err := opts.Limits.With(v.description)
+		if err != nil {
+			return nil, &DefinitionError{Field: "description", Code: codes.InvalidArgument, Err: err}
+		}
+		return l.newExecOp(v, x.Exec, n.meta.GetLinuxResources(), limits)
 	case *pb.Op_File:
 		return l.newFileOp(v, x.File)
 	case *pb.Op_Merge:

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/urfave/cli/v3"
@@ -56,6 +57,11 @@ type config struct {
 	Cache struct {
 		Verify float64 `toml:"verify"` // share of hits
 	} `toml:"cache"`
+	Kiln struct { // what buildkitd doesn't have; durations are read by parseDuration
+		StepTimeout     any `toml:"stepTimeout"`
+		NoOutputTimeout any `toml:"noOutputTimeout"`
+		BuildTimeout    any `toml:"buildTimeout"`
+	} `toml:"kiln"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
 	} `toml:"system"`
@@ -75,6 +81,7 @@ type config struct {
 
 	historyAge time.Duration // History.MaxAge, read
 	gc         worker.GC     // of the OCI worker, read
+	limits     ops.Limits    // those of Kiln, read
 
 	// These have flags only.
 	group    string
@@ -203,6 +210,11 @@ func (cfg *config) applyFlags(c *cli.Command) {
 		k, v, _ := strings.Cut(kv, "=")
 		oci.Labels[k] = v
 	}
+	for name, key := range map[string]*any{"step-timeout": &cfg.Kiln.StepTimeout, "no-output-timeout": &cfg.Kiln.NoOutputTimeout, "build-timeout": &cfg.Kiln.BuildTimeout} {
+		if c.IsSet(name) || *key == nil {
+			*key = c.Duration(name)
+		}
+	}
 	cfg.group, cfg.idleExit, cfg.grace = c.String("group"), c.Duration("idle-exit"), c.Duration("grace")
 	if c.Bool("debug") || c.Bool("trace") || cfg.Debug || cfg.Trace {
 		cfg.Log.Level = "debug"
@@ -244,6 +256,19 @@ func (cfg *config) check() error {
 	if cfg.gc, err = cfg.Worker.OCI.gcConfig.read("worker.oci"); err != nil {
 		return err
 	}
-	cfg.historyAge, err = parseDuration("history.maxAge", cfg.History.MaxAge)
-	return err
+	for _, d := range []struct {
+		key   string
+		value any
+		read  *time.Duration
+	}{
+		{"history.maxAge", cfg.History.MaxAge, &cfg.historyAge},
+		{"kiln.stepTimeout", cfg.Kiln.StepTimeout, &cfg.limits.Step},
+		{"kiln.noOutputTimeout", cfg.Kiln.NoOutputTimeout, &cfg.limits.Quiet},
+		{"kiln.buildTimeout", cfg.Kiln.BuildTimeout, &cfg.limits.Build},
+	} {
+		if *d.read, err = parseDuration(d.key, d.value); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -23,7 +23,8 @@ var configKeys = map[string]bool{
 	"history.maxAge": true, "history.maxEntries": true,
 	"system.platformsCacheMaxAge": false, "system.maxRegistryConcurrency": true,
 	"frontend.*.enabled": false, "frontend.*.allowedRepositories": false, "frontend.*.options": false,
-	"cache.verify":           true, // kiln's own
+	"cache.verify":     true, // kiln's own
+	"kiln.stepTimeout": true, "kiln.noOutputTimeout": true, "kiln.buildTimeout": true,
 	"cache.gha.sign.command": false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/urfave/cli/v3"
 )
 
@@ -98,6 +99,9 @@ func TestBadConfig(t *testing.T) {
 		{"root = 1", nil, []string{"line 1", "integer"}},
 		{"[history]\nmaxAge = \"soon\"", nil, []string{"history.maxAge", "soon"}},
 		{"[history]\nmaxAge = -5", nil, []string{"negative"}},
+		{"[kiln]\nstepTimeout = \"soon\"", nil, []string{"kiln.stepTimeout", "soon"}},
+		{"[kiln]\nnoOutputTimeout = -5", nil, []string{"kiln.noOutputTimeout", "negative"}},
+		{"", []string{"--build-timeout", "-1s"}, []string{"kiln.buildTimeout", "negative"}},
 		{"[history]\nmaxEntries = -5", nil, []string{"maxEntries"}},
 		{"insecure-entitlements = [\"root\"]", nil, []string{"root", "network.host"}},
 		{"", []string{"--tlscert", "x"}, []string{"--tlskey"}},
@@ -120,6 +124,14 @@ func TestBadConfig(t *testing.T) {
 	cmd.Writer, cmd.ErrWriter = io.Discard, io.Discard
 	if err := cmd.Run(t.Context(), []string{"kilnd", "--config", "/does/not/exist"}); err == nil || !strings.Contains(err.Error(), "/does/not/exist") {
 		t.Errorf("a config that is named and missing: %v", err)
+	}
+}
+
+// Flags go before the file, and what neither says is no limit.
+func TestLimitsOfTime(t *testing.T) {
+	cfg, _, err := loaded(t, "[kiln]\nstepTimeout = \"1h\"\nnoOutputTimeout = 90", "--step-timeout", "2h")
+	if want := (ops.Limits{Step: 2 * time.Hour, Quiet: 90 * time.Second}); err != nil || cfg.limits != want {
+		t.Errorf("%+v, %v, want %+v", cfg.limits, err, want)
 	}
 }
 

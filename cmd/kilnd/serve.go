@@ -138,6 +138,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Workers:      workers,
 		LLBCaps:      ops.Caps(),
 		Entitlements: cfg.InsecureEntitlements,
+		Limits:       cfg.limits,
 		Linger:       buildLinger,
 		Log:          log,
 		Explain:      why,

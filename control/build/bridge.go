@@ -26,7 +26,8 @@ import (
 // bridge is the frontend.Bridge of one build. It owns the results of the refs
 // that were solved, until release.
 type bridge struct {
-	b *Build
+	b      *Build
+	limits ops.Limits // of requests that set no others
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	held     []solver.Result
@@ -35,12 +36,30 @@ type bridge struct {
 
 var _ frontend.Bridge = (*bridge)(nil)
 
+// limited is the bridge of a frontend whose request set limits.
+type limited struct {
+	*bridge
+	limits ops.Limits
+}
+
+func (l limited) Solve(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	return l.solve(ctx, req, l.limits)
+}
+
 // Solve loads a definition as a lazy ref, or runs a frontend.
 func (br *bridge) Solve(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	return br.solve(ctx, req, br.limits)
+}
+
+func (br *bridge) solve(ctx context.Context, req frontend.SolveRequest, limits ops.Limits) (*frontend.Result, error) {
+	limits, err := limits.With(req.Opts)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
 	if len(req.Policies) > 0 {
 		return nil, unsupported("SourcePolicies: this daemon does not evaluate source policies")
 	}
-	res, err := br.lazy(ctx, req)
+	res, err := br.lazy(ctx, req, limits)
 	if err != nil || !req.Evaluate {
 		return res, err
 	}
@@ -56,17 +75,17 @@ func (br *bridge) Solve(ctx context.Context, req frontend.SolveRequest) (*fronte
 	return res, nil
 }
 
-func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest, limits ops.Limits) (*frontend.Result, error) {
 	hasDef := len(req.Definition.GetDef()) > 0
 	switch {
 	case hasDef && req.Frontend != "":
 		return nil, invalid("Definition and Frontend (%q) exclude each other", req.Frontend)
 	case req.Frontend != "":
-		return br.runFrontend(ctx, req)
+		return br.runFrontend(ctx, req, limits)
 	case !hasDef:
 		return &frontend.Result{}, nil
 	}
-	edge, err := br.b.engine.cfg.Worker.Loader().Load(req.Definition, ops.LoadOptions{Entitlements: br.b.granted})
+	edge, err := br.b.engine.cfg.Worker.Loader().Load(req.Definition, ops.LoadOptions{Entitlements: br.b.granted, Limits: limits})
 	if err != nil {
 		return nil, located(err, req.Definition)
 	}
@@ -84,8 +103,9 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest) (*fronten
 
 // runFrontend runs a built-in frontend. gateway.v0 with a Dockerfile frontend
 // as its source is the built-in one (CTL-013).
-func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest, limits ops.Limits) (*frontend.Result, error) {
 	br.b.explainTo(req.Opts)
+	br.b.endAfter(limits.Build)
 	name := req.Frontend
 	if name == "gateway.v0" {
 		source := req.Opts["source"]
@@ -100,7 +120,7 @@ func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest) (*
 		return nil, invalid("Frontend: no frontend %q; there are %s", name,
 			strings.Join(slices.Sorted(maps.Keys(br.b.engine.cfg.Frontends)), ", "))
 	}
-	res, err := f.Solve(ctx, br, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
+	res, err := f.Solve(ctx, limited{br, limits}, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
 	if err != nil {
 		return nil, (&errdefs.Frontend{Name: req.Frontend, Source: req.Opts["source"]}).WrapError(err)
 	}

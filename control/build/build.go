@@ -43,6 +43,7 @@ type Build struct {
 	outcome  Outcome
 	done     bool
 	warnings int
+	deadline *time.Timer // that of the build's limit of time, if there is one
 }
 
 // Outcome is how a build ended.
@@ -55,7 +56,7 @@ type Outcome struct {
 	Warnings       int
 }
 
-func newBuild(ctx context.Context, e *Engine, req Request) *Build {
+func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *Build {
 	ctx, cancel := context.WithCancelCause(ctx)
 	b := &Build{engine: e, req: req, ctx: ctx, cancel: cancel, stream: &progress.Stream{}, started: time.Now()}
 	b.granted = map[string]bool{}
@@ -82,7 +83,8 @@ func newBuild(ctx context.Context, e *Engine, req Request) *Build {
 		b.unwatch = append(b.unwatch, ended)
 	}
 	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
-	b.bridge = &bridge{b: b}
+	b.bridge = &bridge{b: b, limits: limits}
+	b.endAfter(limits.Build)
 	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
 		b.gateway = gateway.NewServer(gateway.Config{
 			Bridge: b.bridge, Inputs: req.Inputs, Workers: e.cfg.Workers(), LLBCaps: e.cfg.LLBCaps,
@@ -209,6 +211,7 @@ var errEnded = status.Error(codes.Canceled, "the build has ended")
 func (b *Build) finish(resp map[string]string, err error) {
 	stats := b.solver.Stats()
 	b.cancel(errEnded)
+	b.endAfter(0)
 	b.bridge.release()
 	b.solver.Close()
 	if b.explain != nil {

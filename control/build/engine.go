@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
@@ -28,7 +29,8 @@ type Config struct {
 	Frontends    map[string]frontend.Frontend
 	Workers      func() []*apitypes.WorkerRecord
 	LLBCaps      []*capspb.APICap
-	Entitlements []string // those that requests may ask for
+	Entitlements []string   // those that requests may ask for
+	Limits       ops.Limits // of builds that set no others
 	// Linger is how long an ended build stays addressable (CTL-010).
 	Linger time.Duration
 	Log    *slog.Logger
@@ -91,7 +93,12 @@ func (e *Engine) register(ctx context.Context, req Request) (*Build, error) {
 	if _, ok := e.builds[req.Ref]; ok {
 		return nil, status.Errorf(codes.AlreadyExists, "Ref: a build %s runs or has just run; choose another id", req.Ref)
 	}
-	b := newBuild(ctx, e, req)
+	limits, err := e.cfg.Limits.With(req.Opts)
+	if err != nil {
+		e.refuseLocked(req.Ref)
+		return nil, invalid("%v", err)
+	}
+	b := newBuild(ctx, e, req, limits)
 	e.builds[req.Ref] = b
 	delete(e.refused, req.Ref)
 	e.running.Add(1)

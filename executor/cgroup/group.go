@@ -331,6 +331,38 @@ func readSmall(path string) (string, error) {
 // must be called once.
 func (g *Group) Release() { g.m.remove(g) }
 
+// Signal sends sig to the processes that are in the group now. One that has
+// ended meanwhile is fine.
+func (g *Group) Signal(sig unix.Signal) error {
+	for _, d := range g.dirs {
+		if !d.shared {
+			return signalAll(d.path, sig) // every directory has the same processes
+		}
+	}
+	return nil
+}
+
+func signalAll(dir string, sig unix.Signal) error {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if gone(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list processes of cgroup: %w", err)
+	}
+	var errs []error
+	for pid := range strings.FieldsSeq(string(b)) {
+		n, err := strconv.Atoi(pid)
+		if err != nil || n <= 1 || n == os.Getpid() {
+			return fmt.Errorf("signal cgroup %s: process %q in it is not ours", dir, pid)
+		}
+		if err := unix.Kill(n, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("signal process %d: %w", n, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Kill kills all processes in the group and waits for their end.
 func (g *Group) Kill() error {
 	var errs []error
