@@ -38,46 +38,52 @@ func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
 type node struct {
 	vertex *Vertex
 	inputs []input
-	edges  []*edge  // outputs that somebody asked for, by index
-	first  struct { // where most vertices' one edge is
+	edges  []*edge // outputs that somebody asked for, by index
+
+	// What the op said it is: a digest for each cache map, cheapest first, and
+	// the rest of the first one.
+	ops       []digest.Digest
+	deps      []Dep
+	transient bool
+	more      bool // there are further cache maps
+
+	asking    bool // for the next cache map
+	running   bool
+	cancelled bool  // what runs
+	queued    bool  // in Core.dirty
+	asked     level // of every input, at least; nothing if nothing is asked of any
+	losses    uint8 // executions and digests that found an input lost
+	// open counts the outcomes that must come before anything else is decided:
+	// a cache map, the inputs that are waited for, digests, an execution.
+	open int
+	err  *VertexError
+
+	first struct { // where most vertices' one edge is
 		edge edge
 		list [1]*edge
 	}
-
-	maps []*CacheMap // what the op said it is, cheapest first
-	more bool        // there are further ones
-
-	// open counts the outcomes that must come before anything else is decided:
-	// a cache map, the inputs that are waited for, digests, an execution.
-	open      int
-	asked     level // of every input, at least; nothing if nothing is asked of any
-	asking    bool  // for the next cache map
-	running   bool
-	cancelled bool // what runs
-	queued    bool // in Core.dirty
-	losses    int  // executions and digests that found an input lost
-	err       *VertexError
 }
 
 // maxLosses bounds how often a vertex is tried again because inputs were lost.
 const maxLosses = 5
 
-// input is an edge that a node consumes.
+// input is an edge that a node consumes. It fills a cache line: large graphs are
+// mostly these.
 type input struct {
 	node  *node // the consumer
-	index int
 	edge  *edge
+	next  *input // the next user of edge
+	index int32
 
-	want  level // what node wants of edge
-	waits bool  // edge doesn't have it yet; counted in node.open
-
-	digest  digestState
-	content Key // valid once digest is digested
+	want   level // what node wants of edge
+	waits  bool  // edge doesn't have it yet; counted in node.open
+	digest digestState
 	// outdated is set if the result was lost while node worked with it.
 	outdated bool
+	content  Key // valid once digest is digested
 }
 
-type digestState int
+type digestState uint8
 
 const (
 	undigested digestState = iota
@@ -93,7 +99,6 @@ type edge struct {
 
 	// told is up to which level keys are known. Keys only grow.
 	told level
-	keys []Key
 	// forced is set if the result is newer than what hangs off its keys: its
 	// vertex ignores the cache, or ran on such an input. Its consumers match by
 	// content only.
@@ -102,24 +107,32 @@ type edge struct {
 	// adopted is set if what an import knows of the edge has been saved.
 	adopted bool
 
-	asked  int    // candidates in the last lookup; -1 if it must be repeated
-	query  Lookup // the last lookup
-	found  Found
-	record Record // that result was loaded from; none if it was made
-	result Result
-	spare  Result // made by an execution though nobody had asked for it
-	saved  []Key  // what spare is saved under
+	wanted      [theResult + 1]int32 // users, by what they want
+	users, last *input               // whoever consumes the edge, in order of arrival
+	calls       []int                // requests from outside
 
-	wanted [theResult + 1]int32 // users, by what they want
-	users  []*input             // whoever consumes the edge, in order of arrival
-	calls  []int                // requests from outside
+	keys   []Key
+	result Result
+	record string // the id of the record that result was loaded from; "" if it was made
+	spare  *spare
+
+	asked int    // candidates in the last lookup; -1 if it must be repeated
+	query *Query // the last lookup
+	found Found
+}
+
+// spare is made by an execution though nobody had asked for it.
+type spare struct {
+	result Result
+	keys   []Key // that it is saved under
 }
 
 // byContentOnly reports whether what is saved under e's keys may not be what e
 // is now.
-func (e *edge) byContentOnly() bool { return e.forced || e.node.transient() }
+func (e *edge) byContentOnly() bool { return e.forced || e.node.transient }
 
-func (n *node) transient() bool { return len(n.maps) > 0 && n.maps[0].Transient }
+// ref names e outside the core.
+func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
 
 func (e *edge) want() level {
 	if len(e.calls) > 0 {
@@ -133,7 +146,7 @@ func (e *edge) want() level {
 	return nothing
 }
 
-// has reports whether somebody who wants l of e has to wait.
+// has reports whether somebody who wants l of e need not wait.
 func (e *edge) has(l level) bool {
 	return e.status == done || l < theResult && e.told >= l
 }
@@ -149,7 +162,6 @@ func (c *Core) Step(ev Event) []Effect {
 		n.queued = false
 		c.decide(n)
 	}
-	clear(c.dirty)
 	c.dirty = c.dirty[:0]
 	return c.effects
 }
@@ -167,10 +179,11 @@ func (c *Core) touch(n *node) {
 func (c *Core) results() (out []Result) {
 	for _, n := range c.order {
 		for _, e := range n.edges {
-			for _, r := range []Result{e.result, e.spare} {
-				if r != nil {
-					out = append(out, r)
-				}
+			if e.result != nil {
+				out = append(out, e.result)
+			}
+			if e.spare != nil {
+				out = append(out, e.spare.result)
 			}
 		}
 	}
@@ -183,18 +196,21 @@ func (c *Core) add(root *Vertex) *node {
 		v    *Vertex
 		next int
 	}
-	stack := []frame{{v: root}}
-	for len(stack) > 0 {
-		f := &stack[len(stack)-1]
-		switch {
-		case c.lookup(f.v) != nil:
-			stack = stack[:len(stack)-1]
-		case f.next < len(f.v.Inputs):
-			f.next++
-			stack = append(stack, frame{v: f.v.Inputs[f.next-1].Vertex})
-		default:
-			c.insert(f.v)
+	var stack []frame
+	visit := func(v *Vertex) {
+		if c.lookup(v) == nil {
+			stack = append(stack, frame{v: v})
 		}
+	}
+	for visit(root); len(stack) > 0; {
+		f := &stack[len(stack)-1]
+		if f.next == len(f.v.Inputs) {
+			c.insert(f.v)
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		f.next++
+		visit(f.v.Inputs[f.next-1].Vertex)
 	}
 	return c.lookup(root)
 }
@@ -212,16 +228,13 @@ func (c *Core) lookup(v *Vertex) *node {
 	return c.nodes[nodeID{v.Digest, false}]
 }
 
-// node is the one whose vertex is v.
-func (c *Core) node(v *Vertex) *node { return c.nodes[idOf(v)] }
-
 func (c *Core) insert(v *Vertex) {
 	n := &node{vertex: v, more: true, inputs: make([]input, len(v.Inputs))}
 	inputs := v.Inputs
 	for i, in := range v.Inputs {
 		e := c.lookup(in.Vertex).edge(in.Index)
-		n.inputs[i] = input{node: n, index: i, edge: e}
-		e.users = append(e.users, &n.inputs[i])
+		n.inputs[i] = input{node: n, index: int32(i), edge: e}
+		e.use(&n.inputs[i])
 		if joined := e.ref(); joined.Vertex != in.Vertex {
 			if &inputs[0] == &v.Inputs[0] {
 				inputs = slices.Clone(inputs)
@@ -248,6 +261,16 @@ func (n *node) edge(index int) *edge {
 	return n.edges[i]
 }
 
+// use adds in to the users of e.
+func (e *edge) use(in *input) {
+	if e.last == nil {
+		e.users = in
+	} else {
+		e.last.next = in
+	}
+	e.last = in
+}
+
 // ask makes in's node want at least l of it.
 func (c *Core) ask(in *input, l level) {
 	if in.want < l {
@@ -270,22 +293,29 @@ func (c *Core) want(in *input, l level) {
 	if in.want == l {
 		return
 	}
-	in.edge.wanted[in.want]--
-	in.edge.wanted[l]++
+	e := in.edge
+	before := e.want()
+	e.wanted[in.want]--
+	e.wanted[l]++
 	in.want = l
-	c.touch(in.edge.node)
+	if e.want() != before {
+		c.touch(e.node)
+	}
 	c.settle(in)
 }
 
 // wake lets those who wait for e see what it has now.
 func (c *Core) wake(e *edge) {
-	for _, in := range e.users {
+	for in := e.users; in != nil; in = in.next {
 		c.settle(in)
 	}
 }
 
 // settle compares what in's node wants with what the edge has.
 func (c *Core) settle(in *input) {
+	if in.want == nothing && !in.waits {
+		return
+	}
 	n := in.node
 	if waits := !in.edge.has(in.want) && in.want > nothing; waits != in.waits {
 		in.waits = waits
@@ -313,22 +343,22 @@ func (c *Core) closeOne(n *node) {
 // digest starts to digest the result that in has, if its content matters.
 func (c *Core) digest(in *input) {
 	n := in.node
-	dep := n.maps[0].Deps[in.index]
+	dep := n.deps[in.index]
 	if dep.Content == nil || in.digest != undigested || n.running || n.err != nil {
 		return
 	}
 	in.digest = digesting
 	n.open++
-	c.do(&Digest{Vertex: n.vertex, Input: in.index, Dep: dep, Result: in.edge.result.Clone()})
+	c.do(&Digest{Vertex: n.vertex, Input: int(in.index), Dep: dep, Result: in.edge.result.Clone(), input: in})
 }
 
 // succeed gives e its result, which e owns.
 func (c *Core) succeed(e *edge, r Result) {
 	delete(c.avoid, r.ID())
 	e.status, e.result, e.told = done, r, allKeys
-	e.query, e.found.Matched, e.found.Records = Lookup{}, nil, nil
+	e.query, e.found = nil, Found{}
 	if e.spare != nil {
-		c.do(&Release{Result: e.spare})
+		c.do(&Release{Result: e.spare.result})
 		e.spare = nil
 	}
 	for _, call := range e.calls {
@@ -368,12 +398,12 @@ func (c *Core) refuse(n *node) {
 // lose forgets the result of e, so that it is found or made again.
 func (c *Core) lose(e *edge, why error) {
 	id := e.result.ID()
-	c.avoid[id], c.avoid[e.record.id()] = true, true
-	e.record, e.lost = Record{}, true
+	c.avoid[id], c.avoid[e.record] = true, true
+	e.record, e.lost = "", true
 	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1
-	for _, in := range e.users {
+	for in := e.users; in != nil; in = in.next {
 		in.outdated = in.node.running || in.digest == digesting
 		if in.digest == digested {
 			in.digest = undigested

@@ -1,11 +1,6 @@
 package solver
 
-import (
-	"fmt"
-	"slices"
-
-	"github.com/opencontainers/go-digest"
-)
+import "slices"
 
 // decide is the one place where the next step of a vertex is chosen. The rules:
 //
@@ -72,13 +67,12 @@ func (c *Core) resolve(e *edge) {
 	if want == nothing || e.status == done || e.status == matching || e.status == loading {
 		return
 	}
-	if want == theResult && e.spare != nil {
-		r := e.spare
+	if s := e.spare; want == theResult && s != nil {
 		e.spare = nil
-		c.made(e, r, e.saved)
+		c.made(e, s.result, s.keys)
 		return
 	}
-	if len(n.maps) == 0 {
+	if len(n.ops) == 0 {
 		c.askMap(n)
 	}
 	c.askInputs(n, firstKeys)
@@ -134,7 +128,7 @@ func (c *Core) askMap(n *node) {
 	if !n.asking {
 		n.asking = true
 		n.open++
-		c.do(&GetCacheMap{Vertex: n.vertex, Index: len(n.maps)})
+		c.do(&GetCacheMap{Vertex: n.vertex, Index: len(n.ops), node: n})
 	}
 }
 
@@ -151,7 +145,7 @@ func (c *Core) askInputs(n *node, l level) {
 // askStore starts a lookup if there are candidates that weren't looked up yet.
 func (c *Core) askStore(e *edge) bool {
 	count := e.candidates()
-	if count == e.asked || e.node.transient() {
+	if count == e.asked || e.node.transient {
 		return false
 	}
 	e.asked = count
@@ -160,8 +154,8 @@ func (c *Core) askStore(e *edge) bool {
 		return false
 	}
 	e.status = matching
-	e.query = e.lookup()
-	c.do(&Query{Edge: e.ref(), Lookup: e.query})
+	e.query = &Query{Edge: e.ref(), Lookup: e.lookup(), edge: e}
+	c.do(e.query)
 	return true
 }
 
@@ -169,7 +163,7 @@ func (c *Core) askStore(e *edge) bool {
 func (e *edge) candidates() (count int) {
 	n := e.node
 	if len(n.inputs) == 0 {
-		return len(n.maps)
+		return len(n.ops)
 	}
 	for i := range n.inputs {
 		in := &n.inputs[i]
@@ -190,9 +184,9 @@ func (e *edge) lookup() Lookup { return e.identity(false) }
 // the keys of forced inputs may lead to records that are older than they are.
 func (e *edge) identity(all bool) Lookup {
 	n := e.node
-	l := Lookup{Op: n.maps[0].Digest, Output: e.index}
+	l := Lookup{Op: n.ops[0], Output: e.index}
 	if len(n.inputs) == 0 {
-		l.Roots = rootKeys(n.ops(), e.index)
+		l.Roots = rootKeys(n.ops, e.index)
 		return l
 	}
 	l.Inputs = make([][]InputKey, len(n.inputs))
@@ -201,7 +195,7 @@ func (e *edge) identity(all bool) Lookup {
 		in, start := &n.inputs[i], len(keys)
 		if all || !in.edge.byContentOnly() {
 			for _, k := range in.edge.keys {
-				keys = append(keys, InputKey{Key: k, Selector: n.maps[0].Deps[i].Selector})
+				keys = append(keys, InputKey{Key: k, Selector: n.deps[i].Selector})
 			}
 		}
 		if in.digest == digested {
@@ -212,15 +206,6 @@ func (e *edge) identity(all bool) Lookup {
 	return l
 }
 
-// ops are the digests of n's cache maps.
-func (n *node) ops() []digest.Digest {
-	out := make([]digest.Digest, len(n.maps))
-	for i, m := range n.maps {
-		out[i] = m.Digest
-	}
-	return out
-}
-
 // hit takes the best record, if there is one.
 func (c *Core) hit(e *edge, want level) bool {
 	if len(e.found.Records) == 0 {
@@ -229,7 +214,7 @@ func (c *Core) hit(e *edge, want level) bool {
 	c.tell(e, allKeys)
 	if want == theResult {
 		e.status = loading
-		c.do(&Load{Edge: e.ref(), Lookup: e.lookup(), Record: e.found.Records[0], Reason: e.hitReason()})
+		c.do(&Load{Edge: e.ref(), Lookup: e.lookup(), Record: e.found.Records[0], Reason: e.hitReason(), edge: e})
 		c.touch(e.node)
 	}
 	return true
@@ -263,7 +248,6 @@ func (c *Core) tell(e *edge, l level) {
 // this is reached again.
 func (c *Core) prepare(e *edge) {
 	n := e.node
-	e.status = waiting
 	if need := c.contentsThatMayMatch(e); len(need) > 0 {
 		for _, in := range need {
 			c.ask(in, theResult)
@@ -286,7 +270,7 @@ func (c *Core) contentsThatMayMatch(e *edge) []*input {
 	var matched, unmatched []*input
 	for i := range n.inputs {
 		in := &n.inputs[i]
-		byContent := n.maps[0].Deps[i].Content != nil && in.digest != digested
+		byContent := n.deps[i].Content != nil && in.digest != digested
 		switch {
 		case byContent && e.found.Matched[i]:
 			matched = append(matched, in)
@@ -308,7 +292,7 @@ func (c *Core) execute(e *edge) {
 	n.running = true
 	n.open++
 	x := &Execute{
-		Vertex: n.vertex, Ops: n.ops(), Deps: n.maps[0].Deps, Transient: n.transient(), Reason: e.runReason(),
+		Vertex: n.vertex, node: n, Ops: n.ops, Deps: n.deps, Transient: n.transient, Reason: e.runReason(),
 		Inputs: make([]Result, len(n.inputs)),
 	}
 	for i := range n.inputs {
@@ -336,7 +320,7 @@ func (c *Core) execute(e *edge) {
 // lastLookup is e's lookup, which mostly is what was asked for last.
 func (e *edge) lastLookup() Lookup {
 	if e.asked > 0 && e.asked == e.candidates() {
-		return e.query
+		return e.query.Lookup
 	}
 	return e.lookup()
 }
@@ -347,7 +331,7 @@ func (e *edge) runReason() string {
 	if n.vertex.IgnoreCache {
 		return "run: ignore-cache"
 	}
-	if n.transient() {
+	if n.transient {
 		return "run: it is asked for in every build"
 	}
 	if e.lost {
@@ -357,7 +341,7 @@ func (e *edge) runReason() string {
 	for i := range n.inputs {
 		switch {
 		case n.inputs[i].edge.byContentOnly() && n.inputs[i].digest != digested:
-			return fmt.Sprintf("run: input %d is new in every build", i)
+			return "run: input " + itoa(i) + " is new in every build"
 		case !e.found.Matched[i] && missed < 0:
 			missed = i
 		}
@@ -366,7 +350,7 @@ func (e *edge) runReason() string {
 	case len(n.inputs) == 0 || len(e.found.Keys) > 0:
 		return "run: no record"
 	case missed >= 0:
-		return fmt.Sprintf("run: input %d is new", missed)
+		return "run: input " + itoa(missed) + " is new"
 	}
 	return "run: the inputs are new together"
 }
@@ -378,7 +362,7 @@ func (e *edge) save(l Lookup) Save {
 		l = e.identity(true)
 	}
 	s := Save{Lookup: l, Keys: e.found.Keys}
-	if e.node.transient() {
+	if e.node.transient {
 		return s // findable by nothing
 	}
 	if len(s.Inputs) == 0 || len(s.Keys) == 0 {

@@ -1,14 +1,10 @@
 package solver
 
-import (
-	"maps"
-	"slices"
-
-	"github.com/opencontainers/go-digest"
-)
+import "github.com/opencontainers/go-digest"
 
 // Effect is something to be done, at once and in order with the others of its
-// step; its outcome, if it has one, comes back as an Event. String gives its
+// step; its outcome, if it has one, comes back as an Event that has the effect
+// in it, by which the core knows what it is of. String gives its
 // line in the text format (text.go).
 type Effect interface{ String() string }
 
@@ -22,12 +18,14 @@ type Announce struct {
 type GetCacheMap struct {
 	Vertex *Vertex
 	Index  int
+	node   *node
 }
 
 // Query asks the key stores.
 type Query struct {
 	Edge   Edge
 	Lookup Lookup
+	edge   *edge
 }
 
 // Load turns a record into a result.
@@ -36,6 +34,7 @@ type Load struct {
 	Lookup Lookup // by which Record was found
 	Record Record
 	Reason string
+	edge   *edge
 }
 
 // Digest computes the content digest of an input; it owns Result.
@@ -44,6 +43,7 @@ type Digest struct {
 	Input  int
 	Dep    Dep
 	Result Result
+	input  *input
 }
 
 // Execute runs a vertex and saves its wanted outputs; it owns Inputs.
@@ -58,6 +58,7 @@ type Execute struct {
 	Transient bool // the outputs are findable by nothing
 	Wanted    []Wanted
 	Reason    string
+	node      *node
 }
 
 // Wanted is an output that an execution is for.
@@ -66,28 +67,21 @@ type Wanted struct {
 	Save   Save
 }
 
-// saves are how the outputs made are found: those that are wanted, and the
-// others, so that who asks for them later need not execute again.
-func (e *Execute) saves(made map[int]Result) (out []Save) {
-	if e.Transient {
-		return nil
-	}
-	identity := e.Wanted[0].Save.Lookup
-	for _, i := range slices.Sorted(maps.Keys(made)) {
-		n := slices.IndexFunc(e.Wanted, func(w Wanted) bool { return w.Save.Output == i })
-		if n >= 0 {
-			out = append(out, e.Wanted[n].Save)
-			continue
+// save is how output i, which was made, is found: as it is wanted, or, so that
+// who asks for it later need not execute again, like the first that is wanted.
+func (e *Execute) save(i int) Save {
+	for _, w := range e.Wanted {
+		if w.Save.Output == i {
+			return w.Save
 		}
-		s := Save{Lookup: identity}
-		s.Output = i
-		if len(s.Inputs) == 0 {
-			s.Roots = rootKeys(e.Ops, i)
-		}
-		s.Keys = s.newKeys()
-		out = append(out, s)
 	}
-	return out
+	s := Save{Lookup: e.Wanted[0].Save.Lookup}
+	s.Output = i
+	if len(s.Inputs) == 0 {
+		s.Roots = rootKeys(e.Ops, i)
+	}
+	s.Keys = s.newKeys()
+	return s
 }
 
 // Cancel stops waiting for an execution that nobody wants any more.

@@ -3,19 +3,13 @@ package solver
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// ref names e outside the core.
-func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
-
-func (c *Core) edge(e Edge) *edge { return c.node(e.Vertex).edge(e.Index) }
-
-// Event is something that happened. String gives its line in the text format
-// (text.go).
+// Event is something that happened. The outcome of an effect has the effect in
+// it. String gives its line in the text format (text.go).
 type Event interface {
 	apply(*Core)
 	// unused gives back the results that the event brings, if no core takes it.
@@ -85,15 +79,15 @@ func (ev *FoundLost) apply(c *Core) {
 
 // GotCacheMap is the outcome of GetCacheMap.
 type GotCacheMap struct {
-	Vertex *Vertex
-	Map    *CacheMap
-	More   bool
-	Err    error
+	*GetCacheMap
+	Map  *CacheMap
+	More bool
+	Err  error
 	bringsNothing
 }
 
 func (ev *GotCacheMap) apply(c *Core) {
-	n := c.node(ev.Vertex)
+	n := ev.node
 	n.asking = false
 	c.closeOne(n)
 	if ev.Err == nil {
@@ -103,7 +97,10 @@ func (ev *GotCacheMap) apply(c *Core) {
 		c.fail(n, vertexError(n.vertex, ev.Err))
 		return
 	}
-	n.maps = append(n.maps, ev.Map)
+	if len(n.ops) == 0 {
+		n.deps, n.transient = ev.Map.Deps, ev.Map.Transient
+	}
+	n.ops = append(n.ops, ev.Map.Digest)
 	n.more = ev.More
 }
 
@@ -114,7 +111,7 @@ func (n *node) check(m *CacheMap, more bool) error {
 		return fmt.Errorf("internal error: %s has no cache map", n.vertex.Name)
 	case len(m.Deps) != len(n.inputs):
 		return fmt.Errorf("internal error: cache map of %s describes %d inputs, there are %d", n.vertex.Name, len(m.Deps), len(n.inputs))
-	case m.Transient && (len(n.inputs) > 0 || len(n.maps) > 0 || more):
+	case m.Transient && (len(n.inputs) > 0 || len(n.ops) > 0 || more):
 		return fmt.Errorf("internal error: the key of %s is transient, though it has inputs or several cache maps", n.vertex.Name)
 	case more && len(n.inputs) > 0:
 		return fmt.Errorf("internal error: %s has inputs and several cache maps", n.vertex.Name)
@@ -124,22 +121,18 @@ func (n *node) check(m *CacheMap, more bool) error {
 
 // Queried is the outcome of Query.
 type Queried struct {
-	Edge  Edge
+	*Query
 	Found Found
-	Err   error
 	bringsNothing
 }
 
 func (ev *Queried) apply(c *Core) {
-	e := c.edge(ev.Edge)
+	e := ev.edge
 	if e.status != matching {
 		return
 	}
 	e.status = unresolved
 	e.found = ev.Found
-	if ev.Err != nil {
-		e.found = Found{Matched: make([]bool, len(e.node.inputs))}
-	}
 	if len(c.avoid) > 0 {
 		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.id()] })
 	}
@@ -148,8 +141,7 @@ func (ev *Queried) apply(c *Core) {
 
 // Loaded is the outcome of Load.
 type Loaded struct {
-	Edge   Edge
-	Record Record
+	*Load
 	Result Result
 	Err    error
 }
@@ -157,7 +149,7 @@ type Loaded struct {
 func (ev *Loaded) unused() { release(ev.Result) }
 
 func (ev *Loaded) apply(c *Core) {
-	e := c.edge(ev.Edge)
+	e := ev.edge
 	if ev.Err != nil {
 		c.avoid[ev.Record.id()], e.lost = true, true
 		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
@@ -169,7 +161,7 @@ func (ev *Loaded) apply(c *Core) {
 		return
 	}
 	c.do(&Cached{Vertex: e.node.vertex})
-	e.record = ev.Record
+	e.record = ev.Record.id()
 	if l := e.lookup(); ev.Record.Import > 0 {
 		c.do(&Adopt{Save: Save{Lookup: l, Keys: e.found.Keys, Result: ev.Result.Clone()}, Record: ev.Record})
 		c.adoptBelow(e.node)
@@ -214,16 +206,15 @@ func (l Lookup) alternatives() bool {
 
 // Digested is the outcome of Digest.
 type Digested struct {
-	Vertex *Vertex
-	Input  int
-	Digest digest.Digest
-	Err    error
+	*Digest
+	Content digest.Digest
+	Err     error
 	bringsNothing
 }
 
 func (ev *Digested) apply(c *Core) {
-	n := c.node(ev.Vertex)
-	in := &n.inputs[ev.Input]
+	in := ev.input
+	n := in.node
 	in.digest = undigested
 	c.closeOne(n)
 	lost := (*LostError)(nil)
@@ -235,7 +226,7 @@ func (ev *Digested) apply(c *Core) {
 	case ev.Err != nil:
 		c.fail(n, vertexError(n.vertex, ev.Err))
 	default:
-		in.digest, in.content = digested, ContentKey(ev.Digest)
+		in.digest, in.content = digested, ContentKey(ev.Content)
 	}
 	c.settle(in)
 }
@@ -243,30 +234,29 @@ func (ev *Digested) apply(c *Core) {
 // Executed is the outcome of Execute: a result for every wanted edge, and maybe
 // for others; all are saved.
 type Executed struct {
-	Vertex  *Vertex
-	Outputs map[int]Result
-	Keys    map[int][]Key // by which the outputs are found
-	Cached  bool          // another build's result had landed meanwhile
+	*Execute
+	Outputs []Output
+	Cached  bool // another build's result had landed meanwhile
 	Err     error
 }
 
+// Output is a result of an execution.
+type Output struct {
+	Index  int
+	Result Result
+	Keys   []Key // by which it is found
+}
+
 func (ev *Executed) unused() {
-	for _, r := range ev.Outputs {
-		release(r)
+	for _, out := range ev.Outputs {
+		out.Result.Release()
 	}
 }
 
 func (ev *Executed) apply(c *Core) {
-	n := c.node(ev.Vertex)
+	n := ev.node
 	n.running, n.cancelled = false, false
 	c.closeOne(n)
-	ran := make([]*edge, 0, len(n.edges))
-	for _, e := range n.edges {
-		if e.status == executing {
-			e.status = unresolved
-			ran = append(ran, e)
-		}
-	}
 	lost := (*LostError)(nil)
 	switch {
 	case errors.Is(ev.Err, errUnwanted):
@@ -275,8 +265,13 @@ func (ev *Executed) apply(c *Core) {
 	case ev.Err != nil:
 		c.fail(n, vertexError(n.vertex, ev.Err))
 	default:
-		for _, i := range slices.Sorted(maps.Keys(ev.Outputs)) {
-			c.land(n.edge(i), ev, slices.Contains(ran, n.edge(i)))
+		for _, out := range ev.Outputs {
+			c.land(n.edge(out.Index), out, ev.Cached)
+		}
+	}
+	for _, e := range n.edges {
+		if e.status == executing {
+			e.status = unresolved
 		}
 	}
 	for i := range n.inputs {
@@ -288,22 +283,22 @@ func (ev *Executed) apply(c *Core) {
 	}
 }
 
-// land gives e what an execution, which was for e if wanted is set, made of it.
-func (c *Core) land(e *edge, ev *Executed, wanted bool) {
-	r, keys := ev.Outputs[e.index], ev.Keys[e.index]
+// land gives e what an execution, or whoever did the same before, made of it.
+func (c *Core) land(e *edge, out Output, cached bool) {
+	keys := out.Keys
 	if len(e.node.inputs) == 0 {
-		keys = rootKeys(e.node.ops(), e.index) // whatever others know it by
+		keys = rootKeys(e.node.ops, e.index) // whatever others know it by
 	}
-	switch {
-	case wanted && ev.Cached:
+	switch wanted := e.status == executing; {
+	case wanted && cached:
 		e.keys, e.forced = keys, false
-		c.succeed(e, r)
+		c.succeed(e, out.Result)
 	case wanted:
-		c.made(e, r, keys)
+		c.made(e, out.Result, keys)
 	case e.status == done || e.spare != nil:
-		c.do(&Release{Result: r})
+		c.do(&Release{Result: out.Result})
 	default:
-		e.spare, e.saved = r, keys
+		e.spare = &spare{out.Result, keys}
 	}
 }
 

@@ -17,7 +17,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 			in.Release()
 		}
 	}()
-	ev := &Executed{Vertex: eff.Vertex}
+	ev := &Executed{Execute: eff}
 	key, err := b.flightKey(ctx, eff)
 	if err != nil {
 		ev.Err = err
@@ -89,14 +89,14 @@ func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed
 		return again
 	}
 	for _, w := range eff.Wanted {
-		if f.outputs[w.Save.Output] == nil {
+		if f.output(w.Save.Output) == nil {
 			ev.Err = fmt.Errorf("internal error: %s has no output %d", eff.Vertex.Name, w.Save.Output)
 			return f.cached
 		}
 	}
-	ev.Err, ev.Cached, ev.Outputs, ev.Keys = nil, f.cached, map[int]Result{}, f.keys
-	for i, r := range f.outputs {
-		ev.Outputs[i] = r.Clone()
+	ev.Err, ev.Cached, ev.Outputs = nil, f.cached, slices.Clone(f.outputs)
+	for i := range ev.Outputs {
+		ev.Outputs[i].Result = ev.Outputs[i].Result.Clone()
 	}
 	if (f.cached || f.leader != eff) && !eff.Transient {
 		for _, w := range eff.Wanted {
@@ -117,12 +117,23 @@ func (f *flight) flewWith(eff *Execute, inputs []int) bool {
 // known is how what f brought is found, beside the keys that it is found by
 // already, by what somebody else knows of the inputs.
 func (f *flight) known(s Save) Save {
+	out := f.output(s.Output)
 	if len(s.Inputs) == 0 {
-		s.Result = f.outputs[s.Output]
+		s.Result = out.Result
 	} else {
-		s.Keys = f.keys[s.Output]
+		s.Keys = out.Keys
 	}
 	return s
+}
+
+// output is what f made of output i; nil if nothing.
+func (f *flight) output(i int) *Output {
+	for n := range f.outputs {
+		if f.outputs[n].Index == i {
+			return &f.outputs[n]
+		}
+	}
+	return nil
 }
 
 // follow copies the flight's log to this build, from the start.

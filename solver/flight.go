@@ -36,9 +36,8 @@ type flight struct {
 	deserted bool      // somebody left before it landed; guarded by flights.mu
 	landed   bool      // guarded by flights.mu
 
-	outputs map[int]Result // released when no share is left
-	keys    map[int][]Key  // by which they are found
-	cached  bool           // outputs are the wanted ones of the leader, loaded
+	outputs []Output // released when no share is left
+	cached  bool     // outputs are the wanted ones of the leader, loaded
 	err     error
 	left    *Remains // of err, if that has some; released with outputs
 }
@@ -70,7 +69,7 @@ func (s *Solver) join(key string, eff *Execute, value any) (*flight, *waiter) {
 	defer fs.mu.Unlock()
 	f := fs.table[key]
 	if f == nil || f.ctx.Err() != nil {
-		f = &flight{done: make(chan struct{}), leader: eff, outputs: map[int]Result{}, keys: map[int][]Key{}}
+		f = &flight{done: make(chan struct{}), leader: eff}
 		f.ctx, f.cancel = context.WithCancelCause(context.Background())
 		fs.table[key] = f
 		inputs := make([]Result, len(eff.Inputs))
@@ -110,8 +109,8 @@ func (fs *flights) settle(f *flight) {
 }
 
 func (f *flight) release() {
-	for _, r := range f.outputs {
-		r.Release()
+	for _, out := range f.outputs {
+		out.Result.Release()
 	}
 	f.left.Release()
 }
@@ -176,7 +175,7 @@ func (s *Solver) run(f *flight, inputs []Result) error {
 	}
 	for i, r := range outputs {
 		if r != nil {
-			f.outputs[i] = r
+			f.outputs = append(f.outputs, Output{Index: i, Result: r})
 		}
 	}
 	return nil
@@ -186,13 +185,13 @@ func (s *Solver) run(f *flight, inputs []Result) error {
 // loaded none, if not all can be had.
 func (s *Solver) landed(ctx context.Context, f *flight) bool {
 	for _, w := range f.leader.Wanted {
-		i := w.Save.Output
-		if f.outputs[i], f.keys[i] = s.find(ctx, w.Lookup); f.outputs[i] == nil {
-			delete(f.outputs, i)
+		r, keys := s.find(ctx, w.Lookup)
+		if r == nil {
 			f.release()
-			clear(f.outputs)
+			f.outputs = nil
 			return false
 		}
+		f.outputs = append(f.outputs, Output{w.Save.Output, r, keys})
 	}
 	return true
 }
@@ -213,9 +212,13 @@ func (s *Solver) find(ctx context.Context, l Lookup) (Result, []Key) {
 
 // keep makes what f made findable.
 func (s *Solver) keep(f *flight) {
-	for _, save := range f.leader.saves(f.outputs) {
-		save.Result = f.outputs[save.Output]
-		f.keys[save.Output] = save.Keys
+	if f.leader.Transient {
+		return
+	}
+	for i := range f.outputs {
+		out := &f.outputs[i]
+		save := f.leader.save(out.Index)
+		save.Result, out.Keys = out.Result, save.Keys
 		if err := s.opts.Keys.Save(save); err != nil {
 			s.opts.Warn("keep a result", "vertex", f.leader.Vertex.Name, "error", err)
 			f.log.Write(progress.Event{Log: &progress.Log{

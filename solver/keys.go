@@ -24,23 +24,6 @@ func ContentKey(content digest.Digest) Key {
 	return sha256.Sum256([]byte("content:" + content))
 }
 
-// derivedKey identifies the output of an op on inputs.
-func derivedKey(op digest.Digest, output int, inputs []InputKey) Key {
-	h := sha256.New()
-	h.Write([]byte(op))
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(output))
-	h.Write(n[:])
-	for _, in := range inputs {
-		h.Write(in.Key[:])
-		h.Write([]byte(in.Selector))
-		h.Write([]byte{0})
-	}
-	var k Key
-	h.Sum(k[:0])
-	return k
-}
-
 // rootKeys identify the output of an op without inputs, by each of its cache
 // maps.
 func rootKeys(ops []digest.Digest, output int) []Key {
@@ -81,13 +64,19 @@ func (l Lookup) newKeys() []Key {
 	if len(l.Inputs) == 0 {
 		return l.Roots
 	}
-	last := make([]InputKey, len(l.Inputs))
-	for i, keys := range l.Inputs {
-		if len(keys) > 0 {
-			last[i] = keys[len(keys)-1]
+	text := make([]byte, 0, 1024) // enough for most, without allocating
+	text = append(text, l.Op...)
+	text = binary.BigEndian.AppendUint64(text, uint64(l.Output))
+	for _, candidates := range l.Inputs {
+		var last InputKey
+		if len(candidates) > 0 {
+			last = candidates[len(candidates)-1]
 		}
+		text = append(text, last.Key[:]...)
+		text = append(text, last.Selector...)
+		text = append(text, 0)
 	}
-	return []Key{derivedKey(l.Op, l.Output, last)}
+	return []Key{sha256.Sum256(text)}
 }
 
 // Found answers a Lookup.

@@ -1,7 +1,7 @@
 package solver
 
 // level is how much of an edge somebody wants, or has been told.
-type level int
+type level uint8
 
 const (
 	nothing   level = iota
@@ -15,18 +15,17 @@ func (l level) String() string {
 }
 
 // status is where an edge is on its way to a result.
-type status int
+type status uint8
 
 const (
-	unresolved status = iota // asks for cache maps and keys
+	unresolved status = iota // asks for cache maps, keys and the results of inputs
 	matching                 // waits for a lookup
 	loading                  // loads a record
-	waiting                  // waits for the results of inputs
 	executing                // its vertex runs
 	done                     // has a result
 	failed
 )
 
 func (s status) String() string {
-	return [...]string{"unresolved", "matching", "loading", "waiting", "executing", "done", "failed"}[s]
+	return [...]string{"unresolved", "matching", "loading", "executing", "done", "failed"}[s]
 }

@@ -99,7 +99,7 @@ func (b *Build) query(eff *Query) {
 	if o, ok := b.opts.Observer.(LookupObserver); ok {
 		o.Queried(eff, found)
 	}
-	b.events.put(&Queried{Edge: eff.Edge, Found: found})
+	b.events.put(&Queried{Query: eff, Found: found})
 }
 
 // adopt makes what an import has the daemon's own: the result if there is one
@@ -150,7 +150,7 @@ func (b *Build) drop(eff *Drop) {
 }
 
 func (b *Build) load(eff *Load) *Loaded {
-	ev := &Loaded{Edge: eff.Edge, Record: eff.Record}
+	ev := &Loaded{Load: eff}
 	ev.Result, ev.Err = b.results(eff.Record).Load(b.ctx, eff.Record.Result)
 	return ev
 }
@@ -162,7 +162,7 @@ func (a asker) Values() []any { return []any{a.value} }
 
 func (b *Build) cacheMap(eff *GetCacheMap) *GotCacheMap {
 	v := eff.Vertex
-	ev := &GotCacheMap{Vertex: v}
+	ev := &GotCacheMap{GetCacheMap: eff}
 	// Most cache maps cost nothing: the vertex is shown to run once its op has
 	// something to tell.
 	var start sync.Once
@@ -189,7 +189,7 @@ func (b *Build) cacheMap(eff *GetCacheMap) *GotCacheMap {
 func (b *Build) digest(eff *Digest) *Digested {
 	v := eff.Vertex
 	defer eff.Result.Release()
-	ev := &Digested{Vertex: v, Input: eff.Input}
+	ev := &Digested{Digest: eff}
 	ctx := progress.With(b.ctx, b.report.scope(v))
 	ev.Err = protect(v, func() (err error) {
 		if eff.Dep.Prepare != nil {
@@ -197,7 +197,7 @@ func (b *Build) digest(eff *Digest) *Digested {
 				return err
 			}
 		}
-		ev.Digest, err = eff.Dep.Content(ctx, asker{b.opts.Value}, eff.Result)
+		ev.Content, err = eff.Dep.Content(ctx, asker{b.opts.Value}, eff.Result)
 		return err
 	})
 	if ev.Err != nil && !isLost(ev.Err) && b.ctx.Err() == nil {

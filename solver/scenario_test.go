@@ -25,7 +25,7 @@ type player struct {
 	w        *world
 	core     *Core
 	vertices map[string]*Vertex
-	execute  map[*Vertex]*Execute // the last one of each
+	started  map[string]Effect // that have an outcome, by what it begins with
 
 	names map[Key]string // what scenarios call keys
 	keys  map[string]Key
@@ -33,7 +33,7 @@ type player struct {
 
 func newPlayer(t *testing.T) *player {
 	return &player{
-		t: t, w: newWorld(), core: NewCore(), vertices: map[string]*Vertex{}, execute: map[*Vertex]*Execute{},
+		t: t, w: newWorld(), core: NewCore(), vertices: map[string]*Vertex{}, started: map[string]Effect{},
 		names: map[Key]string{}, keys: map[string]Key{},
 	}
 }
@@ -159,6 +159,36 @@ type gone string
 func (e gone) Error() string        { return string(e) }
 func (e gone) Is(target error) bool { return target == ErrNoResult }
 
+// outcome is how the line of the outcome of eff begins; "" if there is none.
+func outcomeOf(eff Effect) string {
+	switch eff := eff.(type) {
+	case *GetCacheMap:
+		return "cachemap " + eff.Vertex.id()
+	case *Query:
+		return "lookup " + eff.Edge.String()
+	case *Load:
+		return "load " + eff.Edge.String()
+	case *Digest:
+		return fmt.Sprintf("digest %s %d", eff.Vertex.id(), eff.Input)
+	case *Execute:
+		return "execute " + eff.Vertex.id()
+	}
+	return ""
+}
+
+// cause is the effect whose outcome w is.
+func cause[E Effect](p *player, w words) E {
+	name := strings.Join(w.fields[:2], " ")
+	if w.fields[0] == "digest" {
+		name += " " + w.fields[2]
+	}
+	eff, ok := p.started[name].(E)
+	if !ok {
+		p.t.Fatalf("%q was not started", name)
+	}
+	return eff
+}
+
 // event parses a line.
 func (p *player) event(line string) Event {
 	w := split(line)
@@ -177,14 +207,14 @@ func (p *player) event(line string) Event {
 	case "found":
 		return &FoundLost{Edge: p.edge(w.fields[2]), Record: w.fields[3], Err: w.err()}
 	case "cachemap":
-		ev := &GotCacheMap{Vertex: p.vertex(w.fields[1]), More: w.flags["more"], Err: w.err()}
+		ev := &GotCacheMap{GetCacheMap: cause[*GetCacheMap](p, w), More: w.flags["more"], Err: w.err()}
 		if op, ok := w.values["op"]; ok {
 			ev.Map = &CacheMap{Digest: digest.Digest(op), Deps: deps(items(w.values["deps"])), Transient: w.flags["transient"]}
 			p.callRoots(ev.Map.Digest)
 		}
 		return ev
 	case "lookup":
-		ev := &Queried{Edge: p.edge(w.fields[1]), Err: w.err()}
+		ev := &Queried{Query: cause[*Query](p, w)}
 		ev.Found.Keys = p.keyList(items(w.values["keys"]))
 		ev.Found.Matched = make([]bool, len(ev.Edge.Vertex.Inputs))
 		for i, s := range items(w.values["matched"]) {
@@ -195,7 +225,7 @@ func (p *player) event(line string) Event {
 		}
 		return ev
 	case "load":
-		ev := &Loaded{Edge: p.edge(w.fields[1]), Record: record(w.fields[2]), Err: w.err()}
+		ev := &Loaded{Load: cause[*Load](p, w), Err: w.err()}
 		if ev.Err == nil {
 			ev.Result = p.result(w.fields[2])
 		}
@@ -203,7 +233,7 @@ func (p *player) event(line string) Event {
 	case "digest":
 		content := digest.Digest(w.values["content"])
 		p.call(ContentKey(content), "content("+string(content)+")")
-		return &Digested{Vertex: p.vertex(w.fields[1]), Input: number(2), Digest: content, Err: w.err()}
+		return &Digested{Digest: cause[*Digest](p, w), Content: content, Err: w.err()}
 	case "execute":
 		return p.executed(w)
 	}
@@ -242,23 +272,20 @@ func record(s string) Record {
 // executed is "execute V outputs=0:r1", with the keys that the core has chosen,
 // or "0:r1:key+key".
 func (p *player) executed(w words) *Executed {
-	ev := &Executed{Vertex: p.vertex(w.fields[1]), Cached: w.flags["cached"], Err: w.err()}
+	ev := &Executed{Execute: cause[*Execute](p, w), Cached: w.flags["cached"], Err: w.err()}
 	if ev.Err != nil {
 		return ev
 	}
-	ev.Outputs, ev.Keys = map[int]Result{}, map[int][]Key{}
 	for _, s := range items(w.values["outputs"]) {
 		parts := strings.Split(s, ":")
 		i, _ := strconv.Atoi(parts[0])
-		ev.Outputs[i] = p.result(parts[1])
+		out := Output{Index: i, Result: p.result(parts[1])}
 		if len(parts) == 3 {
-			ev.Keys[i] = p.keyList(strings.Split(parts[2], "+"))
+			out.Keys = p.keyList(strings.Split(parts[2], "+"))
+		} else if !ev.Transient {
+			out.Keys = ev.save(i).Keys
 		}
-	}
-	for _, save := range p.execute[ev.Vertex].saves(ev.Outputs) {
-		if ev.Keys[save.Output] == nil {
-			ev.Keys[save.Output] = save.Keys
-		}
+		ev.Outputs = append(ev.Outputs, out)
 	}
 	return ev
 }
@@ -268,6 +295,9 @@ func (p *player) executed(w words) *Executed {
 func (p *player) step(line string) (out []string) {
 	for _, eff := range p.core.Step(p.event(line)) {
 		out = append(out, eff.String())
+		if name := outcomeOf(eff); name != "" {
+			p.started[name] = eff
+		}
 		switch eff := eff.(type) {
 		case *Release:
 			eff.Result.Release()
@@ -278,7 +308,6 @@ func (p *player) step(line string) (out []string) {
 		case *Adopt:
 			release(eff.Save.Result)
 		case *Execute:
-			p.execute[eff.Vertex] = eff
 			for _, r := range eff.Inputs {
 				r.Release()
 			}

@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
@@ -137,7 +136,7 @@ func (d Dep) text() (s string) {
 func (ev *Queried) String() string {
 	return line("lookup", ev.Edge.String(), list("keys", ev.Found.Keys, Key.String),
 		list("matched", ev.Found.Matched, func(m bool) string { return fmt.Sprint(m) }),
-		list("records", ev.Found.Records, Record.id), outcome(ev.Err))
+		list("records", ev.Found.Records, Record.id))
 }
 
 func (ev *Loaded) String() string {
@@ -145,14 +144,13 @@ func (ev *Loaded) String() string {
 }
 
 func (ev *Digested) String() string {
-	return line("digest", ev.Vertex.id(), fmt.Sprint(ev.Input), mark("content="+string(ev.Digest), ev.Err == nil), lostInputs(ev.Err), outcome(ev.Err))
+	return line("digest", ev.Vertex.id(), fmt.Sprint(ev.Input), mark("content="+string(ev.Content), ev.Err == nil), lostInputs(ev.Err), outcome(ev.Err))
 }
 
 func (ev *Executed) String() string {
-	outputs := slices.Sorted(maps.Keys(ev.Outputs))
 	return line("execute", ev.Vertex.id(),
-		list("outputs", outputs, func(i int) string {
-			return fmt.Sprintf("%d:%s", i, ev.Outputs[i].ID()) + ":" + joined(ev.Keys[i])
+		list("outputs", ev.Outputs, func(out Output) string {
+			return fmt.Sprintf("%d:%s:%s", out.Index, out.Result.ID(), joined(out.Keys))
 		}),
 		mark("cached", ev.Cached), mark("unwanted", errors.Is(ev.Err, errUnwanted)), lostInputs(ev.Err), outcome(ev.Err))
 }

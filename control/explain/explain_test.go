@@ -106,9 +106,9 @@ func (s *script) run(i int, op, input, output string, err error) string {
 	s.t.Helper()
 	x := s.execute(i, op, input, output)
 	s.r.Starts(x, progress.Scope{})
-	ev := &solver.Executed{Vertex: x.Vertex, Err: err}
+	ev := &solver.Executed{Execute: x, Err: err}
 	if err == nil {
-		ev.Outputs = map[int]solver.Result{0: result("result of " + output)}
+		ev.Outputs = []solver.Output{{Result: result("result of " + output)}}
 	}
 	s.r.Ended(x, ev)
 	s.r.work.Wait()
@@ -551,7 +551,7 @@ func BenchmarkStep(b *testing.B) {
 			x := s.execute(i, fmt.Sprint(n, i), fmt.Sprint("input ", n), fmt.Sprint("output ", n, i))
 			start := time.Now()
 			s.r.Starts(x, progress.Scope{})
-			s.r.Ended(x, &solver.Executed{Vertex: x.Vertex, Outputs: map[int]solver.Result{0: result("r")}})
+			s.r.Ended(x, &solver.Executed{Execute: x, Outputs: []solver.Output{{Result: result("r")}}})
 			held += time.Since(start)
 		}
 		s.r.Close(false)

@@ -178,7 +178,7 @@ func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
 	}
 	s.ended, s.failed = true, ev.Err != nil
 	for _, out := range ev.Outputs {
-		s.record.Results = append(s.record.Results, out.ID())
+		s.record.Results = append(s.record.Results, out.Result.ID())
 	}
 	slices.Sort(s.record.Results)
 }

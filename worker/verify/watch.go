@@ -108,8 +108,8 @@ func (w *Watch) Ended(eff *solver.Execute, ev *solver.Executed) {
 	defer w.mu.Unlock()
 	n := nodeOf(eff.Vertex)
 	delete(w.hits, n)
-	for i, r := range ev.Outputs {
-		w.made[output{n, i}] = r.ID()
+	for _, out := range ev.Outputs {
+		w.made[output{n, out.Index}] = out.Result.ID()
 	}
 }
 
