@@ -206,12 +206,15 @@ func (e *executor) openFiles(p Process, undo *cleanup.Stack) ([]source, error) {
 // mountPoints makes missing mount points in the root. Those below another
 // mount are left to be made when that is mounted.
 func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error) {
-	points := []rootfs.MountPoint{{Path: "/proc", Keep: true}, {Path: "/dev", Keep: true}, {Path: "/sys", Keep: true}}
-	covered := []string{"/proc", "/dev", "/sys"}
+	points := []rootfs.MountPoint{{Path: "/proc", Keep: true, Plain: true}, {Path: "/sys", Keep: true, Plain: true}, {Path: "/dev", Keep: true}}
+	covered := []string{"/proc", "/sys", "/dev"}
 	for _, s := range t.sources {
 		resolved, _, err := root.Resolve(s.dest)
 		if err != nil {
 			return nil, fmt.Errorf("mount point %s: %w", s.dest, err)
+		}
+		if inProc(resolved) {
+			return nil, fmt.Errorf("mount point %s: nothing can be mounted at or below /proc", s.dest)
 		}
 		if rootfs.Below(resolved, covered) {
 			t.makePoints[s.dest] = resolved
@@ -220,6 +223,18 @@ func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error)
 		points = append(points, rootfs.MountPoint{Path: s.dest, File: s.file})
 	}
 	return root.Prepare(points, t.p.RemoveMountStubsRecursive)
+}
+
+// procFiles are what may be replaced in /proc, as file systems for containers
+// do it.
+var procFiles = []string{
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/net/dev", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+	"/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid",
+}
+
+// inProc says that a mount point is where a step could fake what /proc tells.
+func inProc(resolved string) bool {
+	return rootfs.Below(resolved, []string{"/proc"}) && !slices.Contains(procFiles, resolved)
 }
 
 func cgroupSpec(p Process) cgroup.Spec {

@@ -3,11 +3,15 @@
 package executor
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +30,20 @@ func hostDir(t *testing.T) (dir, link string) {
 	}
 	t.Cleanup(func() { unix.Close(fd) })
 	return dir, fmt.Sprintf("/proc/self/fd/%d", fd)
+}
+
+// attack runs p, which may make something wait for ever.
+func attack(t *testing.T, e *executor, p Process) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("the step doesn't end, or doesn't even begin"))
+	defer cancel()
+	var out, errOut bytes.Buffer
+	p.Stdout, p.Stderr = &out, &errOut
+	u, err := e.Run(ctx, p)
+	if ctx.Err() != nil {
+		t.Fatalf("%v\nstdout: %s\nstderr: %s", err, out.String(), errOut.String())
+	}
+	return result{out.String(), errOut.String(), u, err}
 }
 
 // checkUntouched fails if something was made in a hostDir.
@@ -73,7 +91,7 @@ func TestDescriptorsLeadNowhere(t *testing.T) {
 			p := process(t, look)
 			p.Mounts = []Mount{{Dest: "/m", Source: bindMount(linked)}}
 			change(&p)
-			r := run(t, e, p)
+			r := attack(t, e, p)
 			if strings.Contains(r.stdout, "machine") || strings.TrimSpace(r.stdout) != "" {
 				t.Errorf("%s: the step sees %q", name, r.stdout)
 			}
@@ -98,7 +116,7 @@ func TestNoDescriptorIsAWayOut(t *testing.T) {
 		p := process(t, "ls -d ../../../../proc ../../../../etc/passwd")
 		for fd := 3; fd <= highest+3; fd++ {
 			p.ID, p.Cwd = newID(), fmt.Sprintf("/proc/self/fd/%d", fd)
-			if r := run(t, e, p); r.err == nil && !strings.HasPrefix(r.stderr, "ls: ") {
+			if r := attack(t, e, p); r.err == nil && !strings.HasPrefix(r.stderr, "ls: ") {
 				t.Errorf("working directory %s: the step ran: %s", p.Cwd, r.stdout)
 			}
 		}

@@ -14,6 +14,9 @@ type MountPoint struct {
 	Path string // absolute
 	File bool   // a file rather than a directory
 	Keep bool   // stays after the run, as /proc, /sys and /dev do in every container
+	// Plain: it must be a directory where it says, not a symbolic link. Through a
+	// link the mount could come to be where those that hide parts of it don't.
+	Plain bool
 }
 
 // Stubs are the mount points that were made for a run.
@@ -40,6 +43,9 @@ func (r Root) Prepare(points []MountPoint, recursive bool) (_ *Stubs, err error)
 			return nil, fmt.Errorf("make mount point %s: %w", p.Path, err)
 		}
 		below := Below(resolved, covered)
+		if err := p.check(resolved, below); err != nil {
+			return nil, err
+		}
 		covered = append(covered, resolved)
 		if exists || below {
 			continue
@@ -57,6 +63,16 @@ func (r Root) Prepare(points []MountPoint, recursive bool) (_ *Stubs, err error)
 		}
 	}
 	return s, nil
+}
+
+func (p MountPoint) check(resolved string, below bool) error {
+	switch {
+	case p.Plain && resolved != p.Path, p.Keep && below:
+		return fmt.Errorf("mount point %s: the file system has a symbolic link there, to %s; it must be a directory or missing", p.Path, resolved)
+	case resolved == "/":
+		return fmt.Errorf("mount point %s: the file system has a symbolic link there that leads to the root itself", p.Path)
+	}
+	return nil
 }
 
 // Below says whether name is one of dirs or below one.
