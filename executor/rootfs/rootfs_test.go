@@ -169,6 +169,15 @@ func TestUser(t *testing.T) {
 		{"99:98", map[string]string{"etc/passwd": passwd}, User{UID: 99, GID: 98, Groups: []uint32{98}, Home: "/"}, ""},
 		{"root:root", nil, User{Groups: []uint32{0}, Home: "/"}, ""},
 		{"u", nil, User{}, `look up user "u"`},
+		{"4294967294:4294967294", nil, User{UID: maxID, GID: maxID, Groups: []uint32{maxID}, Home: "/"}, ""},
+		{"4294967295:0", nil, User{}, "look up user"}, // setresuid(-1) would leave root
+		{"0:4294967295", nil, User{}, "look up user"},
+		{"u", map[string]string{"etc/passwd": "u:x:4294967295:1:::\n"}, User{}, "not between 0 and"},
+		{"u", map[string]string{"etc/passwd": "u:x:99999999999999999999:1:::\n"}, User{}, "not between 0 and"},
+		{"u", map[string]string{"etc/passwd": "u:x:-1:1:::\n"}, User{}, "not between 0 and"},
+		{"u", map[string]string{"etc/passwd": "u:x:1:4294967296:::\n"}, User{}, "not between 0 and"},
+		{"u", map[string]string{"etc/passwd": "u:x:1:1:::\n", "etc/group": "g:x:-1:u\n"}, User{}, "not between 0 and"},
+		{"", map[string]string{"etc/passwd": "root:x:0:-1:::\n", "etc/group": "g:x:-1:root\n"}, User{Groups: []uint32{0}, Home: "/"}, ""},
 		{"u:nogroup", map[string]string{"etc/passwd": passwd, "etc/group": group}, User{}, `look up user "u:nogroup"`},
 		{"u", map[string]string{"etc/passwd/": ""}, User{}, "not a regular file"},
 		{"", map[string]string{"etc/passwd/": ""}, User{Groups: []uint32{0}, Home: "/"}, ""},
@@ -193,6 +202,14 @@ func TestUser(t *testing.T) {
 	}
 	if _, err := r.User("u"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("pipe: %v", err)
+	}
+	// Nor is a device opened, which for some is enough to start something: this
+	// one has no driver, so that to open it would fail.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "etc/passwd")), unix.Mknod(filepath.Join(dir, "etc/passwd"), unix.S_IFCHR|0o666, int(unix.Mkdev(4000, 0)))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.User("u"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("device: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -53,12 +54,21 @@ func (r Root) lookup(name string, passwd []byte, err error) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
+	for _, id := range append([]int{found.Uid, found.Gid}, found.Sgids...) {
+		if id < 0 || id > maxID {
+			return User{}, fmt.Errorf("the passwd or group file has the id %d for it, which is not between 0 and %d", id, maxID)
+		}
+	}
 	u := User{UID: uint32(found.Uid), GID: uint32(found.Gid)}
 	for _, g := range found.Sgids {
 		u.Groups = append(u.Groups, uint32(g))
 	}
 	return u, nil
 }
+
+// maxID is the highest user and group. The next one is the kernel's word for
+// leaving a process as it is, which is root.
+const maxID = math.MaxUint32 - 1
 
 // numeric parses "uid:gid", which needs no look-up. "root" counts as 0.
 func numeric(name string) (uid, gid uint32, ok bool) {
@@ -71,7 +81,7 @@ func numeric(name string) (uid, gid uint32, ok bool) {
 			return 0, true
 		}
 		n, err := strconv.ParseUint(s, 10, 32)
-		return uint32(n), err == nil
+		return uint32(n), err == nil && n <= maxID
 	}
 	uid, ok1 := id(u)
 	gid, ok2 := id(g)
@@ -93,16 +103,17 @@ const maxUserFile = 10 << 20
 // readUserFile reads a file like /etc/passwd, which must be a regular one; a
 // missing one is empty.
 func (r Root) readUserFile(name string) ([]byte, error) {
-	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK)
+	// Not opened yet: to open a device can do something.
+	found, err := r.open(name, unix.O_PATH)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
+	defer unix.Close(found)
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(found, &st); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: name, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -111,6 +122,11 @@ func (r Root) readUserFile(name string) ([]byte, error) {
 	if st.Size > maxUserFile {
 		return nil, fmt.Errorf("%q exceeds %d bytes", name, maxUserFile)
 	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", found), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
 	buf := make([]byte, st.Size)
 	for n := 0; n < len(buf); {
 		m, err := unix.Read(fd, buf[n:])
