@@ -218,7 +218,7 @@ func (c *Container) setup(p *specs.Process, io IO) (*native.Setup, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open root.path: %w", err)
 	}
-	spec.Process, err = withHome(p, int(root.Fd()))
+	spec.Process, err = withEnv(p, int(root.Fd()))
 	return s, errors.Join(err, root.Close())
 }
 

@@ -118,17 +118,34 @@ func filter(s *specs.Spec) ([]unix.SockFilter, error) {
 	return f, nil
 }
 
-// withHome returns p with HOME as the container's passwd file has it, unless
+// withEnv returns p with an environment in which each variable is there once,
+// with its last value, and HOME as the container's passwd file has it unless
 // it is set.
-func withHome(p *specs.Process, rootFD int) (*specs.Process, error) {
+func withEnv(p *specs.Process, rootFD int) (*specs.Process, error) {
 	copied := *p
-	if slices.ContainsFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") && kv != "HOME=" }) {
+	copied.Env = lastValues(p.Env)
+	if slices.ContainsFunc(copied.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") && kv != "HOME=" }) {
 		return &copied, nil
 	}
 	u, err := rootfs.New(rootFD).User(fmt.Sprintf("%d:%d", p.User.UID, p.User.GID))
 	if err != nil {
 		return nil, fmt.Errorf("find home of user %d: %w", p.User.UID, err)
 	}
-	copied.Env = append(slices.DeleteFunc(slices.Clone(p.Env), func(kv string) bool { return kv == "HOME=" }), "HOME="+u.Home)
+	copied.Env = append(slices.DeleteFunc(copied.Env, func(kv string) bool { return kv == "HOME=" }), "HOME="+u.Home)
 	return &copied, nil
+}
+
+// lastValues keeps the last of several values of a variable, as programs differ
+// in which they take.
+func lastValues(env []string) (list []string) {
+	seen := map[string]bool{}
+	for _, kv := range slices.Backward(env) {
+		name, _, _ := strings.Cut(kv, "=")
+		if !seen[name] {
+			seen[name] = true
+			list = append(list, kv)
+		}
+	}
+	slices.Reverse(list)
+	return list
 }

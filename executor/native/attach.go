@@ -76,16 +76,41 @@ func (c *creator) mountOne(m specs.Mount) error {
 		err = c.mountOwnCgroups(dest, o)
 	default:
 		c.makePoint(dest, false)
-		if m.Type == "tmpfs" && laterReadonly(m, o) {
-			o.flags &^= unix.MS_RDONLY
+		if m.Type == "tmpfs" {
+			if laterReadonly(m, o) {
+				o.flags &^= unix.MS_RDONLY
+			}
+			if o, err = c.withMode(o, dest); err != nil {
+				return err
+			}
 		}
 		source := cmp.Or(m.Source, m.Type)
 		c.Call(dest, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(c.data(o)))
 	}
+	c.done = append(c.done, dest)
 	for _, p := range o.propagation {
 		c.Call(dest+" propagation", unix.SYS_MOUNT, 0, c.String(dest), 0, p, 0)
 	}
 	return err
+}
+
+// withMode gives a tmpfs the mode of the root's directory that it covers, unless
+// the options have one: what was private before stays so.
+func (c *creator) withMode(o mountOptions, dest string) (mountOptions, error) {
+	if c.covered(dest) || slices.ContainsFunc(o.data, func(s string) bool { return strings.HasPrefix(s, "mode=") }) {
+		return o, nil
+	}
+	mode, err := rootfs.New(c.root).Mode(dest)
+	if err != nil || mode == 0 {
+		return o, err
+	}
+	o.data = append(slices.Clone(o.data), fmt.Sprintf("mode=%o", mode))
+	return o, nil
+}
+
+// covered says whether dest is in one of the mounts made so far.
+func (c *creator) covered(dest string) bool {
+	return slices.ContainsFunc(c.done, func(m string) bool { return m == dest || strings.HasPrefix(dest, m+"/") })
 }
 
 // laterReadonly: mounts and devices are still made in a tmpfs.
@@ -170,6 +195,7 @@ func (c *creator) devices() error {
 			return nil
 		}
 	}
+	c.mkdir("/dev")
 	list := slices.Clone(c.spec.Linux.Devices)
 	for _, n := range defaultNodes {
 		if name := "/dev/" + n.name; !slices.ContainsFunc(list, func(d specs.LinuxDevice) bool { return d.Path == name }) {

@@ -77,6 +77,7 @@ func (e *entrant) build() error {
 	steps := []stage{
 		{"session", e.begin},
 		{"namespace", e.enter},
+		{"keyring", e.keyring},
 		{"terminal", func() error { return e.terminal(false) }},
 		{"cwd", e.cwd},
 	}

@@ -75,11 +75,7 @@ func (m *member) wait() {
 func (m *member) begin() error {
 	m.dieWithParent()
 	m.hide(true)
-	keyring := keepKeyring
-	if m.s.Keyring != "" {
-		keyring = m.String(m.s.Keyring)
-	}
-	m.freshSession(keyring)
+	m.freshSession()
 	if m.s.Terminal.Socket != nil {
 		return nil
 	}
@@ -93,6 +89,19 @@ func (m *member) begin() error {
 		fds[i] = m.keep(fd)
 	}
 	m.stdio(fds)
+	return nil
+}
+
+// keyring joins the container's session keyring, which belongs to its user
+// namespace. Processes that enter later find it by its name, for which it has to
+// be open to searches of its owner.
+func (m *member) keyring() error {
+	if m.s.Keyring == "" {
+		return nil
+	}
+	const open = 0x3f1b0000 // all to who possesses it; view, read, search and link to its owner
+	permit := m.joinKeyring(m.String(m.s.Keyring))
+	permit.Into(m.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_SETPERM, 0, open).Tolerate(unix.ENOSYS, unix.EPERM, unix.EACCES, unix.EINVAL), 1)
 	return nil
 }
 

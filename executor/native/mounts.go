@@ -163,11 +163,15 @@ func (b *builder) masks() error {
 			b.Call(p, unix.SYS_MOUNT, b.String("/dev/null"), b.String(p), 0, unix.MS_BIND).Tolerate(unix.ENOENT)
 		}
 	}
+	b.readonlyPaths()
+	return nil
+}
+
+func (b *builder) readonlyPaths() {
 	for _, p := range b.spec.Linux.ReadonlyPaths {
 		b.Call(p, unix.SYS_MOUNT, b.String(p), b.String(p), 0, unix.MS_BIND|unix.MS_REC).Tolerate(unix.ENOENT)
 		b.setReadonly(p).Tolerate(unix.ENOENT)
 	}
-	return nil
 }
 
 // staging is where a mount is put to bind a part of it; it is covered again or

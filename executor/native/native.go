@@ -202,23 +202,23 @@ func (b *builder) namespaces() (flags uint64) {
 const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
 
 func (b *builder) session() error {
-	b.freshSession(0)
+	b.freshSession()
+	b.joinKeyring(0)
 	b.stdio(b.c.Stdio)
 	return nil
 }
 
-// keepKeyring is for a process that stays in the session keyring of its parent.
-const keepKeyring = ^uintptr(0)
+// joinKeyring gives the child a session keyring of its own. name points to its
+// name, 0 is an anonymous one.
+func (b *builder) joinKeyring(name uintptr) launch.Step {
+	return b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, name).Tolerate(unix.ENOSYS, unix.EPERM)
+}
 
 // freshSession makes nothing of how this process runs show in the child.
-// keyring points to the name of its session keyring, 0 is an anonymous one.
-func (b *builder) freshSession(keyring uintptr) {
+func (b *builder) freshSession() {
 	// Program memory and this process's file descriptors are shared with or
 	// copied from the parent; its cwd is the empty root of the launcher.
 	b.Call("setsid", unix.SYS_SETSID)
-	if keyring != keepKeyring {
-		b.Call("keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, keyring).Tolerate(unix.ENOSYS, unix.EPERM)
-	}
 	b.Call("umask", unix.SYS_UMASK, 0)
 	b.Call("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.Words(0), 0, 8)
 	// Clone resets handlers, but leaves ignored what this process ignores, for

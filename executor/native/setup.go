@@ -45,9 +45,10 @@ type Terminal struct {
 // end would end it before it is Ready. It waits at its first gate: the caller
 // puts it into cgroups and maps its users.
 //
-//	session     session, keyring, signals
+//	session     session, signals
 //	(gate)      cgroups joined, users mapped
 //	user        root in the new user namespace
+//	keyring     a session keyring of it
 //	namespace   the cgroup namespace, names, sysctls
 //	root        the root's detached mount attached and entered with chroot, so
 //	            that hooks still find the machine's files in the namespace
@@ -67,9 +68,10 @@ func Create(s *Setup) (*Child, error) {
 // creator adds the steps of a container to a program.
 type creator struct {
 	member
-	mapped bool // in a new user namespace
-	root   int  // detached mount
-	old    int  // file descriptor that is the machine's root in the child
+	mapped bool     // in a new user namespace
+	root   int      // detached mount
+	old    int      // file descriptor that is the machine's root in the child
+	done   []string // where mounts are made already
 }
 
 func hasNamespace(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
@@ -81,21 +83,27 @@ func hasNamespace(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
 	return false
 }
 
-// namespaces are those to clone. The cgroup namespace shows the cgroup that
-// its maker is in, so it is made later.
+// namespaces are those to clone, without those that are made later.
 func (c *creator) namespaces() (flags uint64) {
 	for _, ns := range c.spec.Linux.Namespaces {
-		if ns.Path == "" && ns.Type != specs.CgroupNamespace {
+		if ns.Path == "" && !c.later(ns.Type) {
 			flags |= cloneFlags[ns.Type]
 		}
 	}
 	return flags
 }
 
+// later: the cgroup namespace shows the cgroup that its maker is in, and the
+// message queues of an IPC namespace belong to who its maker is.
+func (c *creator) later(kind specs.LinuxNamespaceType) bool {
+	return kind == specs.CgroupNamespace || kind == specs.IPCNamespace && c.mapped
+}
+
 func (c *creator) build() error {
 	steps := []stage{
 		{"session", c.begin},
 		{"user", c.becomeRoot},
+		{"keyring", c.keyring},
 		{"namespace", c.namespace},
 		{"root", c.attachRoot},
 		{"mount", c.mounts},
@@ -122,8 +130,10 @@ func (c *creator) becomeRoot() error {
 }
 
 func (c *creator) namespace() error {
-	if hasNamespace(c.spec, specs.CgroupNamespace) {
-		c.Call("cgroup", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	for _, kind := range []specs.LinuxNamespaceType{specs.CgroupNamespace, specs.IPCNamespace} {
+		if hasNamespace(c.spec, kind) && c.later(kind) {
+			c.Call(string(kind), unix.SYS_UNSHARE, uintptr(cloneFlags[kind]))
+		}
 	}
 	if err := c.hostname(); err != nil {
 		return err
@@ -232,11 +242,19 @@ func (c *creator) hold() error {
 	return nil
 }
 
+// mask hides a path of any root file system: what it is shows only there. A
+// directory can't be covered by a file.
+func (c *creator) mask(p string) {
+	c.Call(p, unix.SYS_MOUNT, c.String("/dev/null"), c.String(p), 0, unix.MS_BIND).Tolerate(unix.ENOENT, unix.ENOTDIR).Skip(1)
+	c.Call(p, unix.SYS_MOUNT, c.String("tmpfs"), c.String(p), c.String("tmpfs"), unix.MS_RDONLY, c.String(c.data(mountOptions{}))).Tolerate(unix.ENOENT, unix.ENOTDIR)
+}
+
 // masks also makes the root read-only, and what had to be writable until now.
 func (c *creator) masks() error {
-	if err := c.builder.masks(); err != nil {
-		return err
+	for _, p := range c.spec.Linux.MaskedPaths {
+		c.mask(p)
 	}
+	c.readonlyPaths()
 	for _, m := range c.spec.Mounts {
 		if o, err := parseMountOptions(m.Type, m.Options); err == nil && laterReadonly(m, o) {
 			c.setReadonly(m.Destination)

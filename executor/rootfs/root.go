@@ -97,6 +97,24 @@ func (r Root) readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
+// Mode returns the permissions of the directory at the resolved name, 0 if
+// there is none.
+func (r Root) Mode(name string) (uint32, error) {
+	fd, err := r.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return st.Mode & 0o7777, nil
+}
+
 // owner is whom new directories belong to.
 type owner struct{ uid, gid int }
 

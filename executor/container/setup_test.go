@@ -1,0 +1,85 @@
+//go:build linux && (amd64 || arm64)
+
+package container
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Paths that are masked are looked at in the container: the machine doesn't
+// have them.
+func TestMasksOwnFiles(t *testing.T) {
+	bundle, spec := newBundle(t, "cat /secret; ls /secrets; ls /kept")
+	for _, name := range []string{"secrets/a", "secret", "kept/b"} {
+		name = filepath.Join(bundle, "rootfs", name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte("text\n"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, "/secret", "/secrets", "/nonexist", "/secret/below")
+	b := createBox(t, bundle, spec)
+	b.start()
+	if code, out := b.end(); code != 0 || out != "b\n" {
+		t.Errorf("exit code %d, output %q", code, out)
+	}
+}
+
+// A tmpfs is as private as the directory that it covers, but not as one that
+// is covered already.
+func TestTmpfsMode(t *testing.T) {
+	bundle, spec := newBundle(t, "stat -c %a /private /private/in /given /new")
+	for _, name := range []string{"private/in", "given"} {
+		if err := os.MkdirAll(filepath.Join(bundle, "rootfs", name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range []specs.Mount{{Destination: "/private"}, {Destination: "/private/in"}, {Destination: "/given", Options: []string{"mode=711"}}, {Destination: "/new"}} {
+		m.Type, m.Source = "tmpfs", "tmpfs"
+		spec.Mounts = append(spec.Mounts, m)
+	}
+	b := createBox(t, bundle, spec)
+	b.start()
+	if code, out := b.end(); code != 0 || strings.Join(strings.Fields(out), " ") != "700 1777 711 1777" {
+		t.Errorf("exit code %d, output %q", code, out)
+	}
+}
+
+// Standard input and output belong to the process's user, but /dev/null stays
+// the machine's root's.
+func TestNullIsNotGivenAway(t *testing.T) {
+	const name = "/dev/null"
+	before := owner(t, name)
+	bundle, spec := newBundle(t, "exit 0")
+	spec.Process.User.UID = 64321 // nobody's but this test's
+	b := createBox(t, bundle, spec)
+	if uid := owner(t, b.out.Name()); uid != spec.Process.User.UID {
+		t.Errorf("output belongs to %d", uid)
+	}
+	if after := owner(t, name); after == spec.Process.User.UID {
+		t.Errorf("/dev/null belonged to %d and now to %d", before, after)
+	}
+}
+
+func owner(t *testing.T, name string) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Uid
+}
+
+func TestLastValues(t *testing.T) {
+	got := lastValues([]string{"A=1", "B=2", "A=3", "C", "B="})
+	if want := []string{"A=3", "C", "B="}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
