@@ -342,11 +342,7 @@ func (g groups) allowDevices(rules []specs.LinuxDeviceCgroup) error {
 		})
 	}
 	// What every container has, as it has the nodes.
-	for _, r := range cgroup.DefaultDevices {
-		if r.Major != 10 { // net/tun is for builds
-			list = append(list, r)
-		}
-	}
+	list = append(list, cgroup.DefaultDevices...)
 	if g.V2 != "" {
 		return cgroup.ConfineV2(g.V2, list)
 	}
