@@ -40,9 +40,10 @@ unit: ## unit tests; -race in CI
 	$(GO) test $(if $(CI),-race) ./...
 
 .PHONY: e2e
-e2e: build peer buildx ## end-to-end tests through upstream's buildctl and buildx, with both runtimes
+e2e: build peer buildx ## end-to-end tests through upstream's buildctl and buildx, with both runtimes; kilnrun beside runc and crun
 	$(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "SameAsUpstream|KilnBuildsKiln" ./hack/e2e
+	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/runtimes
 
 .PHONY: crash
 crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, under load
