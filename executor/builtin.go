@@ -13,7 +13,6 @@ import (
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
 	"github.com/kilnbuild/kiln/executor/native"
-	"github.com/kilnbuild/kiln/executor/netns"
 	"github.com/kilnbuild/kiln/executor/seccomp"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"golang.org/x/sys/unix"
@@ -27,7 +26,6 @@ const killTimeout = 30 * time.Second
 type builtin struct {
 	launcher *launch.Launcher
 	cgroups  *cgroup.Manager
-	networks *netns.Pool
 	open     openView
 	filter   []unix.SockFilter // of confined processes
 	alive    int               // pidfd of this process
@@ -51,12 +49,11 @@ func newBuiltin(cfg Config, cgroups *cgroup.Manager, open openView) (_ *builtin,
 	if b.alive, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
 		return nil, errors.Join(fmt.Errorf("open own pidfd: %w", err), b.launcher.Close())
 	}
-	b.networks = netns.New(cfg.Log)
 	return b, nil
 }
 
 func (b *builtin) close() error {
-	return errors.Join(b.networks.Close(), b.launcher.Close(), unix.Close(b.alive))
+	return errors.Join(b.launcher.Close(), unix.Close(b.alive))
 }
 
 func (b *builtin) opener(Process, *cleanup.Stack) (openView, error) { return b.open, nil }
@@ -126,13 +123,8 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 		bind.Make = t.makePoints[s.dest]
 		c.Binds = append(c.Binds, bind)
 	}
-	if t.p.Network == NetNone {
-		ns, err := b.networks.Take()
-		if err != nil {
-			return nil, nil, err
-		}
-		undo.Add(ns.Close)
-		c.Netns = int(ns.Fd())
+	if t.netns != nil {
+		c.Netns = t.netns.FD()
 	}
 	c.Cgroup = native.Cgroup{Join: group.JoinFDs(), Dir: group.CloneFD()}
 	for _, m := range group.Mounts() {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/network"
 )
 
 // NetMode is the network a process gets.
@@ -22,7 +23,7 @@ type NetMode int
 
 // Network modes.
 const (
-	NetSandbox NetMode = iota // the daemon's default: host unless a bridge is set up
+	NetSandbox NetMode = iota // the executor's default, see Config.Network
 	NetHost
 	NetNone // loopback only
 )
@@ -133,6 +134,7 @@ type Config struct {
 	Binary       string
 	CgroupParent string // default cgroup parent; "" is "/kiln"
 	DNS          *DNS
+	Network      network.Config
 	Log          *slog.Logger
 	// Grace is how long a cancelled process may take to end after TERM; 0 is
 	// DefaultGrace.

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/network"
 )
 
 const (
@@ -21,10 +22,11 @@ const (
 	filesDir            = "files"
 	parentsDir          = "cgroup-parents"
 	runcStateDir        = "runc"
+	networkDir          = "net"
 )
 
 // New makes an executor and removes what an earlier one left behind after a
-// crash: runtimes, cgroups with their processes, mounts, bundles.
+// crash: runtimes, cgroups with their processes, networks, mounts, bundles.
 func New(cfg Config) (Executor, error) { return newExecutor(cfg, openSnapshot) }
 
 func newExecutor(cfg Config, open openView) (_ *executor, err error) {
@@ -78,6 +80,15 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	if e.files, err = newFileStore(filepath.Join(cfg.Root, filesDir)); err != nil {
 		return nil, err
 	}
+	// Whoever was in the network of an earlier run is gone by now.
+	if e.nets, err = network.Open(filepath.Join(cfg.Root, networkDir), cfg.Network, cfg.Log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.nets.Close())
+		}
+	}()
 	if cfg.Binary == "" {
 		e.rt, err = newBuiltin(cfg, e.cgroups, open)
 	} else {

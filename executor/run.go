@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
+	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/executor/rootfs"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -32,8 +33,9 @@ type task struct {
 	watch      *watcher
 	root       view
 	spec       *specs.Spec
-	sources    []source          // what is mounted besides the standard mounts, parents first
-	makePoints map[string]string // by destination: mount points to be made inside other mounts
+	netns      *network.Namespace // nil: the machine's
+	sources    []source           // what is mounted besides the standard mounts, parents first
+	makePoints map[string]string  // by destination: mount points to be made inside other mounts
 }
 
 // exit is how a process ended.
@@ -65,6 +67,7 @@ type executor struct {
 	cfg     Config
 	rt      containerRuntime
 	cgroups *cgroup.Manager
+	nets    *network.Networks
 	files   *fileStore
 	dns     resolvConfs
 	parents *parentList
@@ -103,7 +106,7 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 	}()
 	ctx, p, watch := watched(ctx, p)
 	defer watch.stop()
-	t, err := e.prepare(p, &undo)
+	t, err := e.prepare(ctx, p, &undo)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -139,8 +142,12 @@ func validate(p Process) error {
 
 // prepare makes root and mounts visible and does everything that can be done
 // from outside.
-func (e *executor) prepare(p Process, undo *cleanup.Stack) (*task, error) {
+func (e *executor) prepare(ctx context.Context, p Process, undo *cleanup.Stack) (*task, error) {
 	t := &task{p: p, makePoints: map[string]string{}}
+	var err error
+	if t.netns, err = e.takeNetwork(ctx, p, undo); err != nil {
+		return nil, err
+	}
 	open, err := e.rt.opener(p, undo)
 	if err != nil {
 		return nil, err
@@ -174,8 +181,37 @@ func (e *executor) prepare(p Process, undo *cleanup.Stack) (*task, error) {
 	for _, s := range t.sources {
 		binds = append(binds, specs.Mount{Destination: s.dest, Type: "bind", Options: s.options()})
 	}
-	t.spec, err = makeSpec(p, user, binds, e.cgroups.IsV2())
-	return t, err
+	if t.spec, err = makeSpec(p, user, binds, e.cgroups.IsV2()); err != nil {
+		return nil, err
+	}
+	if t.netns != nil {
+		t.spec.Linux.Namespaces = append(t.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.netns.Path()})
+	}
+	return t, nil
+}
+
+// takeNetwork returns the namespace that p runs in; nil is the machine's.
+func (e *executor) takeNetwork(ctx context.Context, p Process, undo *cleanup.Stack) (*network.Namespace, error) {
+	provider := e.nets.Default
+	switch p.Network {
+	case NetHost:
+		return nil, nil
+	case NetNone:
+		provider = e.nets.None
+	}
+	if provider == nil {
+		return nil, nil
+	}
+	n, err := provider.Take(ctx, p.Hostname)
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	if p.Security == SecurityInsecure { // it may change anything there
+		undo.AddFunc(n.Discard)
+	} else {
+		undo.AddFunc(n.Release)
+	}
+	return n, nil
 }
 
 // openFiles generates resolv.conf and hosts.
@@ -264,7 +300,7 @@ func (e *executor) Close() error {
 	e.closed = true
 	e.mu.Unlock()
 	e.running.Wait()
-	return errors.Join(e.rt.close(), e.cgroups.Close())
+	return errors.Join(e.rt.close(), e.nets.Close(), e.cgroups.Close())
 }
 
 // options are the mount options of s in a spec.

@@ -76,7 +76,7 @@ func makeSpec(p Process, user rootfs.User, binds []specs.Mount, cgroupNS bool) (
 		},
 		Mounts: append(standardMounts(), binds...),
 		Linux: &specs.Linux{
-			Namespaces:    namespaces(p.Network, cgroupNS),
+			Namespaces:    namespaces(cgroupNS),
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: readonlyPaths,
 			Resources:     resources(p.Resources),
@@ -133,11 +133,9 @@ func rlimits(limits []Ulimit) (list []specs.POSIXRlimit) {
 	return list
 }
 
-func namespaces(network NetMode, cgroupNS bool) []specs.LinuxNamespace {
+// namespaces are all that a container has but that of its network.
+func namespaces(cgroupNS bool) []specs.LinuxNamespace {
 	list := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace}}
-	if network == NetNone {
-		list = append(list, specs.LinuxNamespace{Type: specs.NetworkNamespace})
-	}
 	if cgroupNS {
 		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}

@@ -30,8 +30,8 @@ func TestSpecGolden(t *testing.T) {
 	}{
 		"default": {user: root},
 		"user":    {user: rootfs.User{UID: 1000, GID: 1001, Groups: []uint32{1001, 5}, Home: "/home/u"}},
-		"network none, cgroup namespace, read-only": {user: root, cgroupNS: true, change: func(p *Process) {
-			p.Network, p.ReadonlyRoot, p.Hostname = NetNone, true, "box"
+		"cgroup namespace, read-only": {user: root, cgroupNS: true, change: func(p *Process) {
+			p.ReadonlyRoot, p.Hostname = true, "box"
 		}},
 		"insecure": {user: root, change: func(p *Process) { p.Security = SecurityInsecure }},
 		"limits": {user: root, change: func(p *Process) {

@@ -1,0 +1,203 @@
+//go:build linux
+
+package network
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/kilnbuild/kiln/internal/cleanup"
+)
+
+// Mode is a kind of network.
+type Mode string
+
+// Modes.
+const (
+	Auto   Mode = "auto" // CNI if its config file is there, else Host
+	Host   Mode = "host" // the machine's, also if no mode is given
+	None   Mode = "none"
+	Bridge Mode = "bridge"
+	CNI    Mode = "cni"
+)
+
+// Modes lists them all.
+func Modes() []Mode { return []Mode{Auto, Host, None, Bridge, CNI} }
+
+// Config says what network processes get that ask for no particular one. Zero
+// values stand for what buildkitd has as default.
+type Config struct {
+	Mode         Mode
+	CNIConfig    string // file, a list of plugins if it ends in .conflist
+	CNIBinaries  string // directory
+	PoolSize     *int   // namespaces made ahead; nil: as many as seems useful
+	BridgeName   string
+	BridgeSubnet string // an IPv4 prefix, an IPv6 one, or both with a comma between them
+}
+
+const (
+	defaultCNIConfig    = "/etc/buildkit/cni.json"
+	defaultCNIBinaries  = "/opt/cni/bin"
+	defaultBridgeName   = "buildkit0"
+	defaultBridgeSubnet = "10.10.0.0/16"
+	maxPoolSize         = 1000
+)
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Provider hands out namespaces of one kind. It is safe for concurrent use.
+type Provider interface {
+	// Take returns a namespace for a process. hostname is what the user calls
+	// the process, "" if nothing: networks with a name service may tell others.
+	Take(ctx context.Context, hostname string) (*Namespace, error)
+
+	// Close removes all that was made for namespaces. None may be in use.
+	Close() error
+}
+
+// Networks are the networks that one executor's processes can have.
+type Networks struct {
+	// Default is what a process gets that asks for none in particular; nil is
+	// the machine's own.
+	Default Provider
+	// None has loopback only.
+	None Provider
+	// Mode is that of Default, never Auto.
+	Mode Mode
+}
+
+// Open prepares the networks after removing what an earlier executor with the
+// same directory left. dir is a directory of its own, which is made if needed.
+func Open(dir string, cfg Config, log *slog.Logger) (_ *Networks, err error) {
+	setDefault(&cfg.Mode, Host)
+	setDefault(&cfg.CNIConfig, defaultCNIConfig)
+	setDefault(&cfg.CNIBinaries, defaultCNIBinaries)
+	setDefault(&cfg.BridgeName, defaultBridgeName)
+	setDefault(&cfg.BridgeSubnet, defaultBridgeSubnet)
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	if err := removeLeftBridge(dir); err != nil {
+		return nil, fmt.Errorf("remove the bridge of an earlier run: %w", err)
+	}
+	removeLeftCNI(dir, cfg.CNIBinaries, log)
+	n := &Networks{Mode: cfg.Mode}
+	if n.Mode == Auto {
+		if n.Mode, err = detect(cfg, log); err != nil {
+			return nil, err
+		}
+	}
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	n.None = openNone(log)
+	undo.Add(n.None.Close)
+	switch n.Mode {
+	case None:
+		n.Default = n.None
+	case Bridge:
+		n.Default, err = openBridge(dir, cfg, log)
+	case CNI:
+		n.Default, err = openCNI(dir, cfg, log)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("set up %s network: %w", n.Mode, err)
+	}
+	undo.Keep()
+	return n, nil
+}
+
+// Close removes what was made. No namespace may be in use.
+func (n *Networks) Close() error {
+	err := n.None.Close()
+	if n.Default != nil && n.Default != n.None {
+		err = errors.Join(err, n.Default.Close())
+	}
+	return err
+}
+
+// Check refuses values that can't be meant.
+func (cfg Config) Check() error {
+	switch cfg.Mode {
+	case "", Auto, Host, None, Bridge, CNI:
+	default:
+		return fmt.Errorf("network mode %q: must be one of %v", cfg.Mode, Modes())
+	}
+	if n := cfg.PoolSize; n != nil && (*n < 0 || *n > maxPoolSize) {
+		return fmt.Errorf("size of the pool of network namespaces is %d: must be from 0 to %d", *n, maxPoolSize)
+	}
+	if cfg.BridgeName != "" {
+		if err := checkLinkName(cfg.BridgeName); err != nil {
+			return fmt.Errorf("bridge name %q: %w", cfg.BridgeName, err)
+		}
+	}
+	if cfg.BridgeSubnet != "" {
+		if _, err := parseSubnets(cfg.BridgeSubnet); err != nil {
+			return fmt.Errorf("bridge subnet: %w", err)
+		}
+	}
+	return nil
+}
+
+// detect decides what Auto means, as buildkitd does.
+func detect(cfg Config, log *slog.Logger) (Mode, error) {
+	if isTrue(os.Getenv("BUILDKIT_NETWORK_BRIDGE_AUTO")) {
+		return Bridge, nil
+	}
+	switch _, err := os.Stat(cfg.CNIConfig); {
+	case err == nil:
+		return CNI, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("look for a CNI config file: %w", err)
+	}
+	log.Warn("steps use the machine's network: there is no CNI config file, and no other network mode is set", "file", cfg.CNIConfig)
+	return Host, nil
+}
+
+// ahead is how many namespaces of a connected network are made ahead.
+func (cfg Config) ahead() int {
+	if cfg.PoolSize != nil {
+		return *cfg.PoolSize
+	}
+	// Steps that start at the same moment are about as many as can run then.
+	return min(max(2*runtime.NumCPU(), 4), 16)
+}
+
+// owner stands for a state directory in the names of what is made in the
+// machine's network: the directory is an executor's alone, so that they are, too.
+type owner [4]byte
+
+func ownerOf(dir string) (o owner, err error) {
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return o, err
+	}
+	sum := sha256.Sum256([]byte(dir))
+	copy(o[:], sum[:])
+	return o, nil
+}
+
+func (o owner) String() string { return hex.EncodeToString(o[:]) }
+
+// group is that of the owner's links, by which they are found whatever their
+// names are. It is far from the numbers that people choose.
+func (o owner) group() uint32 { return binary.BigEndian.Uint32(o[:])&0x3fffffff | 0x40000000 }
+
+// hardwareAddr is that of the owner's bridge.
+func (o owner) hardwareAddr() net.HardwareAddr {
+	return append(net.HardwareAddr{0x0a, 0x4b}, o[:]...) // locally administered
+}

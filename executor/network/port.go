@@ -1,0 +1,166 @@
+//go:build linux
+
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// innerName is the interface's name in the namespace.
+const innerName = "eth0"
+
+// connect makes a namespace that is connected to b.
+func (b *bridge) connect(context.Context) (*Namespace, error) {
+	slot, err := b.slots.take()
+	if err != nil {
+		return nil, err
+	}
+	p := &port{bridge: b, slot: slot}
+	n, err := create(p.add)
+	if err != nil {
+		return nil, errors.Join(err, p.remove())
+	}
+	n.disconnect = p.remove
+	return n, nil
+}
+
+// port connects one namespace.
+type port struct {
+	*bridge
+	slot int
+	link *netlink.Veth // the machine's end; nil if it isn't there
+}
+
+// linkName tells the owner of a port from all others.
+func (p *port) linkName() string {
+	return "k" + p.owner.String() + "-" + strconv.FormatInt(int64(p.slot), 36)
+}
+
+// add adds the port. It runs in the namespace.
+func (p *port) add(n *Namespace) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("connect it to bridge %s: %w", p.bridge.name, err)
+		}
+	}()
+	if p.has4only() {
+		if err := sysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := p.addLink(n); err != nil {
+		return err
+	}
+	// First the inner end: the port is in use as soon as both are up.
+	if err := p.setUpInside(); err != nil {
+		return err
+	}
+	if err := p.host.LinkSetUp(p.link); err != nil {
+		return fmt.Errorf("set link %s up: %w", p.linkName(), err)
+	}
+	return p.introduce()
+}
+
+// addLink adds both ends, and makes the outer one a port that learns nothing
+// and reaches no other.
+func (p *port) addLink(n *Namespace) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Group = p.linkName(), p.owner.group()
+	link := &netlink.Veth{LinkAttrs: attrs, PeerName: innerName, PeerHardwareAddr: hardwareAddr(p.slot), PeerNamespace: netlink.NsFd(n.FD())}
+	if err := p.host.LinkAdd(link); err != nil {
+		return fmt.Errorf("add link %s: %w", attrs.Name, err)
+	}
+	p.link = link
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"add it to the bridge", func() error { return p.host.LinkSetMasterByIndex(link, p.bridge.link.Index) }},
+		{"isolate it", func() error { return p.host.LinkSetIsolated(link, true) }},
+		{"stop it from learning addresses", func() error { return p.host.LinkSetLearning(link, false) }},
+	} {
+		if err := step.do(); err != nil {
+			return fmt.Errorf("link %s: %s: %w", attrs.Name, step.name, err)
+		}
+	}
+	return nil
+}
+
+// setUpInside gives the inner end its addresses and routes.
+func (p *port) setUpInside() error {
+	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer inside.Close()
+	eth, err := inside.LinkByName(innerName)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", innerName, err)
+	}
+	if err := inside.LinkSetUp(eth); err != nil {
+		return fmt.Errorf("set %s up: %w", innerName, err)
+	}
+	index := eth.Attrs().Index
+	for _, s := range p.subnets {
+		addr := s.address(p.slot)
+		if err := inside.AddrAdd(eth, &netlink.Addr{IPNet: s.ipNet(addr), Flags: noDAD(s)}); err != nil {
+			return fmt.Errorf("give %s the address %s: %w", innerName, addr, err)
+		}
+		if err := inside.NeighSet(neighbor(index, s.gateway(), p.owner.hardwareAddr())); err != nil {
+			return fmt.Errorf("introduce the gateway %s: %w", s.gateway(), err)
+		}
+		if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Gw: s.gateway().AsSlice()}); err != nil {
+			return fmt.Errorf("add default route by %s: %w", s.gateway(), err)
+		}
+	}
+	return nil
+}
+
+// introduce tells bridge and machine what is behind the port.
+func (p *port) introduce() error {
+	mac := hardwareAddr(p.slot)
+	err := p.host.NeighSet(&netlink.Neigh{
+		LinkIndex: p.link.Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac,
+	})
+	if err != nil {
+		return fmt.Errorf("add %s to the table of the bridge: %w", mac, err)
+	}
+	for _, s := range p.subnets {
+		if err := p.host.NeighSet(neighbor(p.bridge.link.Index, s.address(p.slot), mac)); err != nil {
+			return fmt.Errorf("add neighbor %s: %w", s.address(p.slot), err)
+		}
+	}
+	return nil
+}
+
+// neighbor is an entry that no packet changes.
+func neighbor(link int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
+}
+
+// remove disconnects the namespace, even one that somebody keeps alive, and
+// frees its slot.
+func (p *port) remove() error {
+	if p.link != nil {
+		for _, s := range p.subnets {
+			err := p.host.NeighDel(neighbor(p.bridge.link.Index, s.address(p.slot), hardwareAddr(p.slot)))
+			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("remove neighbor %s: %w", s.address(p.slot), err)
+			}
+		}
+		if err := deleteLink(p.host, p.link); err != nil {
+			return err
+		}
+	}
+	p.slots.put(p.slot)
+	return nil
+}
