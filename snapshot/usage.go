@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,13 +34,19 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 type usageWalk struct {
 	Usage
 	ctx   context.Context
-	buf   []byte
 	links map[uint64]*links // inodes with several names, which count in the end
 }
 
 func newUsageWalk(ctx context.Context) *usageWalk {
-	return &usageWalk{ctx: ctx, buf: make([]byte, 16<<10)}
+	return &usageWalk{ctx: ctx}
 }
+
+// namesBuffer is for reading a directory. Snapshots are small and measured by
+// the thousand: with a buffer for each, these would be half of what a prune
+// allocates.
+type namesBuffer [16 << 10]byte
+
+var namesBuffers = sync.Pool{New: func() any { return new(namesBuffer) }}
 
 // path adds the file or directory tree at path.
 func (u *usageWalk) path(path string) error {
@@ -76,7 +83,9 @@ func (u *usageWalk) dir(at int, name string) error {
 		return err
 	}
 	u.add(&st)
-	names, err := readNames(fd, u.buf)
+	buf := namesBuffers.Get().(*namesBuffer)
+	names, err := readNames(fd, buf[:])
+	namesBuffers.Put(buf)
 	if err != nil {
 		return err
 	}
