@@ -91,7 +91,7 @@ func (l *loader) scan(context.Context) error {
 // rebuilt and has forgotten some: what it remembers of a name is still true.
 func newLife(snaps []snapshot.Info) string {
 	for {
-		life := newID()[:lifeLen]
+		life := newID()[idTimeLen:][:lifeLen]
 		if !slices.ContainsFunc(snaps, func(i snapshot.Info) bool { return strings.HasPrefix(i.ID, life) }) {
 			return life
 		}

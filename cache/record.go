@@ -85,12 +85,26 @@ type blob struct {
 	disk   int64 // bytes it takes there, while it is stored
 }
 
+const (
+	idLetters = "0123456789abcdefghijklmnopqrstuvwxyz"
+	idLen     = 25
+	// idTimeLen is how many letters of an id are milliseconds since 1970: enough
+	// for 3,000 years.
+	idTimeLen = 9
+)
+
+// newID returns a name that no other record has. What is made at about the same
+// time has names that are neighbours, and so stands side by side in the
+// database: what is made, or goes, together changes few pages of it.
 func newID() string {
-	const letters = "0123456789abcdefghijklmnopqrstuvwxyz"
-	var raw [25]byte
-	rand.Read(raw[:]) // never fails
-	for i := range raw {
-		raw[i] = letters[int(raw[i])%len(letters)]
+	var raw [idLen]byte
+	rand.Read(raw[idTimeLen:]) // never fails
+	for i := range raw[idTimeLen:] {
+		raw[idTimeLen+i] = idLetters[int(raw[idTimeLen+i])%len(idLetters)]
+	}
+	for i, ms := idTimeLen-1, time.Now().UnixMilli(); i >= 0; i-- {
+		raw[i] = idLetters[ms%int64(len(idLetters))]
+		ms /= int64(len(idLetters))
 	}
 	return string(raw[:])
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -282,5 +283,29 @@ func TestLostSnapshot(t *testing.T) {
 	a.Release()
 	if du := get(e.m.DiskUsage(t.Context(), nil, 0))(t); len(du) != 1 {
 		t.Errorf("lost records stay: %+v", du)
+	}
+}
+
+// Ids are in the order in which records are made, and different ones also
+// within a moment, from one process to the next, and as the first letters of
+// snapshots.
+func TestIDs(t *testing.T) {
+	seen := map[string]bool{}
+	random := map[string]bool{}
+	last := ""
+	for range 1000 {
+		id := newID()
+		if len(id) != idLen || strings.Trim(id, idLetters) != "" {
+			t.Fatalf("id %q", id)
+		}
+		if at := id[:idTimeLen]; at < last {
+			t.Errorf("%s comes after %s", at, last)
+		} else {
+			last = at
+		}
+		seen[id], random[id[idTimeLen:][:lifeLen]] = true, true
+	}
+	if len(seen) != 1000 || len(random) < 900 {
+		t.Errorf("of 1000 ids %d differ, and %d in their first random letters", len(seen), len(random))
 	}
 }
