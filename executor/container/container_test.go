@@ -315,7 +315,11 @@ func TestExec(t *testing.T) {
 		"user":            {change: func(p *specs.Process) { p.User.UID, p.User.GID = 1000, 1001 }, script: "id -u; id -g", want: "1000\n1001\n"},
 		"environment":     {change: func(p *specs.Process) { p.Env = append(p.Env, "A=b") }, script: "echo $A", want: "b\n"},
 		"directory":       {change: func(p *specs.Process) { p.Cwd = "/bin" }, script: "pwd", want: "/bin\n"},
-		"own files only":  {script: "cd /proc/self/fd; echo *", want: "0 1 2 3\n"},
+		"processors": {
+			change: func(p *specs.Process) { p.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "0"} },
+			script: "while read k v; do case $k in Cpus_allowed_list:) echo $v;; esac; done </proc/self/status", want: "0\n",
+		},
+		"own files only": {script: "cd /proc/self/fd; echo *", want: "0 1 2 3\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if code, out := b.exec(tc.change, tc.script); code != tc.code || out != tc.want {
@@ -346,6 +350,22 @@ func TestCreateFails(t *testing.T) {
 		}, "/nonexist: no such file"},
 		"mount type": {func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "nofs"}) }, "set up container: mount /m: no such device"},
 		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "not in a separate kernel namespace"},
+		"scheduler":  {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }, `process.scheduler.policy "SCHED_X"`},
+		"io priority": {func(s *specs.Spec) {
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 8}
+		}, "priority 8 is not one of 0 to 7"},
+		"users to join": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/nonexist"})
+		}, "join user namespace /nonexist: no such file"},
+		"mount with ids that isn't a bind": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "tmpfs", UIDMappings: []specs.LinuxIDMapping{{Size: 1}}})
+		}, "they are for binds"},
+		"mount with users and no groups": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "bind", Source: "/", Options: []string{"bind"}, UIDMappings: []specs.LinuxIDMapping{{Size: 1}}})
+		}, "needs uidMappings and gidMappings"},
+		"copy-up in another mount": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm/x", Type: "tmpfs", Options: []string{"tmpcopyup"}})
+		}, "it is for directories of the root file system"},
 		"root":       {func(s *specs.Spec) { s.Root.Path = "none" }, "root.path"},
 		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} }, `unknown capability "CAP_FLY"`},
 		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, "RLIMIT_X"},

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
@@ -145,6 +144,11 @@ func (c *Container) launch(ctx context.Context, o Options) (_ *Process, err erro
 	done.Add(child.Detach)
 	p := &Process{child.Process}
 	undo.Add(p.end)
+	if native.MakesClocks(c.Spec) {
+		if err := c.await(child); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.adopt(child); err != nil {
 		return nil, err
 	}
@@ -205,7 +209,7 @@ func joinNamespaces(spec *specs.Spec) (err error) {
 func (c *Container) setup(p *specs.Process, io IO) (*native.Setup, error) {
 	spec := *c.Spec
 	spec.Process = p
-	s := &native.Setup{Spec: &spec, Bundle: c.Bundle, Stdio: io.Stdio, Preserve: io.Preserve, Keyring: c.Keyring, Cgroups: c.Groups.views()}
+	s := &native.Setup{Spec: &spec, Bundle: c.Bundle, Stdio: io.Stdio, Preserve: io.Preserve, Keyring: c.Keyring, Cgroups: c.Groups.views(), CopyUp: copyTree}
 	var err error
 	if s.Filter, err = filter(c.Spec); err != nil {
 		return nil, err
@@ -235,21 +239,19 @@ func (c *Container) adopt(child *native.Child) error {
 	if err := protect(c.Pid, c.Spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
-	return mapIDs(c.Pid, c.Spec.Linux)
+	if l := c.Spec.Linux; native.MakesUsers(c.Spec) {
+		err = native.WriteMappings(c.Pid, l.UIDMappings, l.GIDMappings)
+	}
+	return errors.Join(err, setClocks(c.Pid, c.Spec.Linux.TimeOffsets))
 }
 
-// mapIDs writes the mappings of a user namespace.
-func mapIDs(pid int, l *specs.Linux) error {
-	for file, list := range map[string][]specs.LinuxIDMapping{"uid_map": l.UIDMappings, "gid_map": l.GIDMappings} {
-		if len(list) == 0 {
-			continue
-		}
-		var b strings.Builder
-		for _, m := range list {
-			fmt.Fprintf(&b, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
-		}
-		if err := writeControl(fmt.Sprintf("/proc/%d/%s", pid, file), b.String()); err != nil {
-			return fmt.Errorf("map users: write %s %q: %w", file, b.String(), err)
+// setClocks sets those of the time namespace that the process is about to
+// enter.
+func setClocks(pid int, offsets map[string]specs.LinuxTimeOffset) error {
+	for clock, o := range offsets {
+		line := fmt.Sprintf("%s %d %d", clock, o.Secs, o.Nanosecs)
+		if err := writeControl(fmt.Sprintf("/proc/%d/timens_offsets", pid), line); err != nil {
+			return fmt.Errorf("set linux.timeOffsets %q: %w", line, err)
 		}
 	}
 	return nil

@@ -52,12 +52,12 @@ func check(s *specs.Spec) error {
 		return errors.New("no section process")
 	case s.Linux.IntelRdt != nil:
 		return errors.New("linux.intelRdt: this runtime doesn't control cache allocation; remove it")
-	case len(s.Linux.TimeOffsets) > 0:
-		return errors.New("linux.timeOffsets: this runtime doesn't set clocks; remove them")
+	case s.Linux.MemoryPolicy != nil:
+		return errors.New("linux.memoryPolicy: this runtime doesn't set memory policies; remove it, or use resources.cpu.mems")
 	case len(s.Linux.NetDevices) > 0:
 		return errors.New("linux.netDevices: this runtime doesn't move network devices; remove them")
 	}
-	mapped, mounts := false, false
+	mapped, mounts, clocks := false, false, false
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, ns := range s.Linux.Namespaces {
 		if seen[ns.Type] {
@@ -66,13 +66,22 @@ func check(s *specs.Spec) error {
 		seen[ns.Type] = true
 		mapped = mapped || ns.Type == specs.UserNamespace && ns.Path == ""
 		mounts = mounts || ns.Type == specs.MountNamespace
+		clocks = clocks || ns.Type == specs.TimeNamespace && ns.Path == ""
+	}
+	for clock := range s.Linux.TimeOffsets {
+		switch {
+		case !clocks:
+			return errors.New("linux.timeOffsets: there is no new time namespace to set clocks in")
+		case clock != "monotonic" && clock != "boottime":
+			return fmt.Errorf("linux.timeOffsets: %q is neither monotonic nor boottime", clock)
+		}
 	}
 	switch {
 	case !mounts:
 		return errors.New("linux.namespaces: a container needs a mount namespace")
 	case mapped && (len(s.Linux.UIDMappings) == 0 || len(s.Linux.GIDMappings) == 0):
 		return errors.New("linux.uidMappings and gidMappings: a user namespace needs both")
-	case !mapped && len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
+	case !seen[specs.UserNamespace] && len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
 		return errors.New("linux.uidMappings: there is no user namespace to use them in")
 	case s.Hostname != "" && !seen[specs.UTSNamespace]:
 		return errors.New("hostname: it can't be set without a private uts namespace")
@@ -89,10 +98,6 @@ func CheckProcess(p *specs.Process) error {
 		return errors.New("process.args: no command to run")
 	case !filepath.IsAbs(p.Cwd):
 		return fmt.Errorf("process.cwd %q: it must be an absolute path", p.Cwd)
-	case p.Scheduler != nil:
-		return errors.New("process.scheduler: this runtime doesn't set scheduling policies; remove it")
-	case p.IOPriority != nil:
-		return errors.New("process.ioPriority: this runtime doesn't set I/O priorities; remove it")
 	}
 	for _, text := range slices.Concat(p.Args, p.Env, []string{p.Cwd}) {
 		if strings.ContainsRune(text, 0) {

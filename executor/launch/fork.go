@@ -3,10 +3,13 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +41,9 @@ func Fork(p *Program, namespaces uint64) (*Forked, error) {
 	p.steps = steps
 	p.out = (*outcome)(unsafe.Pointer(&mem[len(steps)*int(stepSize)]))
 	p.out.pidfd = -1
+	if p.again != nil {
+		p.again.parentTID = uint64(uintptr(unsafe.Pointer(&p.out.second)))
+	}
 	p.link()
 	p.args = &cloneArgs{
 		flags:      unix.CLONE_CLEAR_SIGHAND | unix.CLONE_PIDFD | namespaces,
@@ -53,7 +59,59 @@ func Fork(p *Program, namespaces uint64) (*Forked, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Kill(int(pid), unix.SIGKILL), unix.Munmap(mem))
 	}
+	if p.again != nil {
+		if proc, err = p.second(proc); err != nil {
+			return nil, errors.Join(err, unix.Munmap(mem))
+		}
+	}
 	return &Forked{Process: proc, p: p, shared: mem}, nil
+}
+
+// Refork adds steps by which a program that is forked goes on in another
+// process, in new namespaces, and the one so far ends. It is for namespaces that
+// have to belong to a user namespace that the first process has joined: a
+// thread of this process can't join one, and a process can't enter a new PID
+// namespace itself. The other process is a child of this one, too, and leads a
+// session.
+func (p *Program) Refork(namespaces uint64) {
+	p.again = &cloneArgs{flags: unix.CLONE_PARENT | unix.CLONE_PARENT_SETTID | unix.CLONE_CLEAR_SIGHAND | namespaces}
+	// Who leads a session already can't begin one: so each knows who it is.
+	p.Call("setsid", unix.SYS_SETSID)
+	p.Call("clone", unix.SYS_CLONE3, uintptr(unsafe.Pointer(p.again)), unsafe.Sizeof(*p.again))
+	p.Call("setsid", unix.SYS_SETSID).Tolerate(unix.EPERM).Skip(1)
+	p.Call("end", unix.SYS_EXIT_GROUP, 0)
+}
+
+// reforkTimeout is how long a process may take to its Refork, which is a few
+// system calls.
+const reforkTimeout = 30 * time.Second
+
+// second waits for the end of the first process and returns the second.
+func (p *Program) second(first *Process) (*Process, error) {
+	ctx := context.Background()
+	_, err := first.Wait(ctx, reforkTimeout)
+	if errors.Is(err, ErrTimeout) {
+		err = errors.Join(fmt.Errorf("clone: %w", err), first.Signal(unix.SIGKILL))
+		_, werr := first.Wait(ctx, 0)
+		err = errors.Join(err, werr)
+	}
+	pid := int(atomic.LoadInt32(&p.out.second))
+	if pid == 0 {
+		if err == nil {
+			err = p.err()
+		}
+		if err == nil {
+			err = errors.New("clone: the process was killed before it")
+		}
+		return nil, err
+	}
+	// It is this process's child, so its number stays its own until it is
+	// waited for.
+	pidfd, perr := unix.PidfdOpen(pid, 0)
+	if err = errors.Join(err, perr); err != nil {
+		return nil, errors.Join(fmt.Errorf("open process %d: %w", pid, err), unix.Kill(pid, unix.SIGKILL))
+	}
+	return newProcess(pid, pidfd)
 }
 
 // Err says what failed so far: a *StepError, ErrNotExecuted, or nil.

@@ -85,3 +85,53 @@ func TestForkFailureNamesStage(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A program that forks again goes on in the second process, which leads a
+// session and is a child of this one.
+func TestRefork(t *testing.T) {
+	out, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	p := new(Program)
+	p.Stage("again")
+	p.Refork(unix.CLONE_NEWPID | unix.CLONE_NEWUTS)
+	p.Stage("stdio")
+	p.Call("stdout", unix.SYS_DUP3, w.Fd(), 1, 0)
+	p.Stage("exec")
+	p.Call("busybox", unix.SYS_EXECVE, p.String("/bin/busybox"), p.Strings([]string{"sh", "-c", "echo $$; read x; exit 4"}), p.Strings(nil))
+	child, err := Fork(p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	pid := make([]byte, 8)
+	if n, err := out.Read(pid); err != nil || string(pid[:n]) != "1\n" {
+		t.Errorf("it says that its pid is %q, %v", pid[:n], err)
+	}
+	if sid, err := unix.Getsid(child.Pid); err != nil || sid != child.Pid {
+		t.Errorf("session %d of process %d, %v", sid, child.Pid, err)
+	}
+	if err := errors.Join(child.Err(), child.Signal(unix.SIGKILL)); err != nil {
+		t.Error(err)
+	}
+	if s, err := child.Wait(context.Background(), 0); err != nil || s.Code() != 137 {
+		t.Errorf("status %v, %v", s, err)
+	}
+	if err := child.Forget(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What fails before the second process is there fails Fork.
+func TestReforkFails(t *testing.T) {
+	p := new(Program)
+	p.Stage("before")
+	p.Call("/nowhere", unix.SYS_CHDIR, p.String("/nowhere"))
+	p.Refork(0)
+	var step *StepError
+	if _, err := Fork(p, 0); !errors.As(err, &step) || step.What != "/nowhere" {
+		t.Errorf("error %v", err)
+	}
+}

@@ -34,12 +34,13 @@ type outcome struct {
 	failed uintptr // address of the step that failed, or 0
 	start  uint64  // time stamp counter when the child started
 	pidfd  int32   // written by the kernel at clone
+	second int32   // pid of the process that Refork makes, written by the kernel
 }
 
 // cloneArgs is struct clone_args of clone3, version 2.
 type cloneArgs struct {
 	flags, pidfd uint64
-	_, _         uint64 // child_tid, parent_tid
+	_, parentTID uint64 // child_tid
 	exitSignal   uint64
 	_, _         uint64 // stack, stack_size: the child needs none
 	_, _, _      uint64 // tls, set_tid, set_tid_size
@@ -59,6 +60,7 @@ type Program struct {
 	keep  [][]byte // all chunks; Go's collector does not move heap memory
 	out   *outcome
 	args  *cloneArgs
+	again *cloneArgs // of Refork
 }
 
 // name is what a step is called in errors.

@@ -57,9 +57,6 @@ func (c *creator) mounts() error {
 }
 
 func (c *creator) mountOne(m specs.Mount) error {
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return errors.New("a mount with ids of its own (uidMappings) is not something this runtime has; map them in the file system or leave them out")
-	}
 	o, err := parseMountOptions(m.Type, m.Options)
 	if err != nil {
 		return err
@@ -69,8 +66,13 @@ func (c *creator) mountOne(m specs.Mount) error {
 		return err
 	}
 	switch {
+	case !o.bind && (o.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0):
+		return errors.New("uidMappings of a mount: they are for binds")
 	case o.bind:
 		err = c.mountBind(m, dest, o)
+	case o.copyUp:
+		// What is in it is what the root has there.
+		return c.mountCopyUp(m, dest, o)
 	case m.Type == "cgroup" || m.Type == "cgroup2":
 		c.makePoint(dest, false)
 		err = c.mountOwnCgroups(dest, o)
@@ -108,7 +110,8 @@ func (c *creator) withMode(o mountOptions, dest string) (mountOptions, error) {
 	return o, nil
 }
 
-// covered says whether dest is in one of the mounts made so far.
+// covered says whether dest is in one of the mounts made so far that show
+// something else than the root does.
 func (c *creator) covered(dest string) bool {
 	return slices.ContainsFunc(c.done, func(m string) bool { return m == dest || strings.HasPrefix(dest, m+"/") })
 }
@@ -133,6 +136,9 @@ func (c *creator) mountBind(m specs.Mount, dest string, o mountOptions) error {
 	}
 	fd, err := c.openTree(source, o.rec, o)
 	if err != nil {
+		return err
+	}
+	if err := c.mapMount(fd, m, o); err != nil {
 		return err
 	}
 	var st unix.Stat_t

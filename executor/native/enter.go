@@ -3,6 +3,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -74,12 +75,18 @@ type entrant struct {
 }
 
 func (e *entrant) build() error {
+	var cpus specs.CPUAffinity
+	if a := e.spec.Process.ExecCPUAffinity; a != nil {
+		cpus = *a
+	}
 	steps := []stage{
 		{"session", e.begin},
+		{"affinity", func() error { return e.affinity("process.execCPUAffinity.initial", cpus.Initial) }},
 		{"namespace", e.enter},
 		{"keyring", e.keyring},
 		{"terminal", func() error { return e.terminal(false) }},
 		{"cwd", e.cwd},
+		{"affinity", func() error { return e.affinity("process.execCPUAffinity.final", cpus.Final) }},
 	}
 	return e.add(slices.Concat(steps, e.process(), []stage{{"ready", e.outlive}}, e.execution()))
 }
@@ -93,9 +100,7 @@ func (e *entrant) enter() error {
 		e.Call(fmt.Sprintf("of process %d", e.target.Pid), unix.SYS_SETNS, e.target.PidFD.Fd(), uintptr(e.flags))
 	}
 	if e.flags&unix.CLONE_NEWUSER != 0 {
-		e.Call("groups", unix.SYS_SETGROUPS, 0, 0).Tolerate(unix.EPERM)
-		e.Call("group 0", unix.SYS_SETRESGID, 0, 0, 0)
-		e.Call("user 0", unix.SYS_SETRESUID, 0, 0, 0)
+		e.rootOfUsers()
 		e.dieWithParent()
 		e.hide(true)
 	}
@@ -116,19 +121,18 @@ func (e *entrant) outlive() error {
 	return nil
 }
 
-// Joins opens the namespaces of other processes that a spec names, and the
-// flag each is joined with. The caller closes them.
+// Joins opens the namespaces of other processes that a spec names and that a
+// thread can enter, and the flag each is joined with. The caller closes them.
 func Joins(s *specs.Spec) (files []*os.File, flags []int, err error) {
 	for _, ns := range s.Linux.Namespaces {
 		flag, known := cloneFlags[ns.Type]
 		if !known {
 			err = fmt.Errorf("namespace %q is not one that this runtime knows", ns.Type)
 		}
-		if err == nil && ns.Path != "" {
+		// The child joins the others itself.
+		if err == nil && ns.Path != "" && ns.Type != specs.UserNamespace && ns.Type != specs.MountNamespace {
 			var f *os.File
-			if ns.Type == specs.UserNamespace || ns.Type == specs.MountNamespace {
-				err = fmt.Errorf("join %s namespace %s: a container gets a %s namespace of its own; remove the path from the spec", ns.Type, ns.Path, ns.Type)
-			} else if f, err = os.Open(ns.Path); err == nil {
+			if f, err = os.Open(ns.Path); err == nil {
 				files, flags = append(files, f), append(flags, int(flag))
 			}
 		}
@@ -140,4 +144,29 @@ func Joins(s *specs.Spec) (files []*os.File, flags []int, err error) {
 		}
 	}
 	return files, flags, nil
+}
+
+// openJoined opens the namespace of a kind that the spec has the container
+// join, until the child has its copy. It returns -1 if the spec names none, or
+// the one that this process is in.
+func (m *member) openJoined(kind specs.LinuxNamespaceType) (int, error) {
+	i := slices.IndexFunc(m.spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind && ns.Path != "" })
+	if i < 0 {
+		return -1, nil
+	}
+	theirs := m.spec.Linux.Namespaces[i].Path
+	fd, err := unix.Open(theirs, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("join %s namespace %s: %w", kind, theirs, err)
+	}
+	m.keep(fd)
+	ours := "/proc/self/ns/" + map[specs.LinuxNamespaceType]string{specs.UserNamespace: "user", specs.MountNamespace: "mnt"}[kind]
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &a), unix.Stat(ours, &b)); err != nil {
+		return -1, fmt.Errorf("join %s namespace %s: %w", kind, theirs, err)
+	}
+	if a.Dev == b.Dev && a.Ino == b.Ino {
+		return -1, nil
+	}
+	return fd, nil
 }

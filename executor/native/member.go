@@ -169,6 +169,7 @@ func (m *member) process() []stage {
 		{stageExec, m.find},
 		{"umask", m.umask},
 		{"limits", m.limits},
+		{"scheduler", m.schedule},
 		{"seccomp", m.filterUnlessNoNewPrivileges},
 		{"user", m.user},
 	}

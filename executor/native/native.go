@@ -218,7 +218,7 @@ func (b *builder) joinKeyring(name uintptr) launch.Step {
 func (b *builder) freshSession() {
 	// Program memory and this process's file descriptors are shared with or
 	// copied from the parent; its cwd is the empty root of the launcher.
-	b.Call("setsid", unix.SYS_SETSID)
+	b.Call("setsid", unix.SYS_SETSID).Tolerate(unix.EPERM) // it leads one already
 	b.Call("umask", unix.SYS_UMASK, 0)
 	b.Call("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.Words(0), 0, 8)
 	// Clone resets handlers, but leaves ignored what this process ignores, for

@@ -20,6 +20,8 @@ type mountOptions struct {
 	// Attributes of a bind's mount, and those of all mounts below it, too.
 	set, clear       uint64
 	setRec, clearRec uint64
+	idmap, idmapRec  bool // ids are mapped even if the mount itself says nothing; and those of mounts below it
+	copyUp           bool
 }
 
 type mountOption struct {
@@ -65,10 +67,6 @@ var propagations = map[string]uintptr{
 	"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC, "unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
 }
 
-// extensions are options of other runtimes that would change what the mount
-// is; to ignore them would be worse than to refuse.
-var extensions = []string{"tmpcopyup", "idmap", "ridmap"}
-
 func parseMountOptions(fstype string, options []string) (o mountOptions, err error) {
 	o.bind = fstype == "bind"
 	for _, name := range options {
@@ -80,10 +78,14 @@ func parseMountOptions(fstype string, options []string) (o mountOptions, err err
 			o.propagation = append(o.propagation, p)
 			continue
 		}
-		for _, x := range extensions {
-			if name == x || strings.HasPrefix(name, x+"=") {
-				return o, fmt.Errorf("mount option %q is not one this runtime has", name)
-			}
+		switch {
+		case name == "tmpcopyup":
+			o.copyUp = true
+			continue
+		case o.setIDMap(name):
+			continue
+		case strings.HasPrefix(name, "idmap="), strings.HasPrefix(name, "ridmap="):
+			return o, fmt.Errorf("mount option %q: ids are mapped by uidMappings and gidMappings of the mount", name)
 		}
 		if m, ok := mountOptionTable[name]; ok {
 			o.flags = o.flags&^m.clear | m.set
@@ -135,7 +137,7 @@ func (o mountOptions) setAttrs(fd int) error {
 // MountOptions lists the options that this runtime knows itself; all others
 // are for file systems.
 func MountOptions() []string {
-	list := []string{"bind", "rbind"}
+	list := append([]string{"bind", "rbind", "tmpcopyup"}, idmapOptions...)
 	for name := range propagations {
 		list = append(list, name)
 	}

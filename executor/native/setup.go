@@ -3,6 +3,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +26,9 @@ type Setup struct {
 	// Gate is a FIFO open for reading and writing: the process executes its
 	// program when a byte arrives.
 	Gate *os.File
+	// CopyUp copies what is in one open directory to another, for mounts with the
+	// option tmpcopyup.
+	CopyUp func(from, to int) error
 	// Hold makes the child wait at HeldForHooks.
 	Hold bool
 
@@ -45,8 +49,10 @@ type Terminal struct {
 // end would end it before it is Ready. It waits at its first gate: the caller
 // puts it into cgroups and maps its users.
 //
+//	users       another's user namespace joined; namespaces that are to belong to
+//	            it are made from there
 //	session     session, signals
-//	(gate)      cgroups joined, users mapped
+//	(gate)      cgroups joined, users mapped, clocks set
 //	user        root in the new user namespace
 //	keyring     a session keyring of it
 //	namespace   the cgroup namespace, names, sysctls
@@ -62,16 +68,25 @@ type Terminal struct {
 //	exec
 func Create(s *Setup) (*Child, error) {
 	c := &creator{member: newMember(s), mapped: hasNamespace(s.Spec, specs.UserNamespace)}
-	return c.start(c.build, c.namespaces())
+	users, err := c.openJoined(specs.UserNamespace)
+	if err != nil {
+		return nil, errors.Join(err, c.fds.Run())
+	}
+	if c.users = users; users < 0 {
+		return c.start(c.build, c.namespaces())
+	}
+	c.mapped = true
+	return c.start(c.build, 0)
 }
 
 // creator adds the steps of a container to a program.
 type creator struct {
 	member
-	mapped bool     // in a new user namespace
+	mapped bool     // in a user namespace that isn't the machine's
+	users  int      // the one to join, or -1
 	root   int      // detached mount
 	old    int      // file descriptor that is the machine's root in the child
-	done   []string // where mounts are made already
+	done   []string // where mounts are made that show something else than the root
 }
 
 func hasNamespace(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
@@ -82,6 +97,10 @@ func hasNamespace(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
 	}
 	return false
 }
+
+// MakesUsers says whether the container has a user namespace of its own, to be
+// mapped by who creates it.
+func MakesUsers(s *specs.Spec) bool { return hasNamespace(s, specs.UserNamespace) }
 
 // namespaces are those to clone, without those that are made later.
 func (c *creator) namespaces() (flags uint64) {
@@ -96,13 +115,16 @@ func (c *creator) namespaces() (flags uint64) {
 // later: the cgroup namespace shows the cgroup that its maker is in, and the
 // message queues of an IPC namespace belong to who its maker is.
 func (c *creator) later(kind specs.LinuxNamespaceType) bool {
-	return kind == specs.CgroupNamespace || kind == specs.IPCNamespace && c.mapped
+	return kind == specs.CgroupNamespace || kind == specs.TimeNamespace || kind == specs.IPCNamespace && c.mapped
 }
 
 func (c *creator) build() error {
 	steps := []stage{
+		{"users", c.joinUsers},
 		{"session", c.begin},
+		{"time", c.newClocks},
 		{"user", c.becomeRoot},
+		{"time", c.enterClocks},
 		{"keyring", c.keyring},
 		{"namespace", c.namespace},
 		{"root", c.attachRoot},
@@ -117,13 +139,55 @@ func (c *creator) build() error {
 	return c.add(slices.Concat(steps, c.process(), []stage{{"ready", c.ready}}, c.execution()))
 }
 
+// joinUsers enters the user namespace of others, as its root, and from there
+// new namespaces.
+func (c *creator) joinUsers() error {
+	if c.users < 0 {
+		return nil
+	}
+	c.Call("join", unix.SYS_SETNS, uintptr(c.users), unix.CLONE_NEWUSER)
+	c.rootOfUsers()
+	if hasNamespace(c.spec, specs.PIDNamespace) {
+		c.Refork(c.namespaces())
+	} else {
+		c.Call("namespaces", unix.SYS_UNSHARE, uintptr(c.namespaces()))
+	}
+	return nil
+}
+
+func (m *member) rootOfUsers() {
+	m.Call("groups", unix.SYS_SETGROUPS, 0, 0).Tolerate(unix.EPERM)
+	m.Call("group 0", unix.SYS_SETRESGID, 0, 0, 0)
+	m.Call("user 0", unix.SYS_SETRESUID, 0, 0, 0)
+}
+
+// MakesClocks says whether the container has a time namespace of its own. Its
+// process has a gate more, before all others, at which it isn't in it yet.
+func MakesClocks(s *specs.Spec) bool { return hasNamespace(s, specs.TimeNamespace) }
+
+// newClocks makes a time namespace for the process to enter later.
+func (c *creator) newClocks() error {
+	if MakesClocks(c.spec) {
+		c.Call("namespace", unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
+		c.tell()
+	}
+	return nil
+}
+
+func (c *creator) enterClocks() error {
+	if MakesClocks(c.spec) {
+		const own = "/proc/self/ns/time_for_children"
+		open := c.Call(own, unix.SYS_OPENAT, atCWD, c.String(own), unix.O_RDONLY|unix.O_CLOEXEC)
+		open.Into(c.Call("enter", unix.SYS_SETNS, 0, unix.CLONE_NEWTIME), 0)
+	}
+	return nil
+}
+
 // becomeRoot makes the process root of its user namespace, once it is mapped.
 func (c *creator) becomeRoot() error {
 	c.wait()
 	if c.mapped {
-		c.Call("groups", unix.SYS_SETGROUPS, 0, 0).Tolerate(unix.EPERM)
-		c.Call("group 0", unix.SYS_SETRESGID, 0, 0, 0)
-		c.Call("user 0", unix.SYS_SETRESUID, 0, 0, 0)
+		c.rootOfUsers()
 		c.dieWithParent()
 	}
 	return nil
@@ -189,6 +253,14 @@ func (c *creator) attachRoot() (err error) {
 	dir := c.rootDir()
 	if c.root, err = c.openTree(dir, true, mountOptions{}); err != nil {
 		return err
+	}
+	joined, err := c.openJoined(specs.MountNamespace)
+	if err != nil {
+		return err
+	}
+	if joined >= 0 {
+		// It becomes the container's: the root is changed for all who are in it.
+		c.Call("join mount namespace", unix.SYS_SETNS, uintptr(joined), unix.CLONE_NEWNS)
 	}
 	private := uintptr(unix.MS_SLAVE)
 	if p := c.spec.Linux.RootfsPropagation; p == "private" || p == "rprivate" {

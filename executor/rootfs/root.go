@@ -97,14 +97,20 @@ func (r Root) readlink(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
+// OpenDir opens the directory at the resolved name; -1 if there is none.
+func (r Root) OpenDir(name string) (int, error) {
+	fd, err := r.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return -1, nil
+	}
+	return fd, err
+}
+
 // Mode returns the permissions of the directory at the resolved name, 0 if
 // there is none.
 func (r Root) Mode(name string) (uint32, error) {
-	fd, err := r.open(name, unix.O_PATH|unix.O_DIRECTORY)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return 0, nil
-	}
-	if err != nil {
+	fd, err := r.OpenDir(name)
+	if err != nil || fd < 0 {
 		return 0, err
 	}
 	defer unix.Close(fd)

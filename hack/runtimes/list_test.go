@@ -235,6 +235,41 @@ var cases = []spec{
 		without(s, specs.CgroupNamespace)
 	}, differs: map[string][]difference{"crun": {{`memory`, "crun takes a relative path as one from the top"}}}},
 
+	// What others may not have.
+	{name: "scheduler", change: func(s *specs.Spec, _ *bundle) {
+		s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_BATCH", Nice: 5}
+	}, lacks: map[string]string{"runc": "it came with 1.2", "crun": "it came with 1.9"}, wants: []string{"schedule: policy 3 flags 0x0 nice 5 priority 0"}},
+	{name: "io priority", change: func(s *specs.Spec, _ *bundle) {
+		s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 6}
+	}, lacks: map[string]string{"runc": "it came with 1.2", "crun": "it came with 1.9"}, wants: []string{"schedule: io class 2 level 6 errno 0"}},
+	{name: "users that are joined", change: func(s *specs.Spec, b *bundle) {
+		mapped(s, b)
+		join(s, specs.UserNamespace, sleeperMapped(b, s.Linux.UIDMappings)+"user")
+	}, facts: []string{"stat:/etc/passwd", "write:/x"}, differs: map[string][]difference{"runc": usersRunc, "crun": usersCrun}},
+	{name: "mounts that are joined", change: func(s *specs.Spec, b *bundle) {
+		join(s, specs.MountNamespace, sleeper(b, syscall.CLONE_NEWNS)+"mnt")
+	}, lacks: map[string]string{"crun": "it starts nothing, and tells nothing"}},
+	{name: "time namespace", change: func(s *specs.Spec, _ *bundle) {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 172800, Nanosecs: 5}, "boottime": {Secs: 604800}}
+	}, lacks: map[string]string{"runc": "it came with 1.2", "crun": "1.8 ends with an error on Linux 6"},
+		wants: []string{"namespace: time = another", "process: timens_offsets = monotonic 172800 5 boottime 604800 0"}},
+	{name: "tmpfs with copy-up", change: func(s *specs.Spec, b *bundle) {
+		if err := os.Symlink("a", b.root("full/link")); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.Chown(b.root("full/sub/b"), 1000, 1001); err != nil {
+			b.Fatal(err)
+		}
+		mount(s, specs.Mount{Destination: "/full", Type: "tmpfs", Source: "tmpfs", Options: []string{"tmpcopyup", "nosuid"}})
+	}, facts: []string{"stat:/full", "list:/full", "read:/full/a", "stat:/full/link", "stat:/full/sub", "stat:/full/sub/b", "read:/full/sub/b", "write:/full/x"}, differs: map[string][]difference{
+		"crun": {{`^stat: /full = `, "crun's tmpfs has any mode, not that of the directory that it covers"}},
+	}},
+	{name: "id-mapped mount", change: func(s *specs.Spec, b *bundle) {
+		ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 5000, Size: 2000}}
+		mount(s, specs.Mount{Destination: "/data", Type: "bind", Source: b.shared, Options: []string{"bind"}, UIDMappings: ids, GIDMappings: ids})
+	}, facts: []string{"stat:/data", "stat:/data/sub/deep"}, lacks: map[string]string{"runc": "it came with 1.2"}},
+
 	// How it ends.
 	{name: "exit status", facts: []string{"exit:42"}, code: 42},
 	{name: "killed", change: func(s *specs.Spec, _ *bundle) { without(s, specs.PIDNamespace) }, facts: []string{"kill:9"}, code: 137},
