@@ -5,6 +5,7 @@ package network
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -88,7 +89,13 @@ func readCNIConfig(name string) (*libcni.NetworkConfigList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; if it is a list of plugins, its name must end in .conflist", name, err)
 	}
-	return libcni.ConfListFromConf(conf)
+	list, err := json.Marshal(map[string]any{
+		"cniVersion": conf.Network.CNIVersion, "name": conf.Network.Name, "plugins": []json.RawMessage{conf.Bytes},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return libcni.NetworkConfFromBytes(list)
 }
 
 func (p *plugins) Take(ctx context.Context, hostname string) (*Namespace, error) {
