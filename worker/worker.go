@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/keys"
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
@@ -40,6 +41,7 @@ type Config struct {
 	CgroupParent string
 	Parallelism  int
 	DNS          *executor.DNS
+	Network      network.Config // of steps that ask for none in particular
 	Registry     registry.Config
 	GC           GC
 	Log          *slog.Logger // nil discards
@@ -90,8 +92,12 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
 		return nil, err
 	}
+	if w.cfg.Network, err = cfg.Network.Resolve(cfg.Log); err != nil {
+		return nil, err
+	}
 	exec, err := executor.New(executor.Config{
-		Root: filepath.Join(cfg.Root, "executor"), Binary: cfg.Runtime, CgroupParent: cfg.CgroupParent, DNS: cfg.DNS, Log: cfg.Log,
+		Root: filepath.Join(cfg.Root, "executor"), Binary: cfg.Runtime, CgroupParent: cfg.CgroupParent, DNS: cfg.DNS, Network: w.cfg.Network,
+		Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up the executor: %w", err)
@@ -254,9 +260,13 @@ func (w *Worker) Labels() map[string]string {
 	if err != nil {
 		host = "unknown"
 	}
+	mode := string(w.cfg.Network.Mode)
+	if w.cfg.Network.Mode == network.Bridge {
+		mode = string(network.CNI) // the name that clients know for it
+	}
 	out := map[string]string{
 		prefix + "executor": "oci", prefix + "hostname": host, prefix + "snapshotter": "overlayfs",
-		prefix + "network": "host", prefix + "oci.process-mode": "sandbox",
+		prefix + "network": mode, prefix + "oci.process-mode": "sandbox",
 		prefix + "selinux.enabled": "false", prefix + "apparmor.profile": "",
 	}
 	maps.Copy(out, w.cfg.Labels)

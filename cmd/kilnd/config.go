@@ -72,6 +72,11 @@ type config struct {
 			Snapshotter         string            `toml:"snapshotter"`
 			Binary              string            `toml:"binary"`
 			NetworkMode         string            `toml:"networkMode"`
+			CNIConfigPath       string            `toml:"cniConfigPath"`
+			CNIBinaryPath       string            `toml:"cniBinaryPath"`
+			CNIPoolSize         *int              `toml:"cniPoolSize"`
+			BridgeName          string            `toml:"bridgeName"`
+			BridgeSubnet        string            `toml:"bridgeSubnet"`
 			DefaultCgroupParent string            `toml:"defaultCgroupParent"`
 			MaxParallelism      int               `toml:"max-parallelism"`
 			gcConfig
@@ -194,9 +199,15 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	str(&oci.Snapshotter, "oci-worker-snapshotter")
 	str(&oci.Binary, "oci-worker-binary")
 	str(&oci.NetworkMode, "oci-worker-net")
+	str(&oci.CNIConfigPath, "oci-cni-config-path")
+	str(&oci.CNIBinaryPath, "oci-cni-binary-dir")
 	list(&cfg.GRPC.Address, "addr")
 	list(&cfg.InsecureEntitlements, "allow-insecure-entitlement")
 	list(&oci.Platforms, "oci-worker-platform")
+	if c.IsSet("oci-cni-pool-size") {
+		size := c.Int("oci-cni-pool-size")
+		oci.CNIPoolSize = &size
+	}
 	if c.IsSet("oci-max-parallelism") {
 		oci.MaxParallelism = c.Int("oci-max-parallelism")
 	}
@@ -237,8 +248,6 @@ func (cfg *config) check() error {
 	switch {
 	case !slices.Contains([]string{"auto", "overlayfs"}, oci.Snapshotter):
 		return fmt.Errorf("snapshotter %q: this daemon has overlayfs only", oci.Snapshotter)
-	case !slices.Contains([]string{"auto", "host"}, oci.NetworkMode):
-		return fmt.Errorf("network mode %q: this daemon has host only", oci.NetworkMode)
 	case oci.MaxParallelism < 0:
 		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
 	case !(cfg.Cache.Verify >= 0 && cfg.Cache.Verify <= 1): // nor is NaN
@@ -251,6 +260,9 @@ func (cfg *config) check() error {
 		return errors.New("--tlscacert needs --tlscert and --tlskey: without TLS it would check nobody")
 	case (cfg.GRPC.TLS.Cert == "") != (cfg.GRPC.TLS.Key == ""):
 		return errors.New("TLS needs both a certificate and a key (--tlscert, --tlskey)")
+	}
+	if err := cfg.network().Check(); err != nil {
+		return fmt.Errorf("worker.oci: %w", err)
 	}
 	var err error
 	if cfg.gc, err = cfg.Worker.OCI.gcConfig.read("worker.oci"); err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/urfave/cli/v3"
@@ -24,9 +25,6 @@ func unbuilt() []cli.Flag {
 		&cli.BoolFlag{Name: "oci-worker-rootless", Usage: "rootless mode"},
 		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "host PID namespace"},
 		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "proxy snapshotter socket"},
-		&cli.StringFlag{Name: "oci-cni-config-path", Usage: "path of CNI config file"},
-		&cli.StringFlag{Name: "oci-cni-binary-dir", Usage: "path of CNI binary files"},
-		&cli.IntFlag{Name: "oci-cni-pool-size", Usage: "size of the CNI network namespace pool"},
 		&cli.StringFlag{Name: "oci-worker-apparmor-profile", Usage: "AppArmor profile of steps"},
 		&cli.BoolFlag{Name: "oci-worker-selinux", Usage: "SELinux labels for steps"},
 		&cli.StringFlag{Name: "containerd-worker", Usage: "containerd worker"},
@@ -70,7 +68,10 @@ func built() []cli.Flag {
 		&cli.StringSliceFlag{Name: "oci-worker-platform", Usage: "platforms to announce, the default one first"},
 		&cli.StringFlag{Name: "oci-worker-snapshotter", Usage: "auto or overlayfs", Value: "auto"},
 		&cli.StringFlag{Name: "oci-worker-binary", Usage: "OCI runtime that runs steps, such as runc; the built-in one if empty"},
-		&cli.StringFlag{Name: "oci-worker-net", Usage: "network of steps: auto or host", Value: "auto"},
+		&cli.StringFlag{Name: "oci-worker-net", Usage: "network of steps: auto, host, bridge, cni or none", Value: "auto"},
+		&cli.StringFlag{Name: "oci-cni-config-path", Usage: "CNI config file: a plugin or, if it ends in .conflist, a list of them", Value: network.DefaultCNIConfig},
+		&cli.StringFlag{Name: "oci-cni-binary-dir", Usage: "directory of CNI plugins", Value: network.DefaultCNIBinaries},
+		&cli.IntFlag{Name: "oci-cni-pool-size", Usage: "namespaces that are made ahead, with cni and bridge; by default what suits the processors"},
 		&cli.BoolFlag{Name: "oci-worker-gc", Usage: "keep the cache within bounds, in the background", Value: true},
 		&cli.StringFlag{Name: "oci-worker-gc-keepstorage", Usage: "space of the default bounds, as reserved[,free[,max]] in MB; shares of the disk if empty"},
 		&cli.IntFlag{Name: "oci-max-parallelism", Usage: "steps that run at once; 0 is no bound"},

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/urfave/cli/v3"
 )
@@ -108,7 +109,11 @@ func TestBadConfig(t *testing.T) {
 		{"", []string{"--tlscacert", "x"}, []string{"--tlscert"}},
 		{"", []string{"--oci-worker", "false"}, []string{"--oci-worker"}},
 		{"", []string{"--oci-worker-snapshotter", "native"}, []string{"native", "overlayfs"}},
-		{"", []string{"--oci-worker-net", "cni"}, []string{"cni"}},
+		{"", []string{"--oci-worker-net", "wlan"}, []string{"wlan", "bridge"}},
+		{"", []string{"--oci-cni-pool-size", "-1"}, []string{"worker.oci", "-1"}},
+		{"[worker.oci]\ncniPoolSize = \"x\"", nil, []string{"line 2"}},
+		{"[worker.oci]\nbridgeName = \"a/../b\"", nil, []string{"a/../b"}},
+		{"[worker.oci]\nbridgeSubnet = \"10.0.0.1/8\"", nil, []string{"10.0.0.0/8"}},
 		{"", []string{"--oci-max-parallelism", "-1"}, []string{"negative"}},
 		{"", []string{"--grace", "-1s"}, []string{"negative"}},
 	} {
@@ -419,5 +424,39 @@ func TestLogger(t *testing.T) {
 	cfg.Log.Level, cfg.Log.Format = "", "xml"
 	if _, err := newLogger(cfg); err == nil || !strings.Contains(err.Error(), "xml") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// compat: DMN-016
+// compat: DMN-042
+func TestNetworkFlagsAndKeys(t *testing.T) {
+	cfg, warnings, err := loaded(t, "")
+	must(t, err)
+	if n := cfg.network(); n.Mode != network.Auto || n.CNIConfig != "/etc/buildkit/cni.json" || n.CNIBinaries != "/opt/cni/bin" || n.PoolSize != nil || len(warnings) > 0 {
+		t.Errorf("defaults %+v, warnings %q", n, warnings)
+	}
+	const file = `
+[worker.oci]
+networkMode = "bridge"
+cniConfigPath = "/file.conflist"
+cniBinaryPath = "/file/bin"
+cniPoolSize = 0
+bridgeName = "br1"
+bridgeSubnet = "192.168.7.0/24"
+`
+	cfg, warnings, err = loaded(t, file)
+	must(t, err)
+	n := cfg.network()
+	if n.PoolSize == nil || *n.PoolSize != 0 {
+		t.Errorf("pool size %v", n.PoolSize)
+	}
+	n.PoolSize = nil
+	if want := (network.Config{Mode: network.Bridge, CNIConfig: "/file.conflist", CNIBinaries: "/file/bin", BridgeName: "br1", BridgeSubnet: "192.168.7.0/24"}); n != want || len(warnings) > 0 {
+		t.Errorf("file %+v, warnings %q", n, warnings)
+	}
+	cfg, _, err = loaded(t, file, "--oci-worker-net", "cni", "--oci-cni-config-path", "/c.json", "--oci-cni-binary-dir", "/b", "--oci-cni-pool-size", "8")
+	must(t, err)
+	if n = cfg.network(); n.Mode != network.CNI || n.CNIConfig != "/c.json" || n.CNIBinaries != "/b" || n.PoolSize == nil || *n.PoolSize != 8 {
+		t.Errorf("flags %+v", n)
 	}
 }

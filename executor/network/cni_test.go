@@ -192,19 +192,22 @@ func TestCNIErrors(t *testing.T) {
 func TestAuto(t *testing.T) {
 	cfg, _ := cniConfig(t, "net.json", false)
 	cfg.Mode = Auto
-	n := open(t, t.TempDir(), cfg)
-	if n.Mode != CNI || n.Default == nil {
-		t.Errorf("with a CNI config the mode is %s", n.Mode)
+	is := func(cfg Config, want Mode) {
+		t.Helper()
+		got, err := cfg.Resolve(discard)
+		must(t, err)
+		if got.Mode != want {
+			t.Errorf("the mode is %s, not %s", got.Mode, want)
+		}
+		if n := open(t, t.TempDir(), cfg); (n.Default == nil) != (want == Host) {
+			t.Errorf("%s: a provider of namespaces: %v", want, n.Default)
+		}
 	}
-	n = open(t, t.TempDir(), Config{Mode: Auto, CNIConfig: filepath.Join(t.TempDir(), "none.json")})
-	if n.Mode != Host || n.Default != nil {
-		t.Errorf("without a CNI config the mode is %s", n.Mode)
-	}
+	is(cfg, CNI)
+	is(Config{Mode: Auto, CNIConfig: filepath.Join(t.TempDir(), "none.json")}, Host)
+	is(Config{}, Host)
 	t.Setenv("BUILDKIT_NETWORK_BRIDGE_AUTO", "true")
-	n = open(t, t.TempDir(), cfg)
-	if n.Mode != Bridge || n.Default == nil {
-		t.Errorf("with BUILDKIT_NETWORK_BRIDGE_AUTO the mode is %s", n.Mode)
-	}
+	is(cfg, Bridge)
 }
 
 // compat: DMN-062

@@ -45,9 +45,10 @@ type Config struct {
 	BridgeSubnet string // an IPv4 prefix, an IPv6 one, or both with a comma between them
 }
 
+// What stands for zero values in a Config.
 const (
-	defaultCNIConfig    = "/etc/buildkit/cni.json"
-	defaultCNIBinaries  = "/opt/cni/bin"
+	DefaultCNIConfig    = "/etc/buildkit/cni.json"
+	DefaultCNIBinaries  = "/opt/cni/bin"
 	defaultBridgeName   = "buildkit0"
 	defaultBridgeSubnet = "10.10.0.0/16"
 	maxPoolSize         = 1000
@@ -77,36 +78,24 @@ type Networks struct {
 	Default Provider
 	// None has loopback only.
 	None Provider
-	// Mode is that of Default, never Auto.
-	Mode Mode
 }
 
 // Open prepares the networks after removing what an earlier executor with the
 // same directory left. dir is a directory of its own, which is made if needed.
 func Open(dir string, cfg Config, log *slog.Logger) (_ *Networks, err error) {
-	setDefault(&cfg.Mode, Host)
-	setDefault(&cfg.CNIConfig, defaultCNIConfig)
-	setDefault(&cfg.CNIBinaries, defaultCNIBinaries)
-	setDefault(&cfg.BridgeName, defaultBridgeName)
-	setDefault(&cfg.BridgeSubnet, defaultBridgeSubnet)
-	if err := cfg.Check(); err != nil {
+	if cfg, err = cfg.Resolve(log); err != nil {
 		return nil, err
 	}
 	if err := removeLeftBridge(dir); err != nil {
 		return nil, fmt.Errorf("remove the bridge of an earlier run: %w", err)
 	}
 	removeLeftCNI(dir, cfg.CNIBinaries, log)
-	n := &Networks{Mode: cfg.Mode}
-	if n.Mode == Auto {
-		if n.Mode, err = detect(cfg, log); err != nil {
-			return nil, err
-		}
-	}
+	n := &Networks{}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	n.None = openNone(log)
 	undo.Add(n.None.Close)
-	switch n.Mode {
+	switch cfg.Mode {
 	case None:
 		n.Default = n.None
 	case Bridge:
@@ -115,7 +104,7 @@ func Open(dir string, cfg Config, log *slog.Logger) (_ *Networks, err error) {
 		n.Default, err = openCNI(dir, cfg, log)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("set up %s network: %w", n.Mode, err)
+		return nil, fmt.Errorf("set up %s network: %w", cfg.Mode, err)
 	}
 	undo.Keep()
 	return n, nil
@@ -153,19 +142,30 @@ func (cfg Config) Check() error {
 	return nil
 }
 
-// detect decides what Auto means, as buildkitd does.
-func detect(cfg Config, log *slog.Logger) (Mode, error) {
-	if isTrue(os.Getenv("BUILDKIT_NETWORK_BRIDGE_AUTO")) {
-		return Bridge, nil
+// Resolve checks cfg, fills in what is missing, and decides what Auto means, as
+// buildkitd does. What it returns resolves to itself.
+func (cfg Config) Resolve(log *slog.Logger) (Config, error) {
+	setDefault(&cfg.Mode, Host)
+	setDefault(&cfg.CNIConfig, DefaultCNIConfig)
+	setDefault(&cfg.CNIBinaries, DefaultCNIBinaries)
+	setDefault(&cfg.BridgeName, defaultBridgeName)
+	setDefault(&cfg.BridgeSubnet, defaultBridgeSubnet)
+	if err := cfg.Check(); err != nil || cfg.Mode != Auto {
+		return cfg, err
 	}
-	switch _, err := os.Stat(cfg.CNIConfig); {
+	_, err := os.Stat(cfg.CNIConfig)
+	switch {
+	case isTrue(os.Getenv("BUILDKIT_NETWORK_BRIDGE_AUTO")):
+		cfg.Mode = Bridge
 	case err == nil:
-		return CNI, nil
-	case !errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("look for a CNI config file: %w", err)
+		cfg.Mode = CNI
+	case errors.Is(err, fs.ErrNotExist):
+		log.Warn("steps use the machine's network: no network mode is set, and there is no CNI config file", "file", cfg.CNIConfig)
+		cfg.Mode = Host
+	default:
+		return cfg, fmt.Errorf("look for a CNI config file: %w", err)
 	}
-	log.Warn("steps use the machine's network: there is no CNI config file, and no other network mode is set", "file", cfg.CNIConfig)
-	return Host, nil
+	return cfg, nil
 }
 
 // ahead is how many namespaces of a connected network are made ahead.
