@@ -106,11 +106,32 @@ func (m *Manager) extractStack(ctx context.Context, r *record, fetches *slots) e
 		snaps[i] = m.snapOf(l)
 	}
 	snap := m.nextSnap()
-	if err := m.snapshots.Stack(ctx, snap, snaps); err != nil {
+	grown, err := m.snapshots.Stack(ctx, snap, snaps)
+	m.grew(r.layers, grown)
+	if err != nil {
 		return m.lostSnapshot(ctx, r, fmt.Errorf("stack %d layers as %s: %w", len(snaps), r.id, err))
 	}
 	m.extracted(r, snap)
 	return nil
+}
+
+// grew forgets the sizes of those among layers whose snapshots are grown.
+func (m *Manager) grew(layers []*record, grown []string) {
+	if len(grown) == 0 {
+		return
+	}
+	m.mu.Lock()
+	for _, l := range layers {
+		if slices.Contains(grown, l.snap) {
+			if l.twin != nil {
+				l = l.twin
+			}
+			l.snapSize = sizeUnknown
+			m.changedLocked(l)
+		}
+	}
+	m.mu.Unlock()
+	m.flush(flushChanged)
 }
 
 // extractLayer fetches and unpacks the layer r.

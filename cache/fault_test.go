@@ -80,9 +80,9 @@ func (f scriptedSnapshots) Reopen(ctx context.Context, id string) error {
 	return f.Snapshotter.Reopen(ctx, id)
 }
 
-func (f scriptedSnapshots) Stack(ctx context.Context, id string, layers []string) error {
+func (f scriptedSnapshots) Stack(ctx context.Context, id string, layers []string) ([]string, error) {
 	if err := f.s.call("stack"); err != nil {
-		return err
+		return nil, err
 	}
 	return f.Snapshotter.Stack(ctx, id, layers)
 }

@@ -101,6 +101,7 @@ type entry struct {
 	snap       string
 	snapSize   int64
 	uses       int
+	version    int
 	needs      []*record
 	blobs      []digest.Digest
 	sizes      []int64 // of blobs that are stored, 0 of others
@@ -147,7 +148,7 @@ func (m *Manager) copyRecords() (entries []*entry, images []Image, holds []diges
 }
 
 func fillLocked(e *entry, r *record) {
-	*e = entry{r: r, snapSize: r.snapSize, uses: r.uses, needs: r.needs(), held: r.handles > 0, kept: r.kept(), usage: Usage{
+	*e = entry{r: r, snapSize: r.snapSize, uses: r.uses, version: r.version, needs: r.needs(), held: r.handles > 0, kept: r.kept(), usage: Usage{
 		ID: r.id, Mutable: r.state == mutable, CreatedAt: r.opts.CreatedAt,
 		LastUsedAt: r.lastUsed, UsageCount: r.uses, Description: r.opts.Description, Type: r.opts.Type, Index: r.opts.Index,
 	}}
@@ -230,7 +231,7 @@ func (m *Manager) measureOne(ctx context.Context, e *entry) error {
 	m.mu.Lock()
 	same := e.r.state != gone && e.r.snap == e.snap && e.r.uses == e.uses
 	changing := e.r.state == mutable && e.r.handles > 0
-	if err == nil && same && !changing && !u.Linked {
+	if err == nil && same && !changing && !u.Linked && e.r.version == e.version {
 		e.r.snapSize = u.Size
 		if e.r.persisted { // written with the last uses, at leisure
 			m.used[e.r] = struct{}{}

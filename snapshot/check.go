@@ -38,6 +38,8 @@ func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 			errs = append(errs, fmt.Errorf("snapshot %s has no files: %w", id, err))
 		} else if !st.IsDir() {
 			errs = append(errs, fmt.Errorf("snapshot %s: %s is no directory", id, o.fsPath(id)))
+		} else if st, err := os.Lstat(o.portablePath(id)); s.Form == formCopy && (err != nil || !st.IsDir()) {
+			errs = append(errs, fmt.Errorf("snapshot %s has no copy for other parents at %s: %w", id, o.portablePath(id), err))
 		} else if deep {
 			if _, err := o.Usage(ctx, id); err != nil {
 				errs = append(errs, err)
@@ -66,7 +68,11 @@ func (o *Overlay) exists(id string) bool {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s := o.snaps[id]
+	layer, copied := copyOf(id)
+	s := o.snaps[layer]
+	if copied {
+		return s != nil && (s.Form == formCopy || o.copying[layer] != nil)
+	}
 	return s != nil && len(s.Layers) == 0
 }
 

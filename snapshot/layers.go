@@ -92,12 +92,29 @@ func (o *Overlay) aloneLocked(s *snap) bool {
 	return s.Parent == ""
 }
 
-// layersLocked returns the layer directories of id, lowest first.
+// layersLocked returns the layer directories of id, lowest first. For a layer
+// that isn't on top of its own parent there stands its portable copy.
+func (o *Overlay) layersLocked(id string) ([]string, error) {
+	flat, err := o.flatLocked(id)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]string, len(flat))
+	for i, l := range flat {
+		out[i] = o.fsPath(l)
+		if s := o.snaps[l]; s.Form == formCopy && !o.homeLocked(s, flat[:i]) {
+			out[i] = o.portablePath(l)
+		}
+	}
+	return out, nil
+}
+
+// flatLocked returns the ids of the layers of id, lowest first.
 //
 // A layer that occurs more than once counts at its last occurrence: whatever an
 // earlier one would add is added again later, and whatever layers in between
 // take away from it is back. Overlay refuses the same directory twice.
-func (o *Overlay) layersLocked(id string) ([]string, error) {
+func (o *Overlay) flatLocked(id string) ([]string, error) {
 	var all []string
 	for id != "" {
 		s := o.snaps[id]
@@ -117,7 +134,7 @@ func (o *Overlay) layersLocked(id string) ([]string, error) {
 	for _, l := range all {
 		if !seen[l] {
 			seen[l] = true
-			out = append(out, o.fsPath(l))
+			out = append(out, l)
 		}
 	}
 	slices.Reverse(out)

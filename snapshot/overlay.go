@@ -36,6 +36,9 @@ type Overlay struct {
 	xattr string
 
 	mu sync.Mutex // guards what is below; never held across I/O
+	// copying are the layers of which portable copies are made, with what is closed
+	// when one is done.
+	copying map[string]chan struct{}
 	// unreadable are the records that can't be decoded, by id. Their snapshots are
 	// lost, which costs what was cached in them; Check tells, and Sweep ends it.
 	unreadable map[string]error
@@ -56,6 +59,7 @@ type record struct {
 	Parent    string   `json:"p,omitempty"`
 	Layers    []string `json:"l,omitempty"` // of a stack, which has no directory
 	Committed bool     `json:"c,omitempty"`
+	Form      form     `json:"f,omitempty"` // of a layer
 }
 
 var _ Snapshotter = (*Overlay)(nil)
@@ -70,7 +74,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 	if strings.ContainsAny(root, ":,\\\n") {
 		return nil, fmt.Errorf("overlay snapshotter: the path %q has a colon, comma, backslash or newline, which overlay takes for something else", root)
 	}
-	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}, unreadable: map[string]error{}}
+	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}, unreadable: map[string]error{}, copying: map[string]chan struct{}{}}
 	if err := os.MkdirAll(o.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
@@ -280,17 +284,68 @@ func (o *Overlay) Reopen(ctx context.Context, id string) error {
 	case len(s.Layers) > 0:
 		return fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
 	}
-	s.Committed, s.stored = false, false
+	s.Committed, s.Form, s.stored = false, formUnknown, false
 	return nil
 }
 
 // Stack makes the committed snapshot id out of existing committed snapshots,
-// lowest first. It never copies.
-func (o *Overlay) Stack(ctx context.Context, id string, layers []string) error {
+// lowest first. It copies no content: of a layer that is right on its own parent
+// only, it makes a copy with hard links, once.
+func (o *Overlay) Stack(ctx context.Context, id string, layers []string) (grown []string, err error) {
 	if len(layers) == 0 {
-		return fmt.Errorf("stack %q: there are no layers", id)
+		return nil, fmt.Errorf("stack %q: there are no layers", id)
 	}
-	return o.reserve(&snap{id: id, record: record{Layers: slices.Clone(layers), Committed: true}})
+	if layers, err = o.ownLayers(layers); err != nil {
+		return nil, fmt.Errorf("stack %q: %w", id, err)
+	}
+	s := &snap{id: id, record: record{Layers: layers, Committed: true}, busy: true}
+	if err := o.reserve(s); err != nil {
+		return nil, err
+	}
+	grown, err = o.makeAllPortable(ctx, id)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.busy = false
+	if err != nil {
+		o.count(s, -1)
+		delete(o.snaps, id)
+		return grown, fmt.Errorf("stack %q: %w", id, err)
+	}
+	return grown, nil
+}
+
+// ownLayers returns what layers consist of, without stacks among them.
+func (o *Overlay) ownLayers(layers []string) (own []string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range layers {
+		s, err := o.committedLocked(id)
+		if err != nil {
+			return nil, fmt.Errorf("layer: %w", err)
+		}
+		if own, err = o.ownLocked(own, s); err != nil {
+			return nil, err
+		}
+	}
+	return own, nil
+}
+
+// makeAllPortable makes the layers of the stack id what they have to be in it.
+func (o *Overlay) makeAllPortable(ctx context.Context, id string) (grown []string, err error) {
+	layers, err := o.abroad(id)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		made, err := o.makePortable(ctx, l)
+		if err != nil {
+			return grown, err
+		}
+		if made {
+			grown = append(grown, l)
+		}
+	}
+	return grown, nil
 }
 
 // Stat describes id.
@@ -323,7 +378,7 @@ func (o *Overlay) Persist(b *store.Batch, id string) error {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		for id, r := range added {
-			if s := o.snaps[id]; s != nil && s.Committed == r.Committed {
+			if s := o.snaps[id]; s != nil && s.Committed == r.Committed && s.Form == r.Form {
 				s.stored = true
 			}
 		}
@@ -370,6 +425,9 @@ func (o *Overlay) Remove(b *store.Batch, id string) error {
 	b.Delete(recordBucket, id)
 	if len(s.Layers) == 0 {
 		b.OnDurable(func() { o.trash.discard(o.path(id)) })
+	}
+	if s.Form == formCopy {
+		b.OnDurable(func() { o.trash.discard(o.portablePath(id)) })
 	}
 	return nil
 }

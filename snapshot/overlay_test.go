@@ -93,6 +93,13 @@ func makeLayer(t testing.TB, s snapshot.Snapshotter, id, parent string, fn func(
 	must(t, s.Commit(t.Context(), id))
 }
 
+func stack(t testing.TB, s snapshot.Snapshotter, id string, layers ...string) (grown []string) {
+	t.Helper()
+	grown, err := s.Stack(t.Context(), id, layers)
+	must(t, err)
+	return grown
+}
+
 func writeFile(t testing.TB, path, content string) {
 	t.Helper()
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -277,7 +284,7 @@ func TestOverlayCheck(t *testing.T) {
 	o := openOverlay(t, root, db)
 	makeLayer(t, o, "a", "", func(dir string) { writeFile(t, dir+"/x", "a") })
 	makeLayer(t, o, "b", "a", func(dir string) {})
-	must(t, o.Stack(t.Context(), "st", []string{"b"}))
+	stack(t, o, "st", "b")
 	inSnapshot(t, o, "st", func(string) {})
 	b := &store.Batch{}
 	must(t, o.Persist(b, "st"))
@@ -348,7 +355,7 @@ func TestOverlaySweepForgetsTheLost(t *testing.T) {
 		parent := map[string]string{"b": "a", "c": "b"}[id]
 		makeLayer(t, o, id, parent, func(string) {})
 	}
-	must(t, o.Stack(t.Context(), "st", []string{"d", "c"}))
+	stack(t, o, "st", "d", "c")
 	b := &store.Batch{}
 	must(t, o.Persist(b, "st"))
 	b.Put("snapshot", "loop", []byte(`{"l":["loop"],"c":true}`))

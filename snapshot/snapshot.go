@@ -72,7 +72,9 @@ type Snapshotter interface {
 	// result. Of each snapshot its own layer counts, without its parents; of a
 	// stack, its layers. So a merge lists the layers of all its inputs, and the
 	// difference between a snapshot and an ancestor those in between.
-	Stack(ctx context.Context, id string, layers []string) error
+	//
+	// grown are the layers that take more space now, whether it fails or not.
+	Stack(ctx context.Context, id string, layers []string) (grown []string, err error)
 
 	// Mounts says how to make id visible. An active snapshot is writable
 	// unless readonly is set; a committed one is always read-only.

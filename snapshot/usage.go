@@ -24,8 +24,10 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
-	if err := u.path(o.path(id) + "/work"); err != nil && !errors.Is(err, unix.ENOENT) {
-		return Usage{}, fmt.Errorf("measure snapshot %s: work: %w", id, err)
+	for _, also := range []string{o.path(id) + "/work", o.portablePath(id)} {
+		if err := u.path(also); err != nil && !errors.Is(err, unix.ENOENT) {
+			return Usage{}, fmt.Errorf("measure snapshot %s: %s: %w", id, also, err)
+		}
 	}
 	u.shareLinks()
 	return u.Usage, nil

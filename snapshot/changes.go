@@ -1,0 +1,341 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+const capability = "security.capability"
+
+// changeWalk finds what a layer changes in its parent. What it finds means the
+// same on top of anything else: overlay's opaque directories, which hide
+// whatever happens to be below them, come as deletions of what the parent has
+// there, and what is in the layer although nothing changed (overlay copies up
+// what is only touched) doesn't come at all.
+type changeWalk struct {
+	ctx   context.Context
+	xattr string // prefix of overlay's own xattrs
+	sink  changeSink
+	// sockets are wanted. They can't be in a tar.
+	sockets bool
+	buf     []byte // for directories
+}
+
+// changeSink is told of changes in the order of their names, directories before
+// what is in them. A directory that didn't change itself comes if something in it
+// did.
+type changeSink interface {
+	dir(d *changeDir) error
+	leave(d *changeDir) error // after dir, when all in it was told of
+	file(in *changeDir, name string, st *unix.Stat_t) error
+	whiteout(in *changeDir, name string) error
+	// foreign is told of what has no meaning of its own: an opaque mark, or
+	// something that is in the layer although nothing changed.
+	foreign()
+}
+
+// changeDir is a directory of the layer.
+type changeDir struct {
+	fd    int
+	lower int // the same directory in the parent, -1 for none
+	name  string
+	path  string // "" for the root, else with a slash at the end
+	st    unix.Stat_t
+	told  bool // the sink knows it
+	// alone: the parent's directory doesn't show through, and what is in it is
+	// gone if the layer doesn't have it.
+	alone bool
+	// xwhiteouts: deletions in it may be empty files with an xattr, the form
+	// for where devices can't be made.
+	xwhiteouts bool
+	parent     *changeDir
+	copy       *layerDir // the sink's
+}
+
+// walkChanges tells sink what layer changes in parent, which may be nil.
+func walkChanges(ctx context.Context, layer layerInfo, parent *View, sink changeSink, sockets bool) error {
+	w := &changeWalk{ctx: ctx, xattr: layer.xattr, sink: sink, sockets: sockets, buf: make([]byte, 32<<10)}
+	fd, err := openDir(unix.AT_FDCWD, layer.dir)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", layer.dir, gone(err))
+	}
+	defer unix.Close(fd)
+	root := &changeDir{fd: fd, lower: -1}
+	if err := unix.Fstat(fd, &root.st); err != nil {
+		return fmt.Errorf("stat %s: %w", layer.dir, err)
+	}
+	if parent != nil {
+		if root.lower, err = openDir(parent.FD(), "."); err != nil {
+			return fmt.Errorf("open the parent: %w", err)
+		}
+		defer unix.Close(root.lower)
+	}
+	mark, err := w.opaqueMark(root)
+	if err != nil {
+		return err
+	}
+	root.xwhiteouts = mark == "x"
+	if err := w.tell(root); err != nil {
+		return err
+	}
+	if err := w.children(root); err != nil {
+		return err
+	}
+	return sink.leave(root)
+}
+
+// tell tells the sink of dir, unless it knows.
+func (w *changeWalk) tell(dir *changeDir) error {
+	if dir.told {
+		return nil
+	}
+	dir.told = true
+	if dir.parent != nil {
+		if err := w.tell(dir.parent); err != nil {
+			return err
+		}
+	}
+	return w.sink.dir(dir)
+}
+
+// children goes through what is in dir, and what was.
+func (w *changeWalk) children(dir *changeDir) error {
+	names, err := readNames(dir.fd, w.buf)
+	if err != nil {
+		return fmt.Errorf("read directory /%s: %w", dir.path, err)
+	}
+	var missing []string
+	if dir.alone && dir.lower >= 0 {
+		lower, err := readNames(dir.lower, w.buf)
+		if err != nil {
+			return fmt.Errorf("read directory /%s of the parent: %w", dir.path, err)
+		}
+		missing = slices.DeleteFunc(lower, func(name string) bool {
+			_, have := slices.BinarySearch(names, name)
+			return have
+		})
+	}
+	for _, name := range names {
+		if err := context.Cause(w.ctx); err != nil {
+			return err
+		}
+		for len(missing) > 0 && missing[0] < name {
+			if err := w.whiteout(dir, missing[0]); err != nil {
+				return err
+			}
+			missing = missing[1:]
+		}
+		if err := w.child(dir, name); err != nil {
+			return err
+		}
+	}
+	for _, name := range missing {
+		if err := w.whiteout(dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *changeWalk) whiteout(dir *changeDir, name string) error {
+	if err := w.tell(dir); err != nil {
+		return err
+	}
+	return w.sink.whiteout(dir, name)
+}
+
+// child looks at one entry of dir, and all below it.
+func (w *changeWalk) child(dir *changeDir, name string) error {
+	var st, lower unix.Stat_t
+	if err := lstatAt(dir.fd, name, &st); err != nil {
+		return fmt.Errorf("stat /%s%s: %w", dir.path, name, err)
+	}
+	below := false
+	if dir.lower >= 0 {
+		switch err := lstatAt(dir.lower, name, &lower); {
+		case err == nil:
+			below = true
+		case !errors.Is(err, unix.ENOENT):
+			return fmt.Errorf("stat /%s%s in the parent: %w", dir.path, name, err)
+		}
+	}
+	deleted, err := w.isDeletion(dir, name, &st)
+	switch {
+	case err != nil:
+		return err
+	case deleted && below:
+		return w.whiteout(dir, name)
+	case deleted:
+		w.sink.foreign()
+		return nil
+	case isDir(&st):
+		return w.dir(dir, name, &st, &lower, below)
+	case st.Mode&unix.S_IFMT == unix.S_IFSOCK && !w.sockets:
+		return nil
+	}
+	// A file that got a second name is told of under both.
+	if below && st.Nlink == 1 {
+		same, err := w.sameFile(dir, name, &st, &lower)
+		if err != nil {
+			return err
+		}
+		if same {
+			w.sink.foreign()
+			return nil
+		}
+	}
+	if err := w.tell(dir); err != nil {
+		return err
+	}
+	return w.sink.file(dir, name, &st)
+}
+
+// isDeletion says whether name is a whiteout, in either form.
+func (w *changeWalk) isDeletion(dir *changeDir, name string, st *unix.Stat_t) (bool, error) {
+	if isWhiteout(st) {
+		return true, nil
+	}
+	if !dir.xwhiteouts || st.Size != 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return false, nil
+	}
+	_, ok, err := namedXattrs(dir.fd, name).value(w.xattr + "whiteout")
+	if err != nil {
+		return false, fmt.Errorf("xattrs of /%s%s: %w", dir.path, name, err)
+	}
+	return ok, nil
+}
+
+// opaqueMark returns overlay's mark of a directory: y hides the directory below,
+// x says that deletions may be files with an xattr.
+func (w *changeWalk) opaqueMark(dir *changeDir) (string, error) {
+	v, _, err := xattrFile{fd: dir.fd}.value(w.xattr + "opaque")
+	if err != nil {
+		return "", fmt.Errorf("xattrs of /%s: %w", dir.path, err)
+	}
+	return string(v), nil
+}
+
+// dir looks at the directory name and what is in it.
+func (w *changeWalk) dir(in *changeDir, name string, st, lower *unix.Stat_t, below bool) (err error) {
+	dir := &changeDir{lower: -1, name: name, path: in.path + name + "/", st: *st, alone: in.alone, parent: in}
+	if dir.fd, err = openDir(in.fd, name); err != nil {
+		return fmt.Errorf("open /%s: %w", dir.path, err)
+	}
+	defer unix.Close(dir.fd)
+	own := xattrFile{fd: dir.fd}
+	if v, ok, err := own.value(w.xattr + "redirect"); err != nil {
+		return fmt.Errorf("xattrs of /%s: %w", dir.path, err)
+	} else if ok {
+		return fmt.Errorf("/%s is a redirect to %q: the layer was mounted with redirect_dir", dir.path, v)
+	}
+	mark, err := w.opaqueMark(dir)
+	if err != nil {
+		return err
+	}
+	dir.xwhiteouts = mark == "x"
+	if mark == "y" {
+		dir.alone = true
+		w.sink.foreign()
+	}
+	same := false
+	if below && isDir(lower) {
+		if dir.lower, err = openDir(in.lower, name); err != nil {
+			return fmt.Errorf("open /%s in the parent: %w", dir.path, err)
+		}
+		defer unix.Close(dir.lower)
+		if same, err = sameMeta(st, lower, own, xattrFile{fd: dir.lower}); err != nil {
+			return fmt.Errorf("compare /%s with the parent's: %w", dir.path, err)
+		}
+	}
+	if !same {
+		if err := w.tell(dir); err != nil {
+			return err
+		}
+	}
+	if err := w.children(dir); err != nil {
+		return err
+	}
+	if !dir.told {
+		w.sink.foreign()
+		return nil
+	}
+	return w.sink.leave(dir)
+}
+
+// keptXattrs returns the xattrs that are part of a layer: file capabilities, as
+// in upstream's layers. What users and hosts set stays where it was set.
+func keptXattrs(f xattrFile) (map[string][]byte, error) {
+	names, err := f.names()
+	if err != nil || len(names) == 0 {
+		return nil, err
+	}
+	var out map[string][]byte
+	for _, name := range names {
+		if name != capability {
+			continue
+		}
+		value, ok, err := f.value(name)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			if out == nil {
+				out = map[string][]byte{}
+			}
+			out[name] = value
+		}
+	}
+	return out, nil
+}
+
+// sameMeta says whether two files agree in type, mode, owner, device and xattrs.
+func sameMeta(a, b *unix.Stat_t, ax, bx xattrFile) (bool, error) {
+	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || a.Rdev != b.Rdev {
+		return false, nil
+	}
+	am, err := keptXattrs(ax)
+	if err != nil {
+		return false, err
+	}
+	bm, err := keptXattrs(bx)
+	if err != nil || len(am) != len(bm) {
+		return false, err
+	}
+	for name, value := range am {
+		if other, ok := bm[name]; !ok || !bytes.Equal(value, other) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// sameFile says whether name is in the layer although nothing changed: it was
+// opened for writing, or moved away and back. As upstream does, files with the
+// same size and time are taken to be the same, unless both times are whole
+// seconds: those may come from a tar, and then the content decides.
+//
+// How many names the parent's file has plays no part: files of layers get more
+// of them when others share them.
+func (w *changeWalk) sameFile(dir *changeDir, name string, st, lower *unix.Stat_t) (same bool, err error) {
+	if st.Size != lower.Size || st.Mtim != lower.Mtim || st.Mode != lower.Mode {
+		return false, nil
+	}
+	same, err = sameMeta(st, lower, namedXattrs(dir.fd, name), namedXattrs(dir.lower, name))
+	if err == nil && same && st.Mtim.Nsec == 0 {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFLNK:
+			same, err = sameLink(dir.fd, dir.lower, name)
+		case unix.S_IFREG:
+			same, err = sameContent(dir.fd, dir.lower, name)
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("compare /%s%s with the parent's: %w", dir.path, name, err)
+	}
+	return same, err
+}
