@@ -493,8 +493,8 @@ func TestMergeOfLazyRecords(t *testing.T) {
 		t.Error("merging fetched")
 	}
 	layers := get(m.Layers(t.Context(), Compression{}))(t)
-	if src.count() != 0 || len(layers) != 3 {
-		t.Errorf("%d fetches for %d descriptors", src.count(), len(layers))
+	if src.count() != 0 || len(layers) != 4 || layers[0].DiffID != layers[2].DiffID {
+		t.Errorf("%d fetches for %v, want base, left, base, right", src.count(), layers)
 	}
 	left.Release()
 	right.Release()
@@ -521,10 +521,17 @@ func TestMergeAndDiff(t *testing.T) {
 	b := e.layer(a, Options{}, "b=2")
 	c := e.layer(b, Options{}, "c=3", "-a")
 	same := get(e.m.Merge(t.Context(), []*Ref{b}, Options{}))(t)
-	twice := get(e.m.Merge(t.Context(), []*Ref{a, b, b}, Options{}))(t)
-	if same.ID() != b.ID() || twice.ID() != b.ID() {
-		t.Error("a merge that adds nothing is another record")
+	if same.ID() != b.ID() {
+		t.Error("a merge of one is another record")
 	}
+	// What a merge puts on top of b is found, be it b again.
+	twice := get(e.m.Merge(t.Context(), []*Ref{b, b}, Options{}))(t)
+	e.wantFiles(twice, "a=1", "b=2")
+	again, ok := e.m.Diff(t.Context(), b, twice, Options{})
+	if !ok {
+		t.Fatal("no diff to a merge with repeated layers")
+	}
+	e.wantFiles(again, "a=1", "b=2")
 	if d, ok := e.m.Diff(t.Context(), b, a, Options{}); ok || d != nil {
 		t.Error("diff of what isn't above")
 	}
@@ -539,9 +546,26 @@ func TestMergeAndDiff(t *testing.T) {
 	other := e.layer(nil, Options{}, "a=x", "z=9")
 	m := get(e.m.Merge(t.Context(), []*Ref{other, d}, Options{}))(t)
 	e.wantFiles(m, "b=2", "c=3", "z=9") // c's removal counts here too
-	for _, r := range []*Ref{a, b, c, same, twice, d, other, m} {
+	for _, r := range []*Ref{a, b, c, same, twice, again, d, other, m} {
 		r.Release()
 	}
+	e.empty()
+}
+
+// Merges of merges double their layers, but not without end.
+func TestMergeWithoutEnd(t *testing.T) {
+	e := newEnv(t)
+	m := e.layer(nil, Options{}, "a=1")
+	for range 40 {
+		next := get(e.m.Merge(t.Context(), []*Ref{m, m}, Options{}))(t)
+		m.Release()
+		m = next
+	}
+	if n := len(m.r.stack()); n > maxStack {
+		t.Errorf("it has %d layers", n)
+	}
+	e.wantFiles(m, "a=1")
+	m.Release()
 	e.empty()
 }
 

@@ -9,8 +9,8 @@ import (
 // count as empty; without any other the result is nil. Nothing is copied, and
 // lazy parents stay lazy until the result is extracted.
 //
-// A layer that several parents have is stacked once, where the last of them
-// has it: what it changes would win there in any case.
+// A layer that several parents have is stacked for each, so that what one of them
+// has on top of another, Diff finds.
 func (m *Manager) Merge(ctx context.Context, parents []*Ref, opts Options) (*Ref, error) {
 	var below []*record
 	var layers []*record
@@ -24,7 +24,10 @@ func (m *Manager) Merge(ctx context.Context, parents []*Ref, opts Options) (*Ref
 			layers = append(layers, p.r.stack()...)
 		}
 	}
-	return m.stackOf(below, lastOfEach(layers), opts), nil
+	if len(layers) > maxStack {
+		layers = lastOfEach(layers)
+	}
+	return m.stackOf(below, layers, opts), nil
 }
 
 // Diff returns the record of what upper adds to lower, if upper's layers start
@@ -45,7 +48,12 @@ func (m *Manager) Diff(ctx context.Context, lower, upper *Ref, opts Options) (re
 	return m.stackOf([]*record{upper.r}, layers, opts), true
 }
 
-// lastOfEach drops all but the last occurrence of each record.
+// maxStack is how many layers a merge may have before those that are repeated go.
+// Merges of merges could double them without end.
+const maxStack = 1000
+
+// lastOfEach drops all but the last occurrence of each record: what it changes
+// wins there in any case, and what records in between take away of it is back.
 func lastOfEach(records []*record) []*record {
 	seen := map[*record]bool{}
 	var out []*record
