@@ -100,7 +100,7 @@ func TestRefork(t *testing.T) {
 	p.Stage("stdio")
 	p.Call("stdout", unix.SYS_DUP3, w.Fd(), 1, 0)
 	p.Stage("exec")
-	p.Call("busybox", unix.SYS_EXECVE, p.String("/bin/busybox"), p.Strings([]string{"sh", "-c", "echo $$; read x; exit 4"}), p.Strings(nil))
+	p.Call("busybox", unix.SYS_EXECVE, p.String("/bin/busybox"), p.Strings([]string{"sh", "-c", "echo $$; exec /bin/busybox sleep 1000"}), p.Strings(nil))
 	child, err := Fork(p, 0)
 	if err != nil {
 		t.Fatal(err)
