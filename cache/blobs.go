@@ -3,13 +3,12 @@ package cache
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/snapshot"
@@ -149,7 +148,7 @@ func (m *Manager) unuseBlobLocked(free []digest.Digest, d digest.Digest) []diges
 		return free
 	}
 	delete(m.blobUse, d)
-	delete(m.fresh, d)
+	delete(m.proven, d)
 	return append(free, d)
 }
 
@@ -177,7 +176,7 @@ func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Desc
 		}
 		m.attachLocked(r, desc, info.Disk)
 		r.sources = nil // lost again, the record gets a new one
-		m.fresh[info.Digest] = struct{}{}
+		m.proven[info.Digest] = proof{info.Version, time.Now()}
 		m.mu.Unlock()
 	}
 	m.blobsMu.RUnlock()
@@ -236,7 +235,7 @@ func (m *Manager) dropBlob(d digest.Digest, why error) {
 			m.changedLocked(r)
 		}
 	}
-	delete(m.fresh, d)
+	delete(m.proven, d)
 	m.mu.Unlock()
 	m.log.Warn("stored blob is corrupt, removed it", "blob", d, "error", why)
 	b := &store.Batch{}
@@ -304,93 +303,4 @@ func (r *Ref) EnsureBlob(ctx context.Context, desc ocispec.Descriptor) error {
 		}
 	}
 	return fmt.Errorf("blob %s isn't a layer of %s", desc.Digest, r.r.id)
-}
-
-// OpenBlob opens one of the blobs named by Layers. A lazy one is fetched into
-// the blob store first. A blob that an earlier process stored is verified
-// while it is read: its last Read returns ErrLost if the bytes have changed.
-func (r *Ref) OpenBlob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	if err := r.EnsureBlob(ctx, desc); err != nil {
-		return nil, err
-	}
-	rc, err := r.m.openStored(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	return rc, nil
-}
-
-// VerifyBlob makes sure that OpenBlob will give the right bytes to the last one:
-// it fetches a lazy blob, and reads one that an earlier process stored and
-// nobody has verified since. ErrLost if they have changed; the next Layers
-// makes the blob anew.
-func (r *Ref) VerifyBlob(ctx context.Context, desc ocispec.Descriptor) error {
-	rc, err := r.OpenBlob(ctx, desc)
-	if err != nil {
-		return err
-	}
-	defer rc.Close()
-	if b := rc.(*blobReader); b.verifier == nil {
-		return nil
-	}
-	_, err = io.Copy(io.Discard, &interruptible{ctx, rc})
-	return err
-}
-
-// openStored opens a blob that is in the store.
-func (m *Manager) openStored(ctx context.Context, desc ocispec.Descriptor) (*blobReader, error) {
-	ra, err := m.blobs.ReaderAt(ctx, ocispec.Descriptor{Digest: desc.Digest})
-	if errors.Is(err, snapshot.ErrNotFound) {
-		return nil, fmt.Errorf("%w: open blob %s: %w", ErrLost, desc.Digest, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open blob %s: %w", desc.Digest, err)
-	}
-	if desc.Size > 0 && ra.Size() != desc.Size {
-		size := ra.Size()
-		ra.Close()
-		why := fmt.Errorf("%w: stored blob %s has %d bytes instead of %d", ErrLost, desc.Digest, size, desc.Size)
-		m.dropBlob(desc.Digest, why)
-		return nil, why
-	}
-	v := &blobReader{Reader: io.NewSectionReader(ra, 0, ra.Size()), Closer: ra, m: m, digest: desc.Digest}
-	m.mu.Lock()
-	_, fresh := m.fresh[desc.Digest]
-	m.mu.Unlock()
-	if !fresh {
-		v.verifier = desc.Digest.Verifier()
-	}
-	return v, nil
-}
-
-// blobReader reads a stored blob and, when it has a verifier and is read from
-// start to end, verifies it.
-type blobReader struct {
-	io.Reader
-	io.Closer
-	m        *Manager
-	digest   digest.Digest
-	verifier digest.Verifier
-}
-
-func (v *blobReader) Read(p []byte) (int, error) {
-	n, err := v.Reader.Read(p)
-	if v.verifier == nil {
-		return n, err
-	}
-	v.verifier.Write(p[:n])
-	if err != io.EOF {
-		return n, err
-	}
-	if !v.verifier.Verified() {
-		why := fmt.Errorf("%w: stored blob %s doesn't match its digest", ErrLost, v.digest)
-		v.m.dropBlob(v.digest, why)
-		v.verifier = nil
-		return n, why
-	}
-	v.verifier = nil
-	v.m.mu.Lock()
-	v.m.fresh[v.digest] = struct{}{}
-	v.m.mu.Unlock()
-	return n, io.EOF
 }

@@ -68,11 +68,13 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor,
 var errSource = errors.New("source")
 
 func (m *Manager) fetchFrom(ctx context.Context, r *record, desc ocispec.Descriptor, src BlobSource, sink func(context.Context, io.Reader) error) error {
-	rc, err := src.Open(ctx, desc)
+	body, cancel := context.WithCancel(ctx) // ends the transfer alone
+	defer cancel()
+	rc, err := src.Open(body, desc)
 	if err != nil {
 		return sourceError{err}
 	}
-	stop := context.AfterFunc(ctx, func() { rc.Close() })
+	stop := context.AfterFunc(body, func() { rc.Close() })
 	defer func() {
 		if stop() {
 			rc.Close()
@@ -84,7 +86,7 @@ func (m *Manager) fetchFrom(ctx context.Context, r *record, desc ocispec.Descrip
 	}
 	defer w.Close()
 
-	in := &incoming{src: rc, out: w, desc: desc, report: reportTo(ctx, desc)}
+	in := &incoming{src: &lively{src: rc, bound: m.stall, stop: cancel}, out: w, desc: desc, report: reportTo(ctx, desc)}
 	var sinkErr error
 	if sink != nil {
 		sinkErr = sink(ctx, in)

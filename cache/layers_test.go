@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -266,9 +267,9 @@ func TestSharedBlobOutlivesOneOwner(t *testing.T) {
 	e.empty()
 }
 
-// Before bytes go where they can't be taken back from, those that an earlier
-// process stored are read once; ones cut short are found in any case. A blob
-// that is lost is made again.
+// Before bytes go where they can't be taken back from they are read once: those
+// that an earlier process stored, and those of a file that isn't the same any
+// more. A blob that is lost is made again.
 func TestVerifyBlob(t *testing.T) {
 	for name, damage := range map[string]func(path string) error{
 		"none":     nil,
@@ -276,36 +277,59 @@ func TestVerifyBlob(t *testing.T) {
 		"cut":      func(path string) error { return os.Truncate(path, 3) },
 		"bit flip": flip,
 	} {
-		t.Run(name, func(t *testing.T) {
-			e := newEnv(t)
-			r := e.layer(nil, Options{}, "f=content")
-			e.persist(r)
-			l := get(r.Layers(t.Context(), Compression{}))(t)[0]
-			id := r.ID()
-			r.Release()
-			e.restart()
-			r = get(e.m.Get(t.Context(), id))(t)
-			defer r.Release()
-			path := filepath.Join(e.root, "blobs", "sha256", l.Blob.Digest.Encoded())
-			must(t, os.Chmod(path, 0o600))
-			if damage != nil {
-				must(t, damage(path))
-				wantErr(t, r.VerifyBlob(t.Context(), l.Blob), ErrLost)
-			}
-			again := get(r.Layers(t.Context(), Compression{}))(t)[0]
-			if again.Blob.Digest != l.Blob.Digest {
-				t.Errorf("the blob is another, %s", again.Blob.Digest)
-			}
-			must(t, r.VerifyBlob(t.Context(), again.Blob))
-			if rc := get(r.OpenBlob(t.Context(), again.Blob))(t); rc.(*blobReader).verifier != nil {
-				t.Error("it is verified once more")
-			} else {
-				must(t, rc.Close())
-			}
-			if err := r.Lost(); err != nil {
-				t.Errorf("the record is lost: %v", err)
-			}
-		})
+		for _, restart := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/restart %t", name, restart), func(t *testing.T) {
+				testVerifyBlob(t, damage, restart)
+			})
+		}
+	}
+}
+
+func testVerifyBlob(t *testing.T, damage func(path string) error, restart bool) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "f=content")
+	e.persist(r)
+	l := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	id := r.ID()
+	if restart {
+		r.Release()
+		e.restart()
+		r = get(e.m.Get(t.Context(), id))(t)
+	}
+	defer r.Release()
+	path := filepath.Join(e.root, "blobs", "sha256", l.Blob.Digest.Encoded())
+	if damage != nil {
+		must(t, os.Chmod(path, 0o600))
+		must(t, damage(path))
+		wantErr(t, r.VerifyBlob(t.Context(), l.Blob), ErrLost)
+	}
+	again := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	if again.Blob.Digest != l.Blob.Digest {
+		t.Errorf("the blob is another, %s", again.Blob.Digest)
+	}
+	verifies := func() bool {
+		rc := get(r.OpenBlob(t.Context(), again.Blob))(t)
+		defer rc.Close()
+		return rc.(*blobReader).verifier != nil
+	}
+	must(t, r.VerifyBlob(t.Context(), again.Blob))
+	if verifies() {
+		t.Error("it is verified once more")
+	}
+	e.m.mu.Lock()
+	p := e.m.proven[again.Blob.Digest]
+	p.at = p.at.Add(-proofAge)
+	e.m.proven[again.Blob.Digest] = p
+	e.m.mu.Unlock()
+	if !verifies() {
+		t.Error("it isn't verified though the last time is long ago")
+	}
+	must(t, r.VerifyBlob(t.Context(), again.Blob))
+	if verifies() {
+		t.Error("it is verified once more")
+	}
+	if err := r.Lost(); err != nil {
+		t.Errorf("the record is lost: %v", err)
 	}
 }
 

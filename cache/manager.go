@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -51,6 +52,7 @@ type Manager struct {
 	fetching   flights[digest.Digest]
 	making     flights[blobKey]
 	pruning    chan struct{} // holds a token while a Prune runs
+	stall      time.Duration // stallBound; tests have less patience
 
 	evictions, evictedBytes atomic.Int64 // since the start
 
@@ -63,8 +65,8 @@ type Manager struct {
 	byChain     map[digest.Digest]*record // has that chain ID and a snapshot
 	byBlobChain map[digest.Digest]*record
 	byIndex     map[indexKey]map[*record]struct{}
-	blobUse     map[digest.Digest]int // records, images and holds that point at a blob
-	fresh       map[digest.Digest]struct{}
+	blobUse     map[digest.Digest]int   // records, images and holds that point at a blob
+	proven      map[digest.Digest]proof // stored blobs whose bytes were right
 	images      map[string]Image
 	holds       map[digest.Digest]int
 	dirty       map[*record]struct{} // persisted records that changed
@@ -92,12 +94,13 @@ func newManager(cfg Config) *Manager {
 		rules:       cfg.Rules,
 		grown:       cfg.Grown,
 		pruning:     make(chan struct{}, 1),
+		stall:       stallBound,
 		records:     map[string]*record{},
 		byChain:     map[digest.Digest]*record{},
 		byBlobChain: map[digest.Digest]*record{},
 		byIndex:     map[indexKey]map[*record]struct{}{},
 		blobUse:     map[digest.Digest]int{},
-		fresh:       map[digest.Digest]struct{}{},
+		proven:      map[digest.Digest]proof{},
 		images:      map[string]Image{},
 		holds:       map[digest.Digest]int{},
 		dirty:       map[*record]struct{}{},

@@ -54,12 +54,23 @@ type BlobInfo struct {
 	Digest digest.Digest
 	Size   int64
 	Disk   int64 // bytes of allocated blocks
+	// Version changes when anybody writes to the file or replaces it.
+	Version FileVersion
+}
+
+// FileVersion is which file it is, and how it was last changed. That of no file
+// is zero.
+type FileVersion struct {
+	ino            uint64
+	size           int64
+	changed, nanos int64
 }
 
 func blobInfo(dgst digest.Digest, st os.FileInfo) BlobInfo {
 	info := BlobInfo{Digest: dgst, Size: st.Size(), Disk: st.Size()}
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		info.Disk = sys.Blocks * 512
+		info.Version = FileVersion{sys.Ino, sys.Size, int64(sys.Ctim.Sec), int64(sys.Ctim.Nsec)}
 	}
 	return info
 }
