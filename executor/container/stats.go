@@ -15,25 +15,30 @@ import (
 
 // Stats are what a container uses and used, in the form of runc's events.
 type Stats struct {
-	CPU    CPUStats    `json:"cpu"`
-	Memory MemoryStats `json:"memory"`
-	Pids   PidsStats   `json:"pids"`
-	Blkio  BlkioStats  `json:"blkio"`
+	CPU     CPUStats                `json:"cpu"`
+	CPUSet  CPUSetStats             `json:"cpuset"`
+	Memory  MemoryStats             `json:"memory"`
+	Pids    PidsStats               `json:"pids"`
+	Blkio   BlkioStats              `json:"blkio"`
+	Hugetlb map[string]HugetlbStats `json:"hugetlb"`
 }
 
 // CPUStats are times in nanoseconds.
 type CPUStats struct {
 	Usage struct {
-		Total  uint64   `json:"total,omitempty"`
-		Percpu []uint64 `json:"percpu,omitempty"`
-		Kernel uint64   `json:"kernel"`
-		User   uint64   `json:"user"`
+		Total        uint64   `json:"total,omitempty"`
+		Percpu       []uint64 `json:"percpu,omitempty"`
+		PercpuKernel []uint64 `json:"percpu_kernel,omitempty"`
+		PercpuUser   []uint64 `json:"percpu_user,omitempty"`
+		Kernel       uint64   `json:"kernel"`
+		User         uint64   `json:"user"`
 	} `json:"usage"`
 	Throttling struct {
 		Periods          uint64 `json:"periods,omitempty"`
 		ThrottledPeriods uint64 `json:"throttledPeriods,omitempty"`
 		ThrottledTime    uint64 `json:"throttledTime,omitempty"`
 	} `json:"throttling"`
+	PSI *PSIStats `json:"psi,omitempty"`
 }
 
 // MemoryEntry is one kind of memory, in bytes.
@@ -52,6 +57,7 @@ type MemoryStats struct {
 	Kernel    MemoryEntry       `json:"kernel"`
 	KernelTCP MemoryEntry       `json:"kernelTCP"`
 	Raw       map[string]uint64 `json:"raw,omitempty"`
+	PSI       *PSIStats         `json:"psi,omitempty"`
 }
 
 // PidsStats count processes; Limit is 0 if there is none.
@@ -64,6 +70,7 @@ type PidsStats struct {
 type BlkioStats struct {
 	Bytes []BlkioEntry `json:"ioServiceBytesRecursive,omitempty"`
 	Count []BlkioEntry `json:"ioServicedRecursive,omitempty"`
+	PSI   *PSIStats    `json:"psi,omitempty"`
 }
 
 // BlkioEntry is a counter of one device and operation.
@@ -79,13 +86,8 @@ func (c *Container) Stats() (*Stats, error) {
 	if _, err := c.in("read statistics of", Created, Running, Paused); err != nil {
 		return nil, err
 	}
-	r := &counters{g: c.Groups}
-	s := &Stats{}
-	if c.Groups.V2 != "" {
-		r.v2(s)
-	} else {
-		r.v1(s)
-	}
+	r, s := &counters{g: c.Groups}, &Stats{}
+	r.all(s)
 	return s, r.err
 }
 
@@ -150,11 +152,23 @@ func (r *counters) table(controller, file string) map[string]uint64 {
 	return t
 }
 
+// all reads what there is.
+func (r *counters) all(s *Stats) {
+	if r.g.V2 != "" {
+		r.v2(s)
+	} else {
+		r.v1(s)
+	}
+	s.CPUSet, s.Hugetlb = r.cpuset(), r.hugetlb()
+	s.CPU.PSI, s.Memory.PSI, s.Blkio.PSI = r.pressure("cpu"), r.pressure("memory"), r.pressure("io")
+}
+
 func (r *counters) v1(s *Stats) {
 	s.CPU.Usage.Total = r.number("cpuacct", "cpuacct.usage")
 	for _, f := range strings.Fields(r.read("cpuacct", "cpuacct.usage_percpu")) {
 		s.CPU.Usage.Percpu = append(s.CPU.Usage.Percpu, r.parse("cpuacct.usage_percpu", f))
 	}
+	r.percpu(s)
 	const tick = 10_000_000 // USER_HZ is 100
 	stat := r.table("cpuacct", "cpuacct.stat")
 	s.CPU.Usage.User, s.CPU.Usage.Kernel = stat["user"]*tick, stat["system"]*tick
@@ -170,6 +184,17 @@ func (r *counters) v1(s *Stats) {
 	r.pids(s)
 	s.Blkio.Bytes = r.blkio("blkio.throttle.io_service_bytes")
 	s.Blkio.Count = r.blkio("blkio.throttle.io_serviced")
+}
+
+// percpu reads a table of times by processor and kind.
+func (r *counters) percpu(s *Stats) {
+	const file = "cpuacct.usage_all"
+	for line := range strings.Lines(r.read("cpuacct", file)) {
+		if f := strings.Fields(line); len(f) >= 3 && f[0] != "cpu" {
+			s.CPU.Usage.PercpuUser = append(s.CPU.Usage.PercpuUser, r.parse(file, f[1]))
+			s.CPU.Usage.PercpuKernel = append(s.CPU.Usage.PercpuKernel, r.parse(file, f[2]))
+		}
+	}
 }
 
 func (r *counters) pids(s *Stats) {
