@@ -41,12 +41,12 @@ type plugins struct {
 }
 
 func openCNI(dir string, cfg Config, log *slog.Logger) (_ *plugins, err error) {
-	if _, err := os.Stat(cfg.CNIBinaries); err != nil {
-		return nil, fmt.Errorf("find the directory of CNI plugins (--oci-cni-binary-dir): %w", err)
-	}
 	p := &plugins{cni: newCNI(dir, cfg.CNIBinaries), dir: dir}
 	if p.list, err = readCNIConfig(cfg.CNIConfig); err != nil {
 		return nil, fmt.Errorf("read CNI config file (--oci-cni-config-path): %w", err)
+	}
+	if _, err := os.Stat(cfg.CNIBinaries); err != nil {
+		return nil, fmt.Errorf("find the directory of CNI plugins (--oci-cni-binary-dir): %w", err)
 	}
 	if err := os.MkdirAll(cniDir(dir), 0o700); err != nil {
 		return nil, fmt.Errorf("make directory for namespaces: %w", err)
