@@ -128,7 +128,7 @@ func validate(p Process) error {
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return errors.New("no command to run")
 	}
-	texts := slices.Concat(p.Args, p.Env, []string{p.Cwd, p.Hostname, p.User})
+	texts := slices.Concat(p.Args, []string{p.Cwd, p.Hostname, p.User})
 	for _, m := range p.Mounts {
 		texts = append(texts, m.Dest, m.Selector)
 	}

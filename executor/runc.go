@@ -51,17 +51,50 @@ func newRunc(cfg Config, cgroups *cgroup.Manager) (*runcRuntime, error) {
 	} else if bytes.Contains(help, []byte("--keep")) {
 		r.keep = []string{"--keep"}
 	}
-	// What the state describes was killed with its cgroups.
-	if err := os.RemoveAll(r.state); err != nil {
+	// What an old state describes was killed with its cgroups.
+	if err := removeMemory(r.state); err != nil {
 		return nil, fmt.Errorf("remove old state of OCI runtime: %w", err)
 	}
-	if err := os.MkdirAll(r.root, 0o711); err != nil {
-		return nil, fmt.Errorf("make directory for bundles: %w", err)
+	for i, dir := range []string{r.root, r.state} {
+		if err := inMemory(dir); err != nil {
+			if i == 1 {
+				err = errors.Join(err, snapshot.Detach(r.root))
+			}
+			return nil, err
+		}
 	}
 	return r, nil
 }
 
-func (r *runcRuntime) close() error { return nil }
+func (r *runcRuntime) close() error {
+	return errors.Join(snapshot.Detach(r.root), snapshot.Detach(r.state))
+}
+
+// inMemory makes dir a directory that is never written to disk: a bundle has
+// the environment of its process, and so has what runtimes note, and secrets can
+// be in it.
+func inMemory(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return fmt.Errorf("make directory for OCI runtime: %w", err)
+	}
+	options := []string{"nosuid", "nodev", "mode=0711"}
+	err := snapshot.Attach([]mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: append(options, "noswap")}}, dir)
+	if err != nil { // a kernel before 6.4
+		err = snapshot.Attach([]mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: options}}, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("mount file system for OCI runtime at %s: %w", dir, err)
+	}
+	return nil
+}
+
+// removeMemory removes what inMemory made before a crash.
+func removeMemory(dir string) error {
+	if err := unmountAll(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
 
 func (r *runcRuntime) bundle(p Process) string { return filepath.Join(r.root, p.ID) }
 

@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -107,8 +108,14 @@ func environment(env []string, home string) ([]string, error) {
 	var list []string
 	for _, kv := range env {
 		name, value, ok := strings.Cut(kv, "=")
-		if !ok || name == "" || strings.ContainsRune(kv, 0) {
-			return nil, fmt.Errorf("invalid environment variable %q", kv)
+		// A value may be a secret, which is in no error.
+		switch {
+		case !ok:
+			return nil, errors.New("invalid environment variable: it has no =")
+		case name == "":
+			return nil, errors.New("invalid environment variable: it has no name")
+		case strings.ContainsRune(kv, 0):
+			return nil, fmt.Errorf("environment variable %q contains a zero byte", name)
 		}
 		if name == "HOME" && value == "" {
 			continue

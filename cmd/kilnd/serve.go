@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
 	"github.com/kilnbuild/kiln/control/monitor"
+	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/internal/cleanup"
@@ -37,11 +38,14 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, w := range warnings {
-		log.Warn(w)
-	}
 	if os.Geteuid() != 0 {
 		return errors.New("kilnd needs root: it mounts file systems and makes namespaces")
+	}
+	if err := seal.Self(); err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		log.Warn(w)
 	}
 	// The process takes its signals from the beginning to the end: one that
 	// comes while it opens or closes its state must not kill it in the middle.

@@ -12,19 +12,10 @@ import (
 	"strconv"
 
 	"github.com/kilnbuild/kiln/executor/container"
-	"github.com/kilnbuild/kiln/executor/nofile"
+	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/urfave/cli/v3"
-	"golang.org/x/sys/unix"
 )
-
-// restoreFileLimit undoes what Go's start did, for a program to be executed.
-func restoreFileLimit() error {
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: nofile.Limit.Cur, Max: nofile.Limit.Max}); err != nil {
-		return fmt.Errorf("restore limit of open files: %w", err)
-	}
-	return nil
-}
 
 func createFlags() []cli.Flag {
 	return []cli.Flag{
@@ -64,7 +55,7 @@ func startCommand() *cli.Command {
 	return &cli.Command{
 		Name: "start", Usage: "execute the program of a created container", ArgsUsage: "ID", StopOnNthArg: nth(1),
 		Action: func(ctx context.Context, c *cli.Command) error {
-			if err := seal(); err != nil { // hooks may have to enter the container
+			if err := seal.Self(); err != nil { // hooks may have to enter the container
 				return err
 			}
 			box, err := load(c, 1)
@@ -107,7 +98,7 @@ func create(ctx context.Context, c *cli.Command, io container.IO) (_ *container.
 	if err := arguments(c, 1, 1); err != nil {
 		return nil, nil, err
 	}
-	if err := seal(); err != nil {
+	if err := seal.Self(); err != nil {
 		return nil, nil, err
 	}
 	bundle, err := filepath.Abs(c.String("bundle"))

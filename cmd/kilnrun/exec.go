@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/container"
+	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
@@ -44,7 +45,7 @@ func execCommand() *cli.Command {
 }
 
 func execute(ctx context.Context, c *cli.Command) (err error) {
-	if err := seal(); err != nil {
+	if err := seal.Self(); err != nil {
 		return err
 	}
 	box, err := load(c, -1)

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 
 	"github.com/kilnbuild/kiln/executor/container"
+	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ func runCommand() *cli.Command {
 }
 
 func run(ctx context.Context, c *cli.Command) (err error) {
-	if err := seal(); err != nil {
+	if err := seal.Self(); err != nil {
 		return err
 	}
 	bundle := c.String("bundle")

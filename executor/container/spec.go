@@ -99,9 +99,14 @@ func CheckProcess(p *specs.Process) error {
 	case !filepath.IsAbs(p.Cwd):
 		return fmt.Errorf("process.cwd %q: it must be an absolute path", p.Cwd)
 	}
-	for _, text := range slices.Concat(p.Args, p.Env, []string{p.Cwd}) {
+	for _, text := range append(slices.Clone(p.Args), p.Cwd) {
 		if strings.ContainsRune(text, 0) {
 			return fmt.Errorf("process: %q contains a zero byte", text)
+		}
+	}
+	for _, kv := range p.Env { // the value may be a secret
+		if name, _, _ := strings.Cut(kv, "="); strings.ContainsRune(kv, 0) {
+			return fmt.Errorf("process.env: %q contains a zero byte", name)
 		}
 	}
 	return nil

@@ -93,7 +93,7 @@ func (d *daemon) left() string {
 	d.t.Helper()
 	now := survey(d.t, d.root, d.dir)
 	if d.cmd != nil {
-		now = now.without(d.cmd.Process.Pid)
+		now = now.without(d.cmd.Process.Pid).withoutMounts(filepath.Join(d.root, "executor", "bundles"), filepath.Join(d.root, "executor", "runc"))
 	}
 	return now.since(d.before)
 }

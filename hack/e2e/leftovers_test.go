@@ -143,6 +143,16 @@ func (l leftovers) without(pids ...int) leftovers {
 	return l
 }
 
+// withoutMounts drops the mounts at exactly these paths, which a daemon with
+// another runtime has for as long as it runs.
+func (l leftovers) withoutMounts(points ...string) leftovers {
+	l.mounts = slices.DeleteFunc(l.mounts, func(line string) bool {
+		fields := strings.Fields(line)
+		return len(fields) > 4 && slices.Contains(points, fields[4])
+	})
+	return l
+}
+
 // since describes what is there now and was not before.
 func (l leftovers) since(before leftovers) string {
 	var out strings.Builder
