@@ -82,6 +82,9 @@ type Config struct {
 	// Grown, if set, is called when the cache has come to hold more. It must not
 	// wait for anything.
 	Grown func()
+	// Adopt are records that an earlier manager has left to processes that still
+	// write to them. Whoever gives them takes each from Adopted.
+	Adopt []Interrupted
 }
 
 // Options describe a new record.

@@ -48,6 +48,8 @@ type env struct {
 	delay time.Duration
 	// warn is told what the store warns of; by default that fails the test.
 	warn func(msg string, args ...any)
+	// adopt is what the next manager is to take up.
+	adopt []Interrupted
 }
 
 func newEnv(t testing.TB) *env {
@@ -91,7 +93,7 @@ func (e *env) open() {
 	e.blobs, err = snapshot.NewBlobs(e.root, e.db)
 	must(e.t, err)
 	e.m, err = Open(e.t.Context(), Config{
-		Store: e.db, Snapshots: e.snaps, Blobs: e.blobs, Root: e.root,
+		Store: e.db, Snapshots: e.snaps, Blobs: e.blobs, Root: e.root, Adopt: e.adopt,
 		Log: slog.New(slog.NewTextHandler(e, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	must(e.t, err)

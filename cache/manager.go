@@ -72,8 +72,9 @@ type Manager struct {
 	dirty       map[*record]struct{} // persisted records that changed
 	used        map[*record]struct{} // persisted records whose last use or size isn't written
 	hooks       []removeHook
-	dropped     []string // ids of persisted records that Open found unusable
-	life        string   // see newLife
+	dropped     []string           // ids of persisted records that Open found unusable
+	adopted     map[string]*record // by snapshot: those of Config.Adopt that nobody has taken yet
+	life        string             // see newLife
 	lastSnap    uint64
 	closed      bool
 }
@@ -105,6 +106,7 @@ func newManager(cfg Config) *Manager {
 		holds:       map[digest.Digest]int{},
 		dirty:       map[*record]struct{}{},
 		used:        map[*record]struct{}{},
+		adopted:     map[string]*record{},
 	}
 	m.free = m.freeSpace
 	if m.grown == nil {

@@ -23,8 +23,8 @@ import (
 // dropped as well.
 func Open(ctx context.Context, cfg Config) (*Manager, error) {
 	m := newManager(cfg)
-	l := &loader{m: m, stored: map[string]*storedRecord{}, made: map[string]*record{}}
-	for _, step := range []func(context.Context) error{l.sweep, l.scan, l.read, l.judge, l.clean} {
+	l := &loader{m: m, adopt: cfg.Adopt, stored: map[string]*storedRecord{}, made: map[string]*record{}}
+	for _, step := range []func(context.Context) error{l.adoptSnapshots, l.sweep, l.scan, l.read, l.judge, l.adoptRecords, l.clean} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("open cache: %w", err)
 		}
@@ -35,6 +35,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 // loader turns what is on disk into records.
 type loader struct {
 	m        *Manager
+	adopt    []Interrupted
 	snaps    []snapshot.Info // parents first
 	snapOf   map[string]snapshot.Info
 	blobs    map[digest.Digest]snapshot.BlobInfo
