@@ -1,0 +1,97 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/kilnbuild/kiln/executor"
+)
+
+// Earlier is a supervisor of an earlier daemon.
+type Earlier struct {
+	Steps []Step
+	dir   string
+}
+
+// Find returns the supervisors that earlier daemons have left in dir, and cleans
+// up after those that have died. exec is the executor's configuration, for its
+// cgroup parent.
+func Find(dir string, exec executor.Config) ([]*Earlier, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for earlier supervisors: %w", err)
+	}
+	var found []*Earlier
+	for _, e := range entries {
+		at := filepath.Join(dir, e.Name())
+		if earlier, err := ask(at); err == nil {
+			found = append(found, earlier)
+			continue
+		}
+		if err := cleanUp(at, exec); err != nil {
+			return nil, fmt.Errorf("clean up after the supervisor %s: %w", at, err)
+		}
+	}
+	return found, nil
+}
+
+// ask asks the supervisor in dir for its steps.
+func ask(dir string) (*Earlier, error) {
+	c, err := dial(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := c.send(request{List: true}); err != nil {
+		return nil, err
+	}
+	var r reply
+	if err := c.dec.Decode(&r); err != nil {
+		return nil, err
+	}
+	return &Earlier{Steps: r.Steps, dir: dir}, nil
+}
+
+// cleanUp removes what a supervisor has left that doesn't answer: one that is
+// just ending is waited for.
+func cleanUp(dir string, exec executor.Config) error {
+	lock, err := lockDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	exec.Root, exec.Binary = filepath.Join(dir, executorName), ""
+	if exec.Log == nil {
+		exec.Log = slog.New(slog.DiscardHandler)
+	}
+	e, err := executor.New(exec)
+	if err != nil {
+		return err
+	}
+	return errors.Join(e.Close(), os.RemoveAll(dir))
+}
+
+// Attach follows the step id: it passes on all that it has printed and will
+// print, and returns what Run would have. The error is ErrUnclaimed if the step
+// isn't there any more.
+func (e *Earlier) Attach(ctx context.Context, id string, stdout, stderr io.Writer) (_ executor.Usage, done func(), err error) {
+	c, err := dial(e.dir)
+	if err != nil {
+		return executor.Usage{}, nil, fmt.Errorf("%w: its supervisor doesn't answer: %w", ErrUnclaimed, err)
+	}
+	f := &follower{conn: c, dir: e.dir, out: [3]io.Writer{1: stdout, 2: stderr}, leaving: new(atomic.Bool), put: func(c *conn) { c.Close() }}
+	return f.follow(ctx, request{Attach: id})
+}

@@ -1,0 +1,396 @@
+//go:build linux && (amd64 || arm64)
+
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/kilnbuild/kiln/executor"
+	"golang.org/x/sys/unix"
+)
+
+// asSupervisor has the test's program be a supervisor.
+const asSupervisor = "be-a-supervisor"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == asSupervisor {
+		if err := Main(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func testConfig(t testing.TB) Config {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes containers")
+	}
+	return Config{
+		Dir: t.TempDir(), Command: []string{os.Args[0], asSupervisor}, Executor: executor.Config{CgroupParent: "/kiln/test"},
+		Unclaimed: time.Minute, Keep: 1 << 20, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func newClient(t testing.TB, cfg Config) *Client {
+	t.Helper()
+	c := New(cfg)
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return c
+}
+
+// newProcess is a Process that runs a shell script in a directory with busybox.
+func newProcess(t testing.TB, id, script string) (p executor.Process, root string) {
+	t.Helper()
+	root = t.TempDir()
+	bin, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("this test needs a static busybox in /bin: %v", err)
+	}
+	for _, dir := range []string{"bin", "etc", "proc", "sys", "dev", "tmp"} {
+		if err := os.Mkdir(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, applet := range strings.Fields("sh true echo cat mkfifo sleep seq") {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mkfifo(filepath.Join(root, "go-on"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return executor.Process{
+		ID: id, Root: []mount.Mount{{Type: "bind", Source: root, Options: []string{"rbind"}}}, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/",
+	}, root
+}
+
+// goOn has the process in root that reads /go-on read to its end.
+func goOn(t testing.TB, root string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(root, "go-on"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// heard is a writer that tells when a word has been written.
+type heard struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	word string
+	seen chan struct{}
+}
+
+func listen(word string) *heard { return &heard{word: word, seen: make(chan struct{})} }
+
+func (h *heard) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := strings.Contains(h.buf.String(), h.word)
+	h.buf.Write(p)
+	if !before && strings.Contains(h.buf.String(), h.word) {
+		close(h.seen)
+	}
+	return len(p), nil
+}
+
+func (h *heard) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.buf.String()
+}
+
+func TestRun(t *testing.T) {
+	c := newClient(t, testConfig(t))
+	for i, tc := range []struct {
+		script, stdout, stderr string
+		code                   int
+		cause                  executor.CauseKind
+	}{
+		{script: "echo a; echo b >&2", stdout: "a\n", stderr: "b\n"},
+		{script: "exit 7", code: 7},
+		{script: "nonesuch", code: 127, stderr: "sh: nonesuch: not found\n", cause: executor.CauseNoProgram},
+		{script: "printf '\\377\\000x'", stdout: "\xff\x00x"},
+	} {
+		p, _ := newProcess(t, fmt.Sprint("run", i), tc.script)
+		p.Env = append(p.Env, "BYTES=\xff\xfe")
+		var out, errs bytes.Buffer
+		p.Stdout, p.Stderr = &out, &errs
+		usage, done, err := c.Run(context.Background(), p, nil)
+		var exit *executor.ExitError
+		if tc.code != 0 && (!errors.As(err, &exit) || exit.Code != tc.code || exit.Cause.Kind != tc.cause) || tc.code == 0 && err != nil {
+			t.Errorf("%s: %v", tc.script, err)
+		}
+		if out.String() != tc.stdout || errs.String() != tc.stderr || usage.MemoryPeak == 0 {
+			t.Errorf("%s: stdout %q, stderr %q, usage %+v", tc.script, out.String(), errs.String(), usage)
+		}
+		if (done == nil) != (err != nil) {
+			t.Errorf("%s: done %v", tc.script, done == nil)
+		}
+		if done != nil {
+			done()
+		}
+	}
+	p, _ := newProcess(t, "bad", "true")
+	p.Root[0].Source = "/no/such/root"
+	if _, _, err := c.Run(context.Background(), p, nil); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("of a root that isn't there: %v", err)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	c := newClient(t, testConfig(t))
+	p, _ := newProcess(t, "cancel", "echo ready; cat /go-on")
+	out := listen("ready")
+	p.Stdout = out
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cause := errors.New("not wanted any more")
+	go func() {
+		<-out.seen
+		cancel(cause)
+	}()
+	if _, _, err := c.Run(ctx, p, nil); !errors.Is(err, cause) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// leave has a client leave a step that has printed ready.
+func leave(t *testing.T, cfg Config, p executor.Process, note string) {
+	t.Helper()
+	c := New(cfg)
+	out := listen("ready")
+	p.Stdout = out
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		<-out.seen
+		c.Leave()
+		cancel()
+	}()
+	if _, _, err := c.Run(ctx, p, []byte(note)); !errors.Is(err, ErrLeft) {
+		t.Errorf("run: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// empty waits until no supervisor is left in dir.
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(entries) == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("the supervisor hasn't ended: %s\n%s", entries[0].Name(), lastLines(filepath.Join(dir, entries[0].Name())))
+		case <-tick.C:
+		}
+	}
+}
+
+// A step outlives its daemon; the next one finds it, gets its log from the start
+// and its status, whether it asks before or after its end.
+func TestStepOutlivesDaemon(t *testing.T) {
+	for _, when := range []string{"while it runs", "after its end"} {
+		t.Run(when, func(t *testing.T) {
+			cfg := testConfig(t)
+			p, root := newProcess(t, "long", "echo ready; echo warned >&2; cat /go-on; echo went on; : > /ended; exit 5")
+			leave(t, cfg, p, "the note")
+			found, err := Find(cfg.Dir, cfg.Executor)
+			if err != nil || len(found) != 1 || len(found[0].Steps) != 1 || string(found[0].Steps[0].Note) != "the note" {
+				t.Fatalf("found %+v, %v", found, err)
+			}
+			if when == "after its end" {
+				goOn(t, root)
+			}
+			var out, errs bytes.Buffer
+			type result struct {
+				usage executor.Usage
+				err   error
+			}
+			ended := make(chan result, 1)
+			go func() {
+				u, _, err := found[0].Attach(context.Background(), "long", &out, &errs)
+				ended <- result{u, err}
+			}()
+			if when == "while it runs" {
+				goOn(t, root)
+			}
+			r := <-ended
+			var exit *executor.ExitError
+			if !errors.As(r.err, &exit) || exit.Code != 5 || r.usage.MemoryPeak == 0 {
+				t.Errorf("ended with %v, usage %+v", r.err, r.usage)
+			}
+			if out.String() != "ready\nwent on\n" || errs.String() != "warned\n" {
+				t.Errorf("stdout %q, stderr %q", out.String(), errs.String())
+			}
+			empty(t, cfg.Dir)
+			if _, _, err := found[0].Attach(context.Background(), "long", nil, nil); !errors.Is(err, ErrUnclaimed) {
+				t.Errorf("attach to what isn't there: %v", err)
+			}
+		})
+	}
+}
+
+// A step that nobody asks for ends after a while, and with it its supervisor.
+func TestUnclaimed(t *testing.T) {
+	for name, script := range map[string]string{"runs": "echo ready; cat /go-on", "has ended": "echo ready"} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t)
+			cfg.Unclaimed = 50 * time.Millisecond
+			p, _ := newProcess(t, "long", script)
+			if name == "runs" {
+				leave(t, cfg, p, "")
+			} else {
+				// Its daemon dies before it has made safe what the step made.
+				c := New(cfg)
+				proc, err := c.use(context.Background())
+				if err != nil {
+					t.Fatal(err)
+				}
+				cn, err := proc.conn()
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := &follower{conn: cn, leaving: &c.leaving}
+				if _, _, err := f.follow(context.Background(), request{Run: &runRequest{Process: p}}); err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(cn.Close(), proc.life.Close()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			empty(t, cfg.Dir)
+		})
+	}
+}
+
+// What a supervisor leaves that was killed is cleaned up.
+func TestSupervisorIsKilled(t *testing.T) {
+	cfg := testConfig(t)
+	c := New(cfg)
+	p, _ := newProcess(t, "long", "echo ready; cat /go-on")
+	out := listen("ready")
+	p.Stdout = out
+	go func() {
+		<-out.seen
+		c.proc.cmd.Process.Kill()
+	}()
+	if _, _, err := c.Run(context.Background(), p, nil); err == nil || !strings.Contains(err.Error(), "the supervisor has ended, and the step with it") {
+		t.Errorf("run: %v", err)
+	}
+	<-c.proc.gone
+	q, _ := newProcess(t, "next", "exit 0")
+	if _, done, err := c.Run(context.Background(), q, nil); err != nil {
+		t.Errorf("with another supervisor: %v", err)
+	} else {
+		done()
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	found, err := Find(cfg.Dir, cfg.Executor)
+	if err != nil || len(found) != 0 {
+		t.Errorf("found %v, %v", found, err)
+	}
+	empty(t, cfg.Dir)
+}
+
+func TestKeptLog(t *testing.T) {
+	l := keptLog{dir: t.TempDir(), keep: 10}
+	defer l.close()
+	l.add(1, []byte("12345"))
+	l.add(2, []byte("err"))
+	l.add(1, []byte("6789012"))
+	l.add(1, bytes.Repeat([]byte("x"), 3*tailSize))
+	l.add(1, []byte("end"))
+	var got [3]string
+	var order string
+	if err := l.replay(func(stream int, p []byte) error {
+		got[stream] += string(p)
+		order += fmt.Sprint(stream)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "1234567890" + strings.Repeat("x", tailSize-3) + "end"; got[1] != want || got[2] != "err" || order != "1211" {
+		t.Errorf("%d bytes of stdout, %q, in order %s", len(got[1]), got[2], order)
+	}
+	lost := keptLog{dir: "/no/such/dir", keep: -1}
+	lost.add(1, []byte("x"))
+	got[2] = ""
+	if err := lost.replay(func(stream int, p []byte) error { got[stream] += string(p); return nil }); err != nil || !strings.Contains(got[2], "output is missing") {
+		t.Errorf("%q, %v", got[2], err)
+	}
+}
+
+// What a step costs in the daemon's own executor and in the supervisor, taking
+// turns.
+func BenchmarkStep(b *testing.B) {
+	cfg := testConfig(b)
+	c := newClient(b, cfg)
+	own, err := executor.New(executor.Config{Root: b.TempDir(), CgroupParent: "/kiln/test"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer own.Close()
+	p, _ := newProcess(b, "", "true")
+	p.Args = []string{"true"}
+	var out bytes.Buffer
+	p.Stdout, p.Stderr = &out, &out
+	var direct, supervised time.Duration
+	n := 0
+	for b.Loop() {
+		n++
+		p.ID = fmt.Sprint("own", n)
+		begin := time.Now()
+		if _, err := own.Run(context.Background(), p); err != nil {
+			b.Fatal(err)
+		}
+		middle := time.Now()
+		p.ID = fmt.Sprint("sup", n)
+		_, done, err := c.Run(context.Background(), p, []byte("note"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		done()
+		direct += middle.Sub(begin)
+		supervised += time.Since(middle)
+	}
+	b.ReportMetric(float64(direct.Microseconds())/float64(n), "µs/own")
+	b.ReportMetric(float64(supervised.Microseconds())/float64(n), "µs/supervised")
+	b.ReportMetric(float64((supervised-direct).Microseconds())/float64(n), "µs/difference")
+}
