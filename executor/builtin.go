@@ -72,29 +72,44 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 	}
 	proc, times, err := b.start(ctx, t, group, io)
 	if err != nil {
-		var exec *native.ExecError
-		if errors.As(err, &exec) && t.p.Stderr != nil {
-			fmt.Fprintln(t.p.Stderr, exec) //nolint:errcheck // the error carries it, too
-		}
+		notExecuted(t.p, err)
 		return exit, errors.Join(err, io.abort())
 	}
 	exit.times = times
-	if err := io.started(); err != nil {
-		return exit, errors.Join(err, b.kill(ctx, proc, group, &exit))
+	c := &shared{builtin: b, ctx: ctx, task: t, group: group, first: proc}
+	err = b.attend(ctx, &running{c, proc, io}, t.p.Started, &exit)
+	usage, uerr := group.Usage()
+	exit.account(usage)
+	return exit, errors.Join(err, uerr)
+}
+
+// notExecuted tells p's readers of a program that can't be executed, as a shell
+// would.
+func notExecuted(p Process, err error) {
+	var exec *native.ExecError
+	if errors.As(err, &exec) && p.Stderr != nil {
+		fmt.Fprintln(p.Stderr, exec) //nolint:errcheck // the error carries it, too
 	}
-	status, err := proc.Wait(ctx, 0)
+}
+
+// attend sees a process that was started through to its end.
+func (b *builtin) attend(ctx context.Context, r *running, started func(Running), exit *exit) error {
+	if err := r.io.started(); err != nil {
+		return errors.Join(err, r.kill(ctx, exit), r.end(ctx))
+	}
+	if started != nil {
+		started(r)
+	}
+	status, err := r.proc.Wait(ctx, 0)
 	switch {
 	case err == nil:
 		exit.status(status)
 	case ctx.Err() != nil:
-		err = b.kill(ctx, proc, group, &exit)
+		err = r.kill(ctx, exit)
 	default:
-		err = errors.Join(err, b.kill(ctx, proc, group, &exit))
+		err = errors.Join(err, r.kill(ctx, exit))
 	}
-	err = errors.Join(err, io.ended(ctx))
-	usage, uerr := group.Usage()
-	exit.account(usage)
-	return exit, errors.Join(err, uerr)
+	return errors.Join(err, r.end(ctx))
 }
 
 // start starts the container's process.
@@ -105,7 +120,7 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 		undo.Add(func() error { return unix.Close(fd) })
 		return fd
 	}
-	c := &native.Container{Spec: t.spec, Netns: -1, Stdio: io.child, Alive: b.alive}
+	c := &native.Container{Spec: t.spec, Netns: -1, Stdio: io.child, Terminal: native.Terminal{Socket: io.console}, Alive: b.alive}
 	if t.spec.Linux.Seccomp != nil {
 		c.Filter = b.filter
 	}
@@ -138,21 +153,28 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 }
 
 // kill ends a process that is no longer wanted: TERM, and when the grace has
-// passed KILL, for it and all in its group. The first process of a PID namespace
-// gets no signal that it has no handler for, so that of a shell only what it
-// runs ends by TERM, and then the shell.
-func (b *builtin) kill(ctx context.Context, proc *launch.Process, group *cgroup.Group, exit *exit) error {
+// passed KILL. With the first one of a container goes all that is in its group.
+// The first process of a PID namespace gets no signal that it has no handler
+// for, so that of a shell only what it runs ends by TERM, and then the shell.
+func (r *running) kill(ctx context.Context, exit *exit) error {
 	ctx = context.WithoutCancel(ctx)
 	exit.killed = true
-	err := group.Signal(unix.SIGTERM)
-	status, werr := proc.Wait(ctx, b.grace)
+	signal := r.proc.Signal
+	if r.proc == r.first {
+		signal = r.group.Signal
+	}
+	err := signal(unix.SIGTERM)
+	status, werr := r.proc.Wait(ctx, r.grace)
 	if errors.Is(werr, launch.ErrTimeout) {
-		// Its PID namespace ends with it, with all its processes.
-		err = errors.Join(err, proc.Signal(unix.SIGKILL))
-		status, werr = proc.Wait(ctx, killTimeout)
+		// A first process's PID namespace ends with it, with all its processes.
+		err = errors.Join(err, r.proc.Signal(unix.SIGKILL))
+		status, werr = r.proc.Wait(ctx, killTimeout)
 	}
 	if werr == nil {
 		exit.status(status)
 	}
-	return errors.Join(err, werr, group.Kill())
+	if r.proc == r.first {
+		err = errors.Join(err, r.group.Kill())
+	}
+	return errors.Join(err, werr)
 }

@@ -8,6 +8,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/network"
+	"golang.org/x/sys/unix"
 )
 
 // NetMode is the network a process gets.
@@ -70,7 +72,32 @@ type Process struct {
 	Stdin  io.Reader
 	Stdout io.Writer // nil: discarded
 	Stderr io.Writer
+
+	// Terminal gives the process a terminal of its own instead of three
+	// streams: what it prints goes to Stdout, and the end of Stdin is typed as
+	// the end of file. Only the built-in runtime has it.
+	Terminal bool
+	// Started, if set, is called when the process executes its program, before
+	// Run returns. It must not block. Only the built-in runtime has it.
+	Started func(Running)
 }
+
+// Running is a process that was started. Its methods may be called from many
+// goroutines, also when the process has ended.
+type Running interface {
+	// Signal sends sig. A process that has ended is fine.
+	Signal(sig unix.Signal) error
+	// Resize sets the size of the terminal; without one it does nothing.
+	Resize(rows, cols uint16) error
+	// Exec runs a further process in the container to its end, which is at the
+	// latest that of the container's first process. What p says of the
+	// container is of no effect. Cwd must exist. When ctx ends, the process is
+	// sent TERM, then KILL.
+	Exec(ctx context.Context, p Process) error
+}
+
+// ErrEnded is returned by Exec if the container's first process has ended.
+var ErrEnded = errors.New("the container's first process has ended")
 
 // Mount is one mount in the process's filesystem besides the standard ones.
 type Mount struct {

@@ -36,6 +36,8 @@ type task struct {
 	netns      *network.Namespace // nil: the machine's
 	sources    []source           // what is mounted besides the standard mounts, parents first
 	makePoints map[string]string  // by destination: mount points to be made inside other mounts
+	// result is what Exec returns of a further process, whose task is like t.
+	result func(context.Context, *task, exit, error) error
 }
 
 // exit is how a process ended.
@@ -110,7 +112,7 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	t.watch = watch
+	t.watch, t.result = watch, e.result
 	exit, err := e.rt.run(ctx, t)
 	if e.observe != nil {
 		e.observe(exit)

@@ -113,6 +113,9 @@ func (a *attached) Close() error {
 // opener makes the bundle of p and attaches what is opened in it: the root
 // first, then mounts.
 func (r *runcRuntime) opener(p Process, undo *cleanup.Stack) (openView, error) {
+	if p.Terminal || p.Started != nil {
+		return nil, fmt.Errorf("containers that several processes run in, and terminals, need the built-in runtime, not %s", r.binary)
+	}
 	bundle := r.bundle(p)
 	if err := os.Mkdir(bundle, 0o711); err != nil {
 		return nil, fmt.Errorf("make bundle: %w", err)
@@ -183,17 +186,9 @@ func (r *runcRuntime) command(args ...string) *exec.Cmd {
 func startWith(cmd *exec.Cmd, io *stdio) (err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
-	var files [3]*os.File
-	for i, fd := range io.child {
-		if fd < 0 {
-			continue // the runtime opens the container's /dev/null
-		}
-		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return err
-		}
-		files[i] = os.NewFile(uintptr(dup), "stdio")
-		undo.Add(files[i].Close)
+	files, err := io.files(&undo)
+	if err != nil {
+		return err
 	}
 	if files[0] != nil {
 		cmd.Stdin = files[0]

@@ -15,13 +15,14 @@ import (
 
 // stdio connects a process to readers and writers through pipes.
 type stdio struct {
-	child   [3]int        // the process's ends; -1 is its own /dev/null
-	undo    cleanup.Stack // closes the process's ends
-	inputs  []*os.File    // our ends
-	outputs []*os.File
-	stdin   io.Reader
-	reading sync.WaitGroup // copies stdin
-	writing sync.WaitGroup // copy stdout and stderr
+	child     [3]int        // the process's ends; -1 is its own /dev/null
+	undo      cleanup.Stack // closes the process's ends
+	inputs    []*os.File    // our ends
+	outputs   []*os.File
+	stdin     io.Reader
+	reading   sync.WaitGroup // copies stdin
+	*terminal                // instead of pipes
+	writing   sync.WaitGroup // copy stdout and stderr
 
 	mu  sync.Mutex // guards err
 	err error      // of a writer
@@ -30,14 +31,18 @@ type stdio struct {
 // copyBuffers are for output; most steps print little.
 var copyBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// newStdio makes the pipes of p. The caller must call started or abort.
+// newStdio makes the pipes of p, or what its terminal will come through. The
+// caller must call started or abort.
 func newStdio(p Process) (_ *stdio, err error) {
-	s := &stdio{child: [3]int{-1, -1, -1}, stdin: p.Stdin}
+	s := &stdio{child: [3]int{-1, -1, -1}, stdin: p.Stdin, terminal: &terminal{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("make pipes: %w", err), s.abort())
 		}
 	}()
+	if p.Terminal {
+		return s, s.expectTerminal(p.Stdout)
+	}
 	if p.Stdin != nil {
 		if err := s.pipe(0); err != nil {
 			return nil, err
@@ -102,7 +107,8 @@ func (s *stdio) copyOut(w io.Writer, r *os.File) {
 	defer copyBuffers.Put(buf)
 	// Not w's ReadFrom or r's WriteTo: they would bypass the buffer.
 	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf[:])
-	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	// A terminal that nobody has open any more ends with EIO.
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || r == s.master && errors.Is(err, unix.EIO) {
 		return
 	}
 	s.mu.Lock()
@@ -113,6 +119,11 @@ func (s *stdio) copyOut(w io.Writer, r *os.File) {
 // started closes the process's ends, which it has copies of, and starts to
 // feed it.
 func (s *stdio) started() error {
+	if s.console != nil {
+		if err := s.receiveTerminal(); err != nil {
+			return errors.Join(err, s.undo.Run())
+		}
+	}
 	for _, in := range s.inputs {
 		s.reading.Go(func() {
 			// An error is the process's choice not to read, or the reader's end.
@@ -129,6 +140,7 @@ func (s *stdio) ended(ctx context.Context) error {
 	for _, in := range s.inputs {
 		in.Close()
 	}
+	s.closeInput()
 	if c, ok := s.stdin.(io.Closer); ok {
 		c.Close() // ends a blocked Read
 		s.reading.Wait()
@@ -143,6 +155,23 @@ func (s *stdio) ended(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.err
+}
+
+// files are copies of the process's ends, which undo closes; nil where it is to
+// have its own /dev/null.
+func (s *stdio) files(undo *cleanup.Stack) (files [3]*os.File, err error) {
+	for i, fd := range s.child {
+		if fd < 0 {
+			continue
+		}
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return files, err
+		}
+		files[i] = os.NewFile(uintptr(dup), "stdio")
+		undo.Add(files[i].Close)
+	}
+	return files, nil
 }
 
 // abort gives up pipes that no process got.

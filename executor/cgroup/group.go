@@ -81,6 +81,31 @@ func (g *Group) CloneFD() int {
 	return -1
 }
 
+// Join puts a process into the group. All its threads go with it on version 2
+// only: on version 1 it must have just one.
+func (g *Group) Join(pid int) error {
+	text := []byte(strconv.Itoa(pid))
+	for _, d := range g.dirs {
+		if err := d.write(text); err != nil {
+			return fmt.Errorf("put process %d into cgroup %s: %w", pid, d.path, err)
+		}
+	}
+	return nil
+}
+
+func (d dir) write(pid []byte) error {
+	fd := d.join
+	if d.h == nil {
+		var err error
+		if fd, err = unix.Openat(d.join, "cgroup.procs", unix.O_WRONLY|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+	}
+	_, err := unix.Write(fd, pid)
+	return err
+}
+
 // Mount is a hierarchy as a container sees it below /sys/fs/cgroup.
 type Mount struct {
 	Name string

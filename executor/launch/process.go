@@ -99,9 +99,11 @@ func (p *Process) Signal(sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	ctlErr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	if raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }) != nil {
+		return nil // closed: it was waited for
+	}
 	if errors.Is(err, unix.ESRCH) {
 		err = nil
 	}
-	return errors.Join(err, ctlErr)
+	return err
 }

@@ -38,6 +38,7 @@ func (b *builder) closeForeign() error {
 	for _, m := range b.c.Binds {
 		needed = append(needed, m.FD)
 	}
+	needed = append(needed, b.terminalFiles(b.c.Terminal)...)
 	b.closeBut(3, needed...)
 	return nil
 }

@@ -84,7 +84,7 @@ func (e *entrant) build() error {
 		{"affinity", func() error { return e.affinity("process.execCPUAffinity.initial", cpus.Initial) }},
 		{"namespace", e.enter},
 		{"keyring", e.keyring},
-		{"terminal", func() error { return e.terminal(false) }},
+		{"terminal", func() error { return e.terminal(e.s.Terminal, false) }},
 		{"cwd", e.cwd},
 		{"affinity", func() error { return e.affinity("process.execCPUAffinity.final", cpus.Final) }},
 	}
@@ -104,6 +104,9 @@ func (e *entrant) enter() error {
 		e.dieWithParent()
 		e.hide(true)
 	}
+	// From here on paths are followed that the container's processes can change.
+	e.closeBut(3+e.s.Preserve, append(e.terminalFiles(e.s.Terminal), e.theirs)...)
+	e.ownNull(e.streams)
 	return nil
 }
 

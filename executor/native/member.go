@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/launch"
-	"github.com/kilnbuild/kiln/internal/cleanup"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,8 +19,8 @@ import (
 type member struct {
 	builder
 	s            *Setup
-	ours, theirs int           // ends of the socket pair by which they wait for each other
-	fds          cleanup.Stack // closes what only the child needs
+	ours, theirs int    // ends of the socket pair by which they wait for each other
+	streams      [3]int // the child\'s Stdio; -1 is the container\'s /dev/null
 }
 
 func newMember(s *Setup) member {
@@ -37,7 +36,11 @@ func (m *member) start(build func() error, namespaces uint64) (_ *Child, err err
 	}
 	m.ours, m.theirs = pair[0], m.keep(pair[1])
 	ours := os.NewFile(uintptr(m.ours), "child's gate")
-	if err := build(); err != nil {
+	err = m.reserveTerminal(m.s.Terminal, m.theirs)
+	if err == nil {
+		err = build()
+	}
+	if err != nil {
 		return nil, errors.Join(err, ours.Close())
 	}
 	forked, err := launch.Fork(m.Program, namespaces)
@@ -48,19 +51,19 @@ func (m *member) start(build func() error, namespaces uint64) (_ *Child, err err
 }
 
 // keep has fd closed when the child has its copy.
-func (m *member) keep(fd int) int {
-	m.fds.Add(func() error { return unix.Close(fd) })
+func (b *builder) keep(fd int) int {
+	b.fds.Add(func() error { return unix.Close(fd) })
 	return fd
 }
 
 // reserve returns a number that the child can use for a file of its own,
-// because nothing that it needs has it.
-func (m *member) reserve() (int, error) {
-	fd, err := unix.FcntlInt(uintptr(m.theirs), unix.F_DUPFD_CLOEXEC, 3)
+// because nothing that it needs has it. open is any file that is open.
+func (b *builder) reserve(open int) (int, error) {
+	fd, err := unix.FcntlInt(uintptr(open), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return -1, fmt.Errorf("reserve a file descriptor: %w", err)
 	}
-	return m.keep(fd), nil
+	return b.keep(fd), nil
 }
 
 func (m *member) tell() {
@@ -79,16 +82,19 @@ func (m *member) begin() error {
 	if m.s.Terminal.Socket != nil {
 		return nil
 	}
-	var fds [3]int
 	for i, f := range m.s.Stdio {
+		if f == nil {
+			m.streams[i] = -1
+			continue
+		}
 		// Above the numbers that are about to be replaced.
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return fmt.Errorf("copy file descriptor of %s: %w", f.Name(), err)
 		}
-		fds[i] = m.keep(fd)
+		m.streams[i] = m.keep(fd)
 	}
-	m.stdio(fds)
+	m.stdio(m.streams)
 	return nil
 }
 

@@ -17,6 +17,7 @@
 //	root        the root's detached mount attached and pivoted to
 //	mount       /proc, /dev, /sys and the like
 //	mask        paths hidden or made read-only
+//	terminal    opened in the container's devpts, if there shall be one
 //	bind        mounts of the step; their sources are detached mounts made by
 //	            the parent
 //	descriptors all closed but standard input, output and error
@@ -42,6 +43,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/launch"
+	"github.com/kilnbuild/kiln/internal/cleanup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +56,9 @@ type Container struct {
 	Binds  []Bind
 	Cgroup Cgroup
 	Netns  int    // namespace to enter, or -1: the machine's or a new one, as Spec says
-	Stdio  [3]int // -1: the container's /dev/null
+	Stdio  [3]int // of a process without terminal; -1: the container's /dev/null
+	// Terminal is opened in the container, if it has a socket.
+	Terminal Terminal
 	// Alive is a pidfd of this process, by which the child sees whether it
 	// was orphaned before its parent-death signal was set.
 	Alive int
@@ -102,8 +106,12 @@ func (e *ExecError) Unwrap() error { return e.Err }
 var ErrNotInPath = errors.New("executable file not found in $PATH")
 
 // Start starts a container's process. The program is returned for its times.
-func Start(ctx context.Context, l *launch.Launcher, c *Container) (*launch.Process, *launch.Program, error) {
+func Start(ctx context.Context, l *launch.Launcher, c *Container) (_ *launch.Process, _ *launch.Program, err error) {
 	b := &builder{Program: new(launch.Program), c: c, spec: c.Spec, seccomp: c.Filter}
+	defer func() { err = errors.Join(err, b.fds.Run()) }()
+	if err := b.reserveTerminal(c.Terminal, c.Root); err != nil {
+		return nil, nil, err
+	}
 	if err := b.build(); err != nil {
 		return nil, nil, err
 	}
@@ -135,8 +143,11 @@ type builder struct {
 	c       *Container // nil if it is not of a step
 	spec    *specs.Spec
 	seccomp []unix.SockFilter
-	inherit int    // how many files from 3 on the program inherits
-	path    string // of the program if it isn't the first argument
+	inherit int           // how many files from 3 on the program inherits
+	path    string        // of the program if it isn't the first argument
+	fds     cleanup.Stack // closes what only the child needs
+	master  int           // reserved for the ends of a terminal
+	peer    int
 }
 
 func (b *builder) build() error {
@@ -148,6 +159,7 @@ func (b *builder) build() error {
 		{"root", b.enterRoot},
 		{"mount", b.mounts},
 		{"mask", b.masks},
+		{"terminal", func() error { return b.terminal(b.c.Terminal, true) }},
 		{"bind", b.binds},
 		{"descriptors", b.closeAll},
 		{"cwd", b.cwd},
@@ -204,7 +216,9 @@ const atCWD = ^uintptr(-unix.AT_FDCWD - 1)
 func (b *builder) session() error {
 	b.freshSession()
 	b.joinKeyring(0)
-	b.stdio(b.c.Stdio)
+	if b.c.Terminal.Socket == nil {
+		b.stdio(b.c.Stdio)
+	}
 	return nil
 }
 

@@ -34,9 +34,11 @@ type Setup struct {
 
 	Program  string // to execute, if it isn't the first argument
 	Terminal Terminal
-	Stdio    [3]*os.File // of a process without terminal
-	Preserve int         // how many files from 3 on the process inherits
-	Keyring  string      // name of a new session keyring; "" keeps the current one
+	// Stdio is that of a process without terminal. Where Enter finds nil, the
+	// process gets the container's /dev/null; Create needs all three.
+	Stdio    [3]*os.File
+	Preserve int    // how many files from 3 on the process inherits
+	Keyring  string // name of a new session keyring; "" keeps the current one
 }
 
 // Terminal is where a process with a terminal sends its other end.
@@ -130,7 +132,7 @@ func (c *creator) build() error {
 		{"root", c.attachRoot},
 		{"mount", c.mounts},
 		{"mount", c.devices},
-		{"terminal", func() error { return c.terminal(true) }},
+		{"terminal", func() error { return c.terminal(c.s.Terminal, true) }},
 		{"hooks", c.hold},
 		{"pivot", c.pivot},
 		{"mask", c.masks},
@@ -268,7 +270,7 @@ func (c *creator) attachRoot() (err error) {
 	}
 	c.Call("/", unix.SYS_MOUNT, 0, c.String("/"), 0, private|unix.MS_REC, 0)
 	c.attach(c.root, dir)
-	if c.old, err = c.reserve(); err != nil {
+	if c.old, err = c.reserve(c.theirs); err != nil {
 		return err
 	}
 	open := c.Call("/", unix.SYS_OPENAT, atCWD, c.String("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)

@@ -1,0 +1,192 @@
+//go:build linux && (amd64 || arm64)
+
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/launch"
+	"github.com/kilnbuild/kiln/executor/native"
+	"github.com/kilnbuild/kiln/executor/rootfs"
+	"github.com/kilnbuild/kiln/executor/thread"
+	"github.com/kilnbuild/kiln/internal/cleanup"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// shared is a running container in which further processes can be started. They
+// share its namespaces and its cgroup, so its first process's end is theirs.
+type shared struct {
+	*builtin
+	ctx   context.Context // of its Run
+	task  *task
+	group *cgroup.Group
+	first *launch.Process
+
+	mu    sync.Mutex // guards over, and that execs isn't added to once it is
+	over  bool
+	execs sync.WaitGroup
+}
+
+// running is one process of a container.
+type running struct {
+	*shared
+	proc *launch.Process
+	io   *stdio
+}
+
+func (r *running) Signal(sig unix.Signal) error {
+	if err := r.proc.Signal(sig); err != nil {
+		return fmt.Errorf("send signal %d: %w", sig, err)
+	}
+	return nil
+}
+
+func (r *running) Resize(rows, cols uint16) error { return r.io.resize(rows, cols) }
+
+// end is called when the process has ended, and waits for its output to be
+// handed over. With the first process of a container the others have ended, too,
+// and are waited for.
+func (r *running) end(ctx context.Context) error {
+	if r.proc == r.first {
+		r.mu.Lock()
+		r.over = true
+		r.mu.Unlock()
+		r.execs.Wait()
+	}
+	return r.io.ended(ctx)
+}
+
+// enter counts an Exec that the container waits for.
+func (c *shared) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.execs.Add(1)
+	}
+	return !c.over
+}
+
+func (c *shared) Exec(ctx context.Context, p Process) error {
+	p.ID = c.task.p.ID
+	if err := validate(p); err != nil {
+		return err
+	}
+	if !c.enter() {
+		return ErrEnded
+	}
+	defer c.execs.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
+	t := *c.task
+	p.Network = t.p.Network
+	ctx, t.p, t.watch = watched(ctx, p)
+	defer t.watch.stop()
+	exit, err := c.exec(ctx, t.p)
+	return t.result(ctx, &t, exit, err)
+}
+
+func (c *shared) exec(ctx context.Context, p Process) (exit exit, err error) {
+	io, err := newStdio(p)
+	if err != nil {
+		return exit, err
+	}
+	proc, err := c.join(ctx, p, io)
+	if err != nil {
+		notExecuted(p, err)
+		return exit, errors.Join(err, io.abort())
+	}
+	return exit, c.attend(ctx, &running{c, proc, io}, p.Started, &exit)
+}
+
+// join starts a further process.
+func (c *shared) join(ctx context.Context, p Process, io *stdio) (proc *launch.Process, err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	user, err := rootfs.New(c.task.root.FD()).User(p.User)
+	if err != nil {
+		return nil, err
+	}
+	own, err := makeSpec(p, user, nil, c.cgroups.IsV2())
+	if err != nil {
+		return nil, err
+	}
+	spec := *c.task.spec
+	spec.Process = own.Process
+	s := &native.Setup{Spec: &spec, Keyring: "_ses." + c.task.p.ID, Terminal: native.Terminal{Socket: io.console}}
+	if own.Linux.Seccomp != nil {
+		s.Filter = c.filter
+	}
+	if io.console == nil {
+		if s.Stdio, err = io.files(&undo); err != nil {
+			return nil, fmt.Errorf("copy streams: %w", err)
+		}
+	}
+	// The thread makes children in the container's PID namespace from then on.
+	thread.Run(func() { proc, err = c.joinHere(ctx, s, &spec) })
+	return proc, err
+}
+
+// target is the first process, with a file of its own: to use that of the
+// process by number would make it blocking.
+func (c *shared) target() (native.Target, error) {
+	raw, err := c.first.PidFD().SyscallConn()
+	if err != nil {
+		return native.Target{}, ErrEnded
+	}
+	var fd int
+	if raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 3) }) != nil {
+		return native.Target{}, ErrEnded // closed, since it was waited for
+	}
+	if err != nil {
+		return native.Target{}, fmt.Errorf("copy pidfd: %w", err)
+	}
+	return native.Target{Pid: c.first.Pid, PidFD: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// joinHere starts the process of s on the calling thread, with whose end it
+// ends until it executes its program.
+func (c *shared) joinHere(ctx context.Context, s *native.Setup, spec *specs.Spec) (_ *launch.Process, err error) {
+	var undo, done cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run(), done.Run()) }()
+	target, err := c.target()
+	if err != nil {
+		return nil, err
+	}
+	done.Add(target.PidFD.Close)
+	child, err := native.Enter(s, target)
+	if err != nil {
+		return nil, err
+	}
+	done.Add(child.Detach)
+	undo.Add(func() error {
+		err := child.Signal(unix.SIGKILL)
+		_, werr := child.Wait(context.WithoutCancel(ctx), killTimeout)
+		return errors.Join(err, werr)
+	})
+	if err := c.group.Join(child.Pid); err != nil {
+		return nil, err
+	}
+	if err := child.Continue(); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { child.Signal(unix.SIGKILL) }) //nolint:errcheck // it is waited for in any case
+	defer stop()
+	executed, err := child.Await()
+	switch {
+	case err != nil:
+		return nil, err
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case !executed:
+		return nil, fmt.Errorf("internal error: process %d waits at a gate that nobody knows", child.Pid)
+	}
+	undo.Keep()
+	return child.Process, nil
+}
