@@ -58,16 +58,16 @@ func (s *started) sh(t *testing.T, script string, change ...func(*Process)) (str
 }
 
 // line collects output and tells when it contains something.
-type watched struct {
+type screen struct {
 	mu   sync.Mutex // guards the fields below
 	text string
 	want string
 	seen chan struct{}
 }
 
-func watchFor(want string) *watched { return &watched{want: want, seen: make(chan struct{})} }
+func watchFor(want string) *screen { return &screen{want: want, seen: make(chan struct{})} }
 
-func (w *watched) Write(p []byte) (int, error) {
+func (w *screen) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	had := strings.Contains(w.text, w.want)
@@ -78,7 +78,7 @@ func (w *watched) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (w *watched) wait(t *testing.T) {
+func (w *screen) wait(t *testing.T) {
 	t.Helper()
 	select {
 	case <-w.seen:

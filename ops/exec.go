@@ -99,8 +99,21 @@ func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) 
 
 // run runs the prepared process.
 func (s *step) run(ctx context.Context, env []string) error {
-	meta := s.op.Meta
 	out := newStepLog(progress.From(ctx), s.loader.logs)
+	p := s.process(s.op.Meta, env)
+	p.Network, p.Security = netMode(s.op.Network), securityMode(s.op.Security)
+	p.Resources = resources(s.resources)
+	p.Timeout, p.QuietTimeout = s.limits.Step, s.limits.Quiet
+	p.Stdout, p.Stderr = out.stdout, out.stderr
+	if _, err := s.loader.cfg.Executor.Run(ctx, p); err != nil {
+		out.flush()
+		return s.failure(ctx, err)
+	}
+	return nil
+}
+
+// process is a process on the set's mounts, as meta describes it.
+func (s *mountSet) process(meta *pb.Meta, env []string) executor.Process {
 	p := executor.Process{
 		ID:                        rand.Text(),
 		Root:                      s.root,
@@ -111,15 +124,8 @@ func (s *step) run(ctx context.Context, env []string) error {
 		Cwd:                       path.Join("/", meta.Cwd),
 		User:                      meta.User,
 		Hostname:                  meta.Hostname,
-		Network:                   netMode(s.op.Network),
-		Security:                  securityMode(s.op.Security),
 		CgroupParent:              meta.CgroupParent,
-		Resources:                 resources(s.resources),
 		RemoveMountStubsRecursive: meta.RemoveMountStubsRecursive,
-		Timeout:                   s.limits.Step,
-		QuietTimeout:              s.limits.Quiet,
-		Stdout:                    out.stdout,
-		Stderr:                    out.stderr,
 	}
 	for _, h := range meta.ExtraHosts {
 		p.ExtraHosts = append(p.ExtraHosts, executor.HostIP{Host: h.Host, IP: net.ParseIP(h.IP)})
@@ -130,26 +136,27 @@ func (s *step) run(ctx context.Context, env []string) error {
 	for _, code := range meta.ValidExitCodes {
 		p.ValidExitCodes = append(p.ValidExitCodes, int(code))
 	}
-	if _, err := s.loader.cfg.Executor.Run(ctx, p); err != nil {
-		out.flush()
-		return s.failure(ctx, err)
-	}
-	return nil
+	return p
 }
 
 // failure is the step's error for what Run returned, with the exit code for
 // clients that look for it (CTL-087).
 func (s *step) failure(ctx context.Context, err error) error {
-	var exit *executor.ExitError
-	if errors.As(err, &exit) {
-		err = &gatewaypb.ExitError{ExitCode: uint32(exit.Code), Err: err}
-	}
+	err = withExitCode(err)
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", err, cause)
 	} else if cause == nil {
 		err = s.loader.cfg.Cache.SuspectFull(ctx, err)
 	}
 	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(s.op.Meta.Args, " "), err)
+}
+
+func withExitCode(err error) error {
+	var exit *executor.ExitError
+	if errors.As(err, &exit) {
+		return &gatewaypb.ExitError{ExitCode: uint32(exit.Code), Err: err}
+	}
+	return err
 }
 
 func netMode(m pb.NetMode) executor.NetMode {

@@ -16,21 +16,29 @@ func checkExec(op *pb.ExecOp, inputs int) (outputs int, err error) {
 	if err := checkMeta(op.Meta); err != nil {
 		return 0, err
 	}
+	if err := checkModes(op); err != nil {
+		return 0, err
+	}
+	return checkMounts(op, inputs)
+}
+
+// checkModes checks what is left beside meta and mounts.
+func checkModes(op *pb.ExecOp) error {
 	if _, ok := pb.NetMode_name[int32(op.Network)]; !ok {
-		return 0, invalid("exec.network", "%d is no known mode", op.Network)
+		return invalid("exec.network", "%d is no known mode", op.Network)
 	}
 	if _, ok := pb.SecurityMode_name[int32(op.Security)]; !ok {
-		return 0, invalid("exec.security", "%d is no known mode", op.Security)
+		return invalid("exec.security", "%d is no known mode", op.Security)
 	}
 	for i, s := range op.Secretenv {
 		if s.ID == "" {
-			return 0, invalid(fmt.Sprintf("exec.secretenv[%d].ID", i), "secret ID missing for %q environment variable", s.Name)
+			return invalid(fmt.Sprintf("exec.secretenv[%d].ID", i), "secret ID missing for %q environment variable", s.Name)
 		}
 		if s.Name == "" {
-			return 0, invalid(fmt.Sprintf("exec.secretenv[%d].name", i), "the variable for secret %q has no name", s.ID)
+			return invalid(fmt.Sprintf("exec.secretenv[%d].name", i), "the variable for secret %q has no name", s.ID)
 		}
 	}
-	return checkMounts(op, inputs)
+	return nil
 }
 
 func checkMeta(meta *pb.Meta) error {

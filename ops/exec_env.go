@@ -14,13 +14,18 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // environment is the op's own, then the proxies (LLB-021), PATH where it is
 // missing (LLB-020), and the secrets (LLB-030).
 func (s *step) environment(ctx context.Context) ([]string, error) {
-	env := append([]string(nil), s.op.Meta.Env...)
-	env = append(env, proxyEnv(s.op.Meta.ProxyEnv)...)
+	secrets, err := s.loader.secretEnv(ctx, s.group, s.op.Secretenv)
+	return append(plainEnv(s.op.Meta), secrets...), err
+}
+
+// plainEnv is the environment without secrets.
+func plainEnv(meta *pb.Meta) []string {
+	env := append([]string(nil), meta.Env...)
+	env = append(env, proxyEnv(meta.ProxyEnv)...)
 	if !hasVariable(env, "PATH") {
 		env = append(env, "PATH="+defaultPath)
 	}
-	secrets, err := s.loader.secretEnv(ctx, s.group, s.op.Secretenv)
-	return append(env, secrets...), err
+	return env
 }
 
 // secretEnv asks the sessions of g for the values of variables.

@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,6 +30,11 @@ type mountSet struct {
 	inputs   []*cache.Ref // the caller's; nil is empty
 	user     string       // who mounts, for people: "exec make all"
 
+	// readable has what the processes write in file systems in memory be seen
+	// through sources.
+	readable bool
+
+	sources      []mountSource // of each mount in list
 	root         []mount.Mount
 	readonlyRoot bool
 	mounts       []executor.Mount
@@ -46,6 +52,13 @@ type mountLayer struct {
 	index   int // of the mount
 	ref     *cache.Ref
 	mutable *cache.Mutable
+}
+
+// mountSource is what a mount shows: the selected path of mounts. There are none
+// if something optional isn't there.
+type mountSource struct {
+	mounts   []mount.Mount
+	selector string
 }
 
 // prepare acquires everything the processes need. What it acquired before an
@@ -67,6 +80,7 @@ func (s *mountSet) prepare(ctx context.Context) error {
 
 func (s *mountSet) prepareMount(ctx context.Context, i int, m *pb.Mount) error {
 	source, selector, err := s.source(ctx, i, m)
+	s.sources = append(s.sources, mountSource{source, selector})
 	if err != nil || source == nil {
 		return err
 	}
@@ -93,7 +107,8 @@ func (s *mountSet) source(ctx context.Context, i int, m *pb.Mount) (source []mou
 	case pb.MountType_CACHE:
 		return s.cacheMount(i, m), m.Selector, nil
 	case pb.MountType_TMPFS:
-		return []mount.Mount{tmpfs(m)}, "", nil
+		source, err = s.tmpfs(m)
+		return source, "", err
 	case pb.MountType_SECRET:
 		return s.secretFile(ctx, m.SecretOpt)
 	case pb.MountType_SSH:
@@ -132,6 +147,19 @@ func (s *mountSet) input(m *pb.Mount) *cache.Ref {
 		return nil
 	}
 	return s.inputs[m.Input]
+}
+
+func (s *mountSet) tmpfs(m *pb.Mount) ([]mount.Mount, error) {
+	own := []mount.Mount{tmpfs(m)}
+	if !s.readable {
+		return own, nil
+	}
+	view, err := snapshot.Open(own)
+	if err != nil {
+		return nil, err
+	}
+	s.undo.Add(view.Close)
+	return []mount.Mount{{Type: "bind", Source: view.Path(), Options: []string{"rbind"}}}, nil
 }
 
 func tmpfs(m *pb.Mount) mount.Mount {

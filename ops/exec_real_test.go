@@ -29,39 +29,43 @@ const testCgroup = "/kiln-ops-test"
 // eachRuntime runs test with the built-in runtime and with runc.
 func eachRuntime(t *testing.T, test func(t *testing.T, b *realBench)) {
 	for name, binary := range map[string]string{"builtin": "", "runc": "runc"} {
-		t.Run(name, func(t *testing.T) {
-			b := &realBench{execBench: newExecBench(t, nil)}
-			exec, err := executor.New(executor.Config{Root: t.TempDir(), Binary: binary, CgroupParent: testCgroup})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				if err := exec.Close(); err != nil {
-					t.Errorf("close executor: %v", err)
-				}
-				// runc makes the group in hierarchies without controllers too.
-				left, err := filepath.Glob("/sys/fs/cgroup/*" + testCgroup)
-				for _, dir := range left {
-					err = errors.Join(err, os.Remove(dir))
-				}
-				if err != nil {
-					t.Error(err)
-				}
-			})
-			b.Loader.cfg.Executor = exec
-			busybox, err := os.ReadFile("/bin/busybox")
-			if err != nil {
-				t.Fatalf("this test needs a static busybox in /bin: %v", err)
-			}
-			b.rootfs = b.ref(nil, files{"bin/busybox": string(busybox), "etc/passwd": "root:x:0:0::/:/bin/sh\n"})
-			b.rootfs = b.change(b.rootfs, func(dir string) {
-				if err := makeExecutable(filepath.Join(dir, "bin/busybox")); err != nil {
-					t.Fatal(err)
-				}
-			})
-			test(t, b)
-		})
+		t.Run(name, func(t *testing.T) { test(t, newRealBench(t, binary)) })
 	}
+}
+
+// newRealBench runs steps with the given runtime; "" is the built-in one.
+func newRealBench(t testing.TB, binary string) *realBench {
+	t.Helper()
+	b := &realBench{execBench: newExecBench(t, nil)}
+	exec, err := executor.New(executor.Config{Root: t.TempDir(), Binary: binary, CgroupParent: testCgroup})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := exec.Close(); err != nil {
+			t.Errorf("close executor: %v", err)
+		}
+		// runc makes the group in hierarchies without controllers too.
+		left, err := filepath.Glob("/sys/fs/cgroup/*" + testCgroup)
+		for _, dir := range left {
+			err = errors.Join(err, os.Remove(dir))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	b.Loader.cfg.Executor = exec
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("this test needs a static busybox in /bin: %v", err)
+	}
+	b.rootfs = b.ref(nil, files{"bin/busybox": string(busybox), "etc/passwd": "root:x:0:0::/:/bin/sh\n"})
+	b.rootfs = b.change(b.rootfs, func(dir string) {
+		if err := makeExecutable(filepath.Join(dir, "bin/busybox")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return b
 }
 
 // change commits a record on parent after fn has changed it.
