@@ -113,13 +113,21 @@ func (r *bridgeRouter) ReleaseContainer(ctx context.Context, req *gwpb.ReleaseCo
 }
 
 func (r *bridgeRouter) ExecProcess(stream gwpb.LLBBridge_ExecProcessServer) error {
-	srv, _, done, err := r.route(stream.Context())
+	srv, ctx, done, err := r.route(stream.Context())
 	if err != nil {
 		return err
 	}
 	defer done()
-	return srv.ExecProcess(stream)
+	return srv.ExecProcess(boundStream{stream, ctx})
 }
+
+// boundStream is a stream that ends with the build, too.
+type boundStream struct {
+	gwpb.LLBBridge_ExecProcessServer
+	ctx context.Context
+}
+
+func (s boundStream) Context() context.Context { return s.ctx }
 
 func (r *bridgeRouter) ReadFileContainer(ctx context.Context, req *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
 	return call(ctx, r, req, (*gateway.Server).ReadFileContainer)

@@ -37,6 +37,10 @@ type Bridge interface {
 	// It shows as a vertex named LogName.
 	ResolveSourceMeta(ctx context.Context, op *pb.SourceOp, opt MetaOptions) (*SourceMeta, error)
 
+	// NewContainer makes a container for processes of the frontend's own, which
+	// lasts until it is released or the build ends.
+	NewContainer(ctx context.Context, req ContainerRequest) (Container, error)
+
 	// Warn shows a warning at a vertex.
 	Warn(ctx context.Context, w progress.Warning)
 

@@ -26,8 +26,9 @@ import (
 // bridge is the frontend.Bridge of one build. It owns the results of the refs
 // that were solved, until release.
 type bridge struct {
-	b      *Build
-	limits ops.Limits // of requests that set no others
+	b          *Build
+	limits     ops.Limits // of requests that set no others
+	containers *containers
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	held     []solver.Result
@@ -190,8 +191,19 @@ func (br *bridge) hold(res solver.Result) error {
 	return nil
 }
 
-// release gives back every result that refs of the build hold.
+// newBridge returns a bridge that holds nothing.
+func newBridge(b *Build, limits ops.Limits) *bridge {
+	br := &bridge{b: b, limits: limits}
+	br.containers = newContainers(br)
+	return br
+}
+
+// release ends the build's containers, and gives back every result that refs of
+// the build hold.
 func (br *bridge) release() {
+	if err := br.containers.release(); err != nil {
+		br.b.engine.cfg.Log.Warn("release containers", "build", br.b.req.Ref, "error", err)
+	}
 	br.mu.Lock()
 	held := br.held
 	br.held, br.released = nil, true

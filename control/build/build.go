@@ -83,11 +83,12 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		b.unwatch = append(b.unwatch, ended)
 	}
 	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
-	b.bridge = &bridge{b: b, limits: limits}
+	b.bridge = newBridge(b, limits)
 	b.endAfter(limits.Build)
 	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
 		b.gateway = gateway.NewServer(gateway.Config{
 			Bridge: b.bridge, Inputs: req.Inputs, Workers: e.cfg.Workers(), LLBCaps: e.cfg.LLBCaps,
+			NoContainers: e.cfg.Worker.NoContainers(),
 		})
 	}
 	return b

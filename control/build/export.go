@@ -42,18 +42,8 @@ func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[
 // that is lost is made again from the files.
 func (b *Build) loseLost(res *frontend.Result, why error) {
 	for _, r := range append(slices.Collect(maps.Values(res.Refs)), res.Ref) {
-		own, ok := r.(*ref)
-		if !ok {
-			continue
-		}
-		own.mu.Lock()
-		result := own.result
-		own.mu.Unlock()
-		if result == nil {
-			continue
-		}
-		if err := result.Ref.Lost(); err != nil {
-			own.lost(*result, fmt.Errorf("%w (%w)", why, err))
+		if own, ok := r.(*ref); ok {
+			own.loseIfLost(why)
 		}
 	}
 }

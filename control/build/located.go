@@ -57,9 +57,22 @@ func failedOp(err error, def *pb.Definition, dgst digest.Digest) *errdefs.Solve 
 			out.Op = op
 		}
 	}
+	var left *solver.Remains
+	if errors.As(err, &left) {
+		out.InputIDs, out.MountIDs = resultIDs(left.Inputs), resultIDs(left.Left)
+	}
 	var action *ops.FileActionError
 	if errors.As(err, &action) {
 		out.Subject = &errdefs.Solve_File{File: &errdefs.FileAction{Index: int64(action.Index)}}
 	}
 	return out
+}
+
+// resultIDs names results, for the client to mount (GW-064).
+func resultIDs(list []solver.Result) []string {
+	ids := make([]string, len(list))
+	for i, r := range list {
+		ids[i] = resultID(r)
+	}
+	return ids
 }

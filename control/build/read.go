@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/kilnbuild/kiln/snapshot"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/patternmatcher"
 	"github.com/tonistiigi/fsutil"
@@ -25,16 +26,55 @@ import (
 // connection's limit.
 const maxFile = 16<<20 - 4096
 
-// ReadFile reads name, or the range of it, inside the ref (GW-032). Only
-// regular files are opened: opening a device that an image holds could do
-// anything.
+// ReadFile reads name, or the range of it, inside the ref (GW-032).
 func (r *ref) ReadFile(ctx context.Context, name string, rng *gwpb.FileRange) ([]byte, error) {
 	v, err := r.view(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer v.Close()
-	found, err := v.Resolve(name)
+	return tree{v: v}.readFile(name, rng)
+}
+
+// ReadDir lists the directory name inside the ref, sorted (GW-033).
+func (r *ref) ReadDir(ctx context.Context, name, include string) ([]*fstypes.Stat, error) {
+	v, err := r.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	return tree{v: v}.readDir(name, include)
+}
+
+// StatFile describes name inside the ref; links, also as the last element, are
+// followed inside the root (GW-034).
+func (r *ref) StatFile(ctx context.Context, name string) (*fstypes.Stat, error) {
+	v, err := r.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	return tree{v: v}.statFile(name)
+}
+
+// tree is what clients may look at: files below a path in a view. No name leads
+// out of the view.
+type tree struct {
+	v     *snapshot.View
+	below string
+}
+
+func (t tree) path(name string) string {
+	if t.below == "" {
+		return name
+	}
+	return path.Join("/", t.below, path.Clean("/"+name))
+}
+
+// readFile opens regular files only: opening a device that an image holds could
+// do anything.
+func (t tree) readFile(name string, rng *gwpb.FileRange) ([]byte, error) {
+	found, err := t.v.Resolve(t.path(name))
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
@@ -78,14 +118,8 @@ func fileRange(name string, rng *gwpb.FileRange, size int64) (off, n int64, err 
 	return off, n, nil
 }
 
-// ReadDir lists the directory name inside the ref, sorted (GW-033).
-func (r *ref) ReadDir(ctx context.Context, name, include string) ([]*fstypes.Stat, error) {
-	v, err := r.view(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer v.Close()
-	dir, err := v.OpenFile(name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+func (t tree) readDir(name, include string) ([]*fstypes.Stat, error) {
+	dir, err := t.v.OpenFile(t.path(name), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
@@ -116,15 +150,8 @@ func (r *ref) ReadDir(ctx context.Context, name, include string) ([]*fstypes.Sta
 	return out, nil
 }
 
-// StatFile describes name inside the ref; links, also as the last element, are
-// followed inside the root (GW-034).
-func (r *ref) StatFile(ctx context.Context, name string) (*fstypes.Stat, error) {
-	v, err := r.view(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer v.Close()
-	f, err := v.Resolve(name)
+func (t tree) statFile(name string) (*fstypes.Stat, error) {
+	f, err := t.v.Resolve(t.path(name))
 	if err != nil {
 		return nil, pathError("stat", name, err)
 	}

@@ -43,6 +43,7 @@ func (r *ref) solve(ctx context.Context) (ops.Result, error) {
 	}
 	res, err := r.br.b.solver.Solve(ctx, r.edge)
 	if err != nil {
+		r.br.containers.remember(err)
 		return ops.Result{}, located(err, r.def)
 	}
 	out, ok := res.(ops.Result)
@@ -71,6 +72,21 @@ func (r *ref) lost(res ops.Result, why error) {
 	}
 	r.mu.Unlock()
 	r.br.b.solver.Lost(r.edge, res, why)
+}
+
+// loseIfLost is lost for the result that the ref has, if it is lost.
+func (r *ref) loseIfLost(why error) bool {
+	r.mu.Lock()
+	result := r.result
+	r.mu.Unlock()
+	if result == nil {
+		return false
+	}
+	err := result.Ref.Lost()
+	if err != nil {
+		r.lost(*result, fmt.Errorf("%w (%w)", why, err))
+	}
+	return err != nil
 }
 
 // view solves the ref and opens what it stands for. If that is lost, it is made

@@ -124,6 +124,10 @@ func (b *fakeBridge) note(list *[]string, format string, a ...any) {
 	*list = append(*list, fmt.Sprintf(format, a...))
 }
 
+func (b *fakeBridge) NewContainer(context.Context, frontend.ContainerRequest) (frontend.Container, error) {
+	return nil, errors.New("the Dockerfile frontend needs no containers")
+}
+
 func (b *fakeBridge) Platforms() []ocispec.Platform {
 	return []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}
 }

@@ -76,33 +76,3 @@ func isRoot(path string) bool { return path == "/" || path == "." || path == "" 
 func notInScratch(path string) error {
 	return &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 }
-
-// NewContainer refuses: see containerError.
-func (s *Server) NewContainer(context.Context, *gwpb.NewContainerRequest) (*gwpb.NewContainerResponse, error) {
-	return nil, containerError("NewContainer")
-}
-
-// ReleaseContainer refuses: see containerError.
-func (s *Server) ReleaseContainer(context.Context, *gwpb.ReleaseContainerRequest) (*gwpb.ReleaseContainerResponse, error) {
-	return nil, containerError("ReleaseContainer")
-}
-
-// ExecProcess refuses: see containerError.
-func (s *Server) ExecProcess(gwpb.LLBBridge_ExecProcessServer) error {
-	return containerError("ExecProcess")
-}
-
-// ReadFileContainer refuses: see containerError.
-func (s *Server) ReadFileContainer(context.Context, *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
-	return nil, containerError("ReadFileContainer")
-}
-
-// ReadDirContainer refuses: see containerError.
-func (s *Server) ReadDirContainer(context.Context, *gwpb.ReadDirRequest) (*gwpb.ReadDirResponse, error) {
-	return nil, containerError("ReadDirContainer")
-}
-
-// StatFileContainer refuses: see containerError.
-func (s *Server) StatFileContainer(context.Context, *gwpb.StatFileRequest) (*gwpb.StatFileResponse, error) {
-	return nil, containerError("StatFileContainer")
-}

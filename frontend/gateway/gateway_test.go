@@ -29,6 +29,12 @@ type fakeBridge struct {
 	resolved *pb.SourceOp
 	options  frontend.MetaOptions
 	warnings []progress.Warning
+
+	container func(frontend.ContainerRequest) (frontend.Container, error)
+}
+
+func (b *fakeBridge) NewContainer(_ context.Context, req frontend.ContainerRequest) (frontend.Container, error) {
+	return b.container(req)
 }
 
 func (b *fakeBridge) Solve(_ context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
@@ -312,16 +318,4 @@ func TestResolve(t *testing.T) {
 	}
 	_, err = s.ResolveImageConfig(t.Context(), &gwpb.ResolveImageConfigRequest{})
 	wantCode(t, err, codes.InvalidArgument, "Ref")
-}
-
-func TestNoContainers(t *testing.T) {
-	s := newServer(&fakeBridge{})
-	_, e1 := s.NewContainer(t.Context(), nil)
-	_, e2 := s.ReleaseContainer(t.Context(), nil)
-	_, e3 := s.ReadFileContainer(t.Context(), nil)
-	_, e4 := s.ReadDirContainer(t.Context(), nil)
-	_, e5 := s.StatFileContainer(t.Context(), nil)
-	for _, err := range []error{e1, e2, e3, e4, e5, s.ExecProcess(nil)} {
-		wantCode(t, err, codes.Unimplemented, "containers")
-	}
 }

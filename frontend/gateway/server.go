@@ -30,6 +30,8 @@ type Config struct {
 	Inputs  map[string]*pb.Definition // answered by Inputs
 	Workers []*apitypes.WorkerRecord  // answered by Ping
 	LLBCaps []*capspb.APICap          // answered by Ping
+	// NoContainers says why there are no containers; "" if there are.
+	NoContainers string
 }
 
 // Server serves LLBBridge for one build. Refs it hands out are named by random
@@ -39,10 +41,11 @@ type Server struct {
 	gwpb.UnimplementedLLBBridgeServer
 	cfg Config
 
-	mu       sync.Mutex // guards the fields below; never held across a call of the bridge
-	refs     map[string]frontend.Ref
-	returned bool
-	done     chan outcome // takes the one outcome of Return
+	mu         sync.Mutex // guards the fields below; never held across a call of the bridge
+	refs       map[string]frontend.Ref
+	containers map[string]frontend.Container // nil while one is being made
+	returned   bool
+	done       chan outcome // takes the one outcome of Return
 }
 
 type outcome struct {
@@ -52,7 +55,7 @@ type outcome struct {
 
 // NewServer returns a server without refs.
 func NewServer(cfg Config) *Server {
-	return &Server{cfg: cfg, refs: map[string]frontend.Ref{}, done: make(chan outcome, 1)}
+	return &Server{cfg: cfg, refs: map[string]frontend.Ref{}, containers: map[string]frontend.Container{}, done: make(chan outcome, 1)}
 }
 
 // Wait returns what the other side passed to Return, or the cause of ctx's end.
@@ -68,7 +71,7 @@ func (s *Server) Wait(ctx context.Context) (*frontend.Result, error) {
 // Ping tells what the daemon can do.
 func (s *Server) Ping(context.Context, *gwpb.PingRequest) (*gwpb.PongResponse, error) {
 	return &gwpb.PongResponse{
-		FrontendAPICaps: frontendCaps(),
+		FrontendAPICaps: frontendCaps(s.cfg.NoContainers),
 		LLBCaps:         s.cfg.LLBCaps,
 		Workers:         s.cfg.Workers,
 	}, nil
@@ -285,9 +288,4 @@ func platformOf(p *pb.Platform) *ocispec.Platform {
 	}
 	spec := platforms.Normalize(p.Spec())
 	return &spec
-}
-
-// containerError answers the container API, which this daemon doesn't have.
-func containerError(call string) error {
-	return status.Errorf(codes.Unimplemented, "%s: containers in gateway builds are not supported by this daemon", call)
 }
