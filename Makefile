@@ -45,6 +45,11 @@ e2e: build peer buildx ## end-to-end tests through upstream's buildctl and build
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "SameAsUpstream|KilnBuildsKiln" ./hack/e2e
 	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/runtimes
 
+.PHONY: containerd
+containerd: deps ## containers of Debian's containerd with kilnrun as its runc
+	hack/containerd/deps
+	$(GO) test -tags e2e -count=1 -timeout 5m ./hack/containerd
+
 .PHONY: crash
 crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, under load
 	$(GO) run ./hack/crash -n 1000 -damage
