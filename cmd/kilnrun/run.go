@@ -64,6 +64,9 @@ func run(ctx context.Context, c *cli.Command) (err error) {
 	if err := box.Start(ctx); err != nil {
 		return errors.Join(err, box.Delete(ctx, true))
 	}
+	if err := p.Failure(); err != nil {
+		return errors.Join(err, box.Delete(ctx, true))
+	}
 	if c.Bool("detach") {
 		return p.Release()
 	}

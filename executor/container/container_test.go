@@ -393,6 +393,27 @@ func TestCreateFails(t *testing.T) {
 	}
 }
 
+// A program that is there and can't be executed is told when it is started.
+func TestStartFails(t *testing.T) {
+	bundle, spec := newBundle(t, "")
+	if err := os.WriteFile(filepath.Join(bundle, "rootfs/script"), []byte("#!/nonexist\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	spec.Process.Args = []string{"/script"}
+	b := createBox(t, bundle, spec)
+	if err := b.p.Failure(); err != nil {
+		t.Errorf("before the start: %v", err)
+	}
+	b.start()
+	var exec *native.ExecError
+	if err := b.p.Failure(); !errors.As(err, &exec) || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("error %v", err)
+	}
+	if code, _ := b.end(); code != 1 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 func TestHooks(t *testing.T) {
 	ctx := context.Background()
 	bundle, spec := newBundle(t, "echo program >>/log")

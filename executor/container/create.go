@@ -141,8 +141,8 @@ func (c *Container) launch(ctx context.Context, o Options) (_ *Process, err erro
 	if err != nil {
 		return nil, err
 	}
-	done.Add(child.Detach)
-	p := &Process{child.Process}
+	done.Add(child.Leave)
+	p := &Process{child.Process, child}
 	undo.Add(p.end)
 	if native.MakesClocks(c.Spec) {
 		if err := c.await(child); err != nil {
@@ -268,7 +268,40 @@ func (c *Container) await(child *native.Child) error {
 
 // Process is a process of a container and child of this process. Wait must be
 // called once, or Release.
-type Process struct{ *launch.Process }
+type Process struct {
+	*launch.Process
+	child *native.Child // until it is known how it ended; nil if it has executed its program
+}
+
+// Failure says why a process that was started has not executed its program; nil
+// if it has. It isn't for one that was waited for.
+func (p *Process) Failure() error {
+	if p.child == nil {
+		return nil
+	}
+	return p.child.Failure()
+}
+
+// Wait is that of launch.Process.
+func (p *Process) Wait(ctx context.Context, limit time.Duration) (launch.Status, error) {
+	status, err := p.Process.Wait(ctx, limit)
+	if err == nil {
+		err = p.forget()
+	}
+	return status, err
+}
+
+// Release lets go of a process that somebody else waits for.
+func (p *Process) Release() error { return errors.Join(p.Process.Release(), p.forget()) }
+
+func (p *Process) forget() error {
+	if p.child == nil {
+		return nil
+	}
+	child := p.child
+	p.child = nil
+	return child.Forget()
+}
 
 // end kills the process and waits for it.
 func (p *Process) end() error {

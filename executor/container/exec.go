@@ -67,7 +67,7 @@ func (c *Container) enterHere(ctx context.Context, s *native.Setup, pidfd *os.Fi
 		return nil, err
 	}
 	done.Add(child.Detach)
-	p := &Process{child.Process}
+	p := &Process{Process: child.Process}
 	undo.Add(p.end)
 	if err := c.Groups.join(p.Pid, cgroups); err != nil {
 		return nil, err

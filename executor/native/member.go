@@ -248,7 +248,7 @@ type Child struct {
 // Continue lets the child go on from the gate it waits at.
 func (c *Child) Continue() error {
 	if _, err := c.gate.Write([]byte{1}); err != nil {
-		return errors.Join(fmt.Errorf("tell process %d to go on: %w", c.Pid, err), c.failure())
+		return errors.Join(fmt.Errorf("tell process %d to go on: %w", c.Pid, err), c.Failure())
 	}
 	return nil
 }
@@ -262,7 +262,7 @@ func (c *Child) Await() (done bool, err error) {
 	if n == 1 {
 		return false, nil
 	}
-	if err := c.failure(); err != nil {
+	if err := c.Failure(); err != nil {
 		return false, err
 	}
 	if !errors.Is(rerr, io.EOF) {
@@ -271,7 +271,8 @@ func (c *Child) Await() (done bool, err error) {
 	return true, nil
 }
 
-func (c *Child) failure() error {
+// Failure says what the child failed at, if it did.
+func (c *Child) Failure() error {
 	err := c.Err()
 	if err == nil {
 		return nil
@@ -282,6 +283,9 @@ func (c *Child) failure() error {
 	}
 	return setUpError(err, c.process, c.Results)
 }
+
+// Leave lets go of its gates. It can still be asked for its Failure.
+func (c *Child) Leave() error { return c.gate.Close() }
 
 // Detach lets go of what is for the set-up; the process stays.
 func (c *Child) Detach() error { return errors.Join(c.gate.Close(), c.Forget()) }

@@ -275,6 +275,12 @@ var cases = []spec{
 	{name: "killed", change: func(s *specs.Spec, _ *bundle) { without(s, specs.PIDNamespace) }, facts: []string{"kill:9"}, code: 137},
 	{name: "no such program", change: func(s *specs.Spec, _ *bundle) { s.Process.Args = []string{"nonexist"} }, fails: true},
 	{name: "program that isn't executable", change: func(s *specs.Spec, _ *bundle) { s.Process.Args = []string{"/etc/passwd"} }, fails: true},
+	{name: "program without its interpreter", change: func(s *specs.Spec, b *bundle) {
+		if err := os.WriteFile(b.root("script"), []byte("#!/nonexist\n"), 0o755); err != nil {
+			b.Fatal(err)
+		}
+		s.Process.Args = []string{"/script"}
+	}, fails: true, tells: "no such file or directory"},
 	{name: "directory that is a file", change: func(s *specs.Spec, _ *bundle) { s.Process.Cwd = "/etc/passwd" }, fails: true},
 	{name: "no such mount source", change: func(s *specs.Spec, _ *bundle) {
 		mount(s, specs.Mount{Destination: "/m", Type: "bind", Source: "/nonexist", Options: []string{"bind"}})

@@ -42,6 +42,7 @@ type spec struct {
 	wants []string // lines that must be there, of what nothing can be compared with
 	code  int      // exit code; 0 for all but those that are about it
 	fails bool     // with whatever code
+	tells string   // what standard error has then
 	flags []string
 	files bool // the runtime gets a further file
 }
@@ -315,6 +316,9 @@ func TestSameAsOthers(t *testing.T) {
 			got := c.run(t, ours, shared)
 			if got.code != c.code && !c.fails || (got.code == 0) != (c.code == 0 && !c.fails) {
 				t.Errorf("exit code %d, want %d: %s", got.code, c.code, got.stderr)
+			}
+			if !strings.Contains(got.stderr, c.tells) {
+				t.Errorf("standard error %q, want %q in it", got.stderr, c.tells)
 			}
 			for _, line := range c.wants {
 				if !strings.Contains(got.stdout, line+"\n") {
