@@ -28,36 +28,44 @@ type applier struct {
 	// inherited are the xattrs that directories of this layer have from the
 	// parent's only. They go when the layer hides the parent's.
 	inherited map[string][]string
+	deletes   bool // there is no parent, but a whiteout
+	clears    bool // the root is opaque
 	fs        unix.Statfs_t
 }
 
 type dirTimes struct{ atime, mtime unix.Timespec }
 
-func applyUpper(ctx context.Context, layer layerInfo, parent *View, r io.Reader) (err error) {
+func applyUpper(ctx context.Context, layer layerInfo, parent *View, r io.Reader) (u unpackedLayer, err error) {
 	a := &applier{ctx: ctx, times: map[string]dirTimes{}, inherited: map[string][]string{}}
 	if err := a.open(layer, parent); err != nil {
-		return err
+		return u, err
 	}
 	defer a.close()
 	a.onMkdir = func(dir *layerDir, t dirTimes) { a.times[dir.path] = t }
 	if err := unix.Fstatfs(a.root.fd, &a.fs); err != nil {
-		return err
+		return u, err
 	}
 	names, err := readNames(a.root.fd, make([]byte, 4096))
 	if err != nil {
-		return err
+		return u, err
 	}
 	if len(names) > 0 {
 		a.made = map[string]bool{}
 	}
-	tr := tar.NewReader(r)
+	if err := a.entries(tar.NewReader(r)); err != nil {
+		return u, err
+	}
+	return unpackedLayer{whole: a.made == nil, deletes: a.deletes, clears: a.clears}, a.finish()
+}
+
+func (a *applier) entries(tr *tar.Reader) error {
 	for {
-		if err := context.Cause(ctx); err != nil {
+		if err := context.Cause(a.ctx); err != nil {
 			return err
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return a.finish()
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read the tar: %w", err)
@@ -128,7 +136,7 @@ func (a *applier) whiteout(dir *layerDir, name string) error {
 	err := lstatAt(dir.fd, name, &st)
 	switch {
 	case err == nil && a.isMade(dir.path+name):
-		if isDir(&st) && a.hasParent {
+		if isDir(&st) {
 			return a.hide(dir, name)
 		}
 		return nil
@@ -140,7 +148,10 @@ func (a *applier) whiteout(dir *layerDir, name string) error {
 		return err
 	}
 	if !a.hasParent {
-		return nil // there is nothing to hide, and nobody would interpret it
+		if a.made != nil {
+			return nil // it was about what the snapshot had, which is gone
+		}
+		a.deletes = true // from whatever the layer will be stacked on
 	}
 	return a.makeWhiteout(dir, name)
 }
@@ -188,7 +199,7 @@ func (a *applier) opaque(dir *layerDir) error {
 			}
 		}
 	}
-	if !a.hasParent || dir == a.root {
+	if dir == a.root {
 		return a.opaqueRoot(dir)
 	}
 	return a.hideBehind(dir)
@@ -210,6 +221,7 @@ func (a *applier) madeBelow(path string) bool {
 // opaqueRoot hides what the parent has in the root directory, name by name,
 // since overlay doesn't look whether that is opaque.
 func (a *applier) opaqueRoot(dir *layerDir) error {
+	a.clears = true
 	if dir.lower < 0 {
 		return nil
 	}
@@ -488,9 +500,10 @@ func chmodAt(dir int, name string, mode uint32) error {
 
 // setXattr sets an xattr from a tar. What a host keeps for itself isn't the
 // layer's to set, and what the file system or the kind of file can't have is
-// left out, both as upstream does.
+// left out, both as upstream does. Overlay's own, in either form, would say what
+// a mount of the layer shows: what only a privileged user may tell it.
 func setXattr(f xattrFile, name, value string, typ byte) error {
-	if strings.HasPrefix(name, "trusted.") {
+	if strings.HasPrefix(name, "trusted.") || isOverlayXattr(name) {
 		return nil
 	}
 	err := f.set(name, []byte(value))

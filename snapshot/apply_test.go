@@ -270,6 +270,62 @@ func TestApplyMetadata(t *testing.T) {
 	})
 }
 
+// A layer can't tell overlay what to show: neither what is elsewhere in its
+// parent, nor that something is hidden or deleted that it doesn't name.
+func TestApplySteersNoOverlay(t *testing.T) {
+	o := newOverlay(t)
+	makeLayer(t, o, "base", "", func(dir string) {
+		writeFile(t, dir+"/secret/key", "1")
+		writeFile(t, dir+"/d/kept", "1")
+		writeFile(t, dir+"/f", "1")
+	})
+	marked := func(name string, typ byte) tar.Header {
+		records := map[string]string{}
+		for _, prefix := range []string{"trusted.overlay.", "user.overlay."} {
+			for k, v := range map[string]string{"opaque": "y", "redirect": "/secret", "metacopy": "", "whiteout": "", "origin": "x", "protattr": "i", "overlay.opaque": "y"} {
+				records["SCHILY.xattr."+prefix+k] = v
+			}
+		}
+		return tar.Header{Name: name, Typeflag: typ, Format: tar.FormatPAX, PAXRecords: records}
+	}
+	layer := layerTar(t, marked("d/", tar.TypeDir), marked("d/empty", tar.TypeReg), marked("new/", tar.TypeDir), marked("f=2", tar.TypeReg))
+	for id, parent := range map[string]string{"home": "base", "abroad": ""} {
+		must(t, o.Prepare(t.Context(), id, parent))
+		must(t, snapshot.Apply(t.Context(), o, id, bytes.NewReader(layer)))
+		must(t, o.Commit(t.Context(), id))
+		for _, f := range []string{"", "/d", "/d/empty", "/new", "/f"} {
+			buf := make([]byte, 4096)
+			n, err := unix.Llistxattr(layerDir(o, id)+f, buf)
+			must(t, err)
+			if bytes.Contains(buf[:n], []byte("overlay")) {
+				t.Errorf("%s of the layer has the xattrs %q", f, buf[:n])
+			}
+		}
+	}
+	stack(t, o, "st", "base", "abroad")
+	const want = "d/ d/empty= d/kept=1 f=2 new/ secret/ secret/key=1"
+	for _, id := range []string{"home", "st"} {
+		if got := shown(t, o, id); got != want {
+			t.Errorf("%s shows %q, want %q", id, got, want)
+		}
+	}
+}
+
+// What a step that may do everything leaves in a layer is refused, not followed.
+func TestOverlayFollowsNoRedirects(t *testing.T) {
+	o := newOverlay(t)
+	makeLayer(t, o, "base", "", func(dir string) { writeFile(t, dir+"/secret/key", "1") })
+	makeLayer(t, o, "layer", "", func(dir string) {
+		must(t, unix.Setxattr(mkdir(t, dir+"/d"), "trusted.overlay.redirect", []byte("/secret"), 0))
+	})
+	stack(t, o, "st", "base", "layer")
+	inSnapshot(t, o, "st", func(dir string) {
+		if data, err := os.ReadFile(dir + "/d/key"); err == nil {
+			t.Errorf("it leads to the parent's %q", data)
+		}
+	})
+}
+
 // Hard links to all kinds of files that only the parent has.
 func TestApplyCopiesUp(t *testing.T) {
 	o := newOverlay(t)

@@ -18,6 +18,8 @@ import (
 type layerer interface {
 	// layer returns id's own layer.
 	layer(id string) (layerInfo, error)
+	// unpacked notes that the active layer id is what a tar says.
+	unpacked(id string, u unpackedLayer)
 }
 
 type layerInfo struct {
@@ -27,7 +29,26 @@ type layerInfo struct {
 	xattr  string // prefix of overlay's xattrs
 }
 
+// unpackedLayer is what unpacking found out about a layer.
+type unpackedLayer struct {
+	whole   bool // nothing else is in it
+	deletes bool // it has no parent and deletes something
+	clears  bool // its root directory is opaque
+}
+
 var _ layerer = (*Overlay)(nil)
+
+func (o *Overlay) unpacked(id string, u unpackedLayer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if s := o.snaps[id]; s != nil && !s.Committed {
+		s.Deletes = s.Deletes || u.deletes
+		s.Clears = s.Clears || u.clears
+		if u.whole {
+			s.Form = formOwn
+		}
+	}
+}
 
 func (o *Overlay) layer(id string) (layerInfo, error) {
 	o.mu.Lock()
@@ -134,7 +155,11 @@ func apply(ctx context.Context, s Snapshotter, id string, r io.Reader) (err erro
 		}
 		defer func() { err = errors.Join(err, parent.Close()) }()
 	}
-	return applyUpper(ctx, layer, parent, r)
+	u, err := applyUpper(ctx, layer, parent, r)
+	if err == nil {
+		ls.unpacked(id, u)
+	}
+	return err
 }
 
 func openSnapshot(ctx context.Context, s Snapshotter, id string) (*View, error) {

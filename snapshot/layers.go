@@ -32,13 +32,21 @@ func (o *Overlay) Mounts(ctx context.Context, id string, readonly bool) ([]mount
 		return nil, err
 	}
 	writable := !readonly && !s.Committed
-	alone := o.aloneLocked(s)
+	alone := len(layers) == 1 && o.aloneLocked(s)
 	o.mu.Unlock()
 
+	if len(layers) == 1 && !alone {
+		// Overlay wants two. The other one is empty.
+		empty, err := o.emptyDir()
+		if err != nil {
+			return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
+		}
+		layers = []string{empty, layers[0]}
+	}
 	switch {
-	case writable && len(layers) == 1:
+	case alone && writable:
 		return []mount.Mount{bind(layers[0], "rw")}, nil
-	case alone && len(layers) == 1:
+	case alone:
 		return []mount.Mount{bind(layers[0], "ro")}, nil
 	case writable:
 		work := o.path(id) + "/work"
@@ -47,13 +55,6 @@ func (o *Overlay) Mounts(ctx context.Context, id string, readonly bool) ([]mount
 			return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
 		}
 		return o.overlay(id, lower, "upperdir="+upper, "workdir="+work)
-	case len(layers) == 1:
-		// Overlay wants two. The other one is empty.
-		empty, err := o.emptyDir()
-		if err != nil {
-			return nil, fmt.Errorf("mount snapshot %s: %w", id, err)
-		}
-		return o.overlay(id, []string{empty, layers[0]})
 	}
 	return o.overlay(id, layers)
 }
@@ -82,14 +83,15 @@ func (o *Overlay) overlay(id string, layers []string, options ...string) ([]moun
 }
 
 // aloneLocked says whether the only layer of s holds no whiteouts, so that it
-// can be shown as it is: it had nothing below it when it was written.
+// can be shown as it is: it had nothing below it when it was written, and its tar
+// deletes nothing either.
 func (o *Overlay) aloneLocked(s *snap) bool {
 	for len(s.Layers) > 0 {
 		if s = o.snaps[s.Layers[len(s.Layers)-1]]; s == nil {
 			return false
 		}
 	}
-	return s.Parent == ""
+	return s.Parent == "" && !s.Deletes
 }
 
 // layersLocked returns the layer directories of id, lowest first. For a layer
@@ -113,7 +115,8 @@ func (o *Overlay) layersLocked(id string) ([]string, error) {
 //
 // A layer that occurs more than once counts at its last occurrence: whatever an
 // earlier one would add is added again later, and whatever layers in between
-// take away from it is back. Overlay refuses the same directory twice.
+// take away from it is back. Overlay refuses the same directory twice. Nothing
+// counts that is below a layer with an opaque root, which overlay doesn't know.
 func (o *Overlay) flatLocked(id string) ([]string, error) {
 	var all []string
 	for id != "" {
@@ -135,6 +138,9 @@ func (o *Overlay) flatLocked(id string) ([]string, error) {
 		if !seen[l] {
 			seen[l] = true
 			out = append(out, l)
+		}
+		if o.snaps[l].Clears {
+			break
 		}
 	}
 	slices.Reverse(out)
@@ -234,7 +240,9 @@ func probeOverlay(dir string, userxattr bool) ([]string, error) {
 	// index and redirect_dir would tie layers to the mount they were made in,
 	// and metacopy would leave files without content in them; layers are put
 	// together anew, so they must be off whatever the kernel's default is.
-	wanted := []string{"volatile", "index=off", "redirect_dir=off", "metacopy=off"}
+	// "off" still follows redirects where the kernel was built so, and a step that
+	// is allowed everything can leave one in a layer that was written on nothing.
+	wanted := []string{"volatile", "index=off", "redirect_dir=nofollow", "metacopy=off"}
 	layers := []string{"lowerdir=" + tmp + "/lower", "upperdir=" + tmp + "/upper", "workdir=" + tmp + "/work"}
 	try := func(options []string) error {
 		if err := os.RemoveAll(tmp + "/work/work"); err != nil {

@@ -60,6 +60,10 @@ type record struct {
 	Layers    []string `json:"l,omitempty"` // of a stack, which has no directory
 	Committed bool     `json:"c,omitempty"`
 	Form      form     `json:"f,omitempty"` // of a layer
+	// Deletes: the layer has no parent, and still holds deletions, of what it may be
+	// stacked on.
+	Deletes bool `json:"d,omitempty"`
+	Clears  bool `json:"e,omitempty"` // the layer's tar hides all that it is stacked on
 }
 
 var _ Snapshotter = (*Overlay)(nil)
@@ -262,7 +266,7 @@ func (o *Overlay) Commit(ctx context.Context, id string) error {
 		s.Committed, s.stored = true, false
 	}
 	o.mu.Unlock()
-	if err != nil || s.Parent == "" {
+	if err != nil || s.Parent == "" && !s.Deletes {
 		return err
 	}
 	return clearWork(o.path(id) + "/work")

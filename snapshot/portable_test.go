@@ -1,10 +1,12 @@
 package snapshot_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -204,6 +206,108 @@ func TestStackIsWhatTarsUnpackTo(t *testing.T) {
 			}
 			if errs := o.Check(t.Context(), true); len(errs) > 0 {
 				t.Fatal(errs)
+			}
+		})
+	}
+}
+
+// randomTar is a layer as other tools make them: sorted, with all directories, and
+// with deletions in any place.
+func randomTar(t *testing.T, r *rand.Rand) []byte {
+	t.Helper()
+	dirs, entries := map[string]bool{"": true}, map[string]tar.Header{}
+	for range 3 + r.IntN(8) {
+		at := ""
+		for range r.IntN(3) {
+			if _, taken := entries[at+string("abc"[r.IntN(3)])]; taken {
+				break
+			}
+			at += string("abc"[r.IntN(3)]) + "/"
+		}
+		name := string("abc"[r.IntN(3)])
+		for i := range at {
+			if _, file := entries[at[:i]]; file {
+				at = "" // what was to be a directory is a file
+				break
+			}
+		}
+		kind := r.IntN(6)
+		if kind > 1 && dirs[at+name+"/"] {
+			continue
+		}
+		for i, c := range at {
+			if c == '/' {
+				dirs[at[:i+1]] = true
+			}
+		}
+		switch kind {
+		case 0, 1:
+			entries[at+".wh."+name] = tar.Header{}
+		case 2:
+			if at != "" || r.IntN(3) == 0 {
+				entries[at+".wh..wh..opq"] = tar.Header{}
+			}
+		case 3:
+			entries[at+name] = tar.Header{Typeflag: tar.TypeSymlink, Linkname: "b"}
+		default:
+			entries[at+name] = tar.Header{}
+		}
+	}
+	delete(dirs, "")
+	for d := range dirs {
+		entries[d] = tar.Header{Typeflag: tar.TypeDir, Mode: int64([]int{0o755, 0o700}[r.IntN(2)])}
+	}
+	var headers []tar.Header
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		h := entries[name]
+		h.Name = name
+		headers = append(headers, h)
+	}
+	return layerTar(t, headers...)
+}
+
+// The same for layers that were pulled, whatever they were unpacked onto: their
+// deletions count wherever they are stacked.
+func TestStackOfUnpackedLayers(t *testing.T) {
+	for seed := range uint64(16) {
+		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
+			o := newOverlay(t)
+			r := rand.New(rand.NewPCG(seed, 11))
+			tars, chains, ids := map[string][]byte{}, map[string][]string{"": nil}, []string{""}
+			check := func(id string) {
+				t.Helper()
+				dir := t.TempDir()
+				var all []string
+				for _, l := range chains[id] {
+					_, err := archive.Apply(t.Context(), dir, bytes.NewReader(tars[l]))
+					must(t, err)
+					all = append(all, l+": "+entries(t, tars[l]))
+				}
+				sameTree(t, id+", of\n"+strings.Join(all, "\n"), withoutRoot(treeOf(t, o, id)), withoutRoot(tree(t, dir, false)))
+			}
+			for i := range 16 {
+				id := fmt.Sprint("s", i)
+				ids = append(ids, id)
+				if i < 6 || r.IntN(4) == 0 {
+					parent := ids[r.IntN(2)*r.IntN(len(ids)-1)]
+					tars[id] = randomTar(t, r)
+					must(t, o.Prepare(t.Context(), id, parent))
+					must(t, snapshot.Apply(t.Context(), o, id, bytes.NewReader(tars[id])))
+					must(t, o.Commit(t.Context(), id))
+					chains[id] = append(slices.Clone(chains[parent]), id)
+				} else {
+					var layers []string
+					for range 1 + r.IntN(3) {
+						layers = append(layers, chains[ids[1+r.IntN(len(ids)-2)]]...)
+					}
+					chains[id] = layers[r.IntN(len(layers)):]
+					if grown := stack(t, o, id, chains[id]...); len(grown) > 0 {
+						t.Error("a layer that is as its tar was copied")
+					}
+				}
+			}
+			for _, id := range ids[1:] {
+				check(id)
 			}
 		})
 	}

@@ -244,7 +244,8 @@ func (w *walker) findLower(d, c *layerDir, name string) error {
 }
 
 // makeDir makes the directory name, which isn't in the layer. It looks like the
-// parent's, unless that was hidden, in which case it must stay so.
+// parent's, unless that was hidden, in which case it must stay so, whatever the
+// layer may be stacked on.
 func (w *walker) makeDir(d *layerDir, name string, hidden bool) (*layerDir, error) {
 	if err := unix.Mkdirat(d.fd, name, 0o700); err != nil {
 		return nil, err
@@ -253,7 +254,7 @@ func (w *walker) makeDir(d *layerDir, name string, hidden bool) (*layerDir, erro
 	if err != nil {
 		return nil, err
 	}
-	if hidden && c.lower >= 0 {
+	if hidden {
 		if err := w.setOpaque(c); err != nil {
 			return nil, err
 		}
