@@ -26,7 +26,8 @@ func mirror(ctx context.Context, from, to fileRoot) error {
 		umask: fileUmask(), uid: os.Geteuid(), gid: os.Getegid(),
 		links: map[fileInode]*fileFirst{},
 	}}
-	return m.directory(&filePair{from: "/", at: "/", srcFD: from.fd, dst: to.fd}, ".")
+	_, err := m.directory(&filePair{from: "/", at: "/", srcFD: from.fd, dst: to.fd}, ".")
+	return err
 }
 
 // empty removes all that is in the tree.
@@ -48,111 +49,117 @@ func empty(root fileRoot) error {
 type treeMirror struct{ *fileTree }
 
 // contents makes what is in d's copy what is in its source.
-func (m *treeMirror) contents(d *filePair) error {
+func (m *treeMirror) contents(d *filePair) (changed bool, err error) {
 	if err := context.Cause(m.ctx); err != nil {
-		return err
+		return false, err
 	}
 	want, err := fileNames(d.srcFD)
 	if err != nil {
-		return fileErr("list", d.from, err)
+		return false, fileErr("list", d.from, err)
 	}
 	have, err := fileNames(d.dst)
 	if err != nil {
-		return fileErr("list", d.at, err)
+		return false, fileErr("list", d.at, err)
 	}
 	for name := range have {
 		if !want[name] {
 			if err := fileRemoveAll(d.dst, name); err != nil {
-				return fileErr("remove", path.Join(d.at, name), err)
+				return true, fileErr("remove", path.Join(d.at, name), err)
 			}
+			changed = true
 		}
 	}
 	for name := range want {
-		if err := m.entry(d, name, have[name]); err != nil {
-			return err
+		other, err := m.entry(d, name, have[name])
+		if err != nil {
+			return true, err
 		}
+		changed = changed || other
 	}
-	return nil
+	return changed, nil
 }
 
 // entry makes one name in d's copy what it is in the source.
-func (m *treeMirror) entry(d *filePair, name string, exists bool) error {
+func (m *treeMirror) entry(d *filePair, name string, exists bool) (changed bool, err error) {
 	var want, have unix.Stat_t
 	if err := unix.Fstatat(d.srcFD, name, &want, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fileErr("lstat", path.Join(d.from, name), err)
+		return false, fileErr("lstat", path.Join(d.from, name), err)
 	}
 	if exists {
 		if err := unix.Fstatat(d.dst, name, &have, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fileErr("lstat", path.Join(d.at, name), err)
+			return false, fileErr("lstat", path.Join(d.at, name), err)
 		}
 	}
 	if !fileIsDir(want) {
 		if exists {
 			same, err := sameFile(d, name, &want, &have)
 			if err != nil || same {
-				return err
+				return false, err
 			}
 		}
-		return m.file(d, name, name, fileGoType(want.Mode))
+		return true, m.file(d, name, name, fileGoType(want.Mode))
 	}
 	if exists && !fileIsDir(have) {
 		if err := unix.Unlinkat(d.dst, name, 0); err != nil {
-			return fileErr("remove", path.Join(d.at, name), err)
+			return true, fileErr("remove", path.Join(d.at, name), err)
 		}
 		exists = false
 	}
 	if !exists {
 		if err := unix.Mkdirat(d.dst, name, 0o700); err != nil {
-			return fileErr("mkdir", path.Join(d.at, name), err)
+			return true, fileErr("mkdir", path.Join(d.at, name), err)
 		}
 	}
-	return m.directory(d, name)
+	changed, err = m.directory(d, name)
+	return changed || !exists, err
 }
 
 // directory is entry for a directory that both have, or for d itself as ".".
-func (m *treeMirror) directory(d *filePair, name string) (err error) {
+func (m *treeMirror) directory(d *filePair, name string) (changed bool, err error) {
 	sub := &filePair{from: path.Join(d.from, name), at: path.Join(d.at, name), inherits: true}
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	if sub.srcFD, err = unix.Openat(d.srcFD, name, flags, 0); err != nil {
-		return fileErr("open", sub.from, err)
+		return false, fileErr("open", sub.from, err)
 	}
 	defer unix.Close(sub.srcFD)
 	if sub.dst, err = unix.Openat(d.dst, name, flags, 0); err != nil {
-		return fileErr("open", sub.at, err)
+		return false, fileErr("open", sub.at, err)
 	}
 	defer unix.Close(sub.dst)
-	if err := m.contents(sub); err != nil {
-		return err
+	if changed, err = m.contents(sub); err != nil {
+		return true, err
 	}
-	return m.metadata(sub)
+	return m.metadata(sub, changed)
 }
 
 // metadata gives d's copy the owner, mode, attributes and times of its source.
-func (m *treeMirror) metadata(d *filePair) error {
+// Times alone are no difference: copied up for them, a directory would be part of
+// the layer without a change in it.
+func (m *treeMirror) metadata(d *filePair, changed bool) (bool, error) {
 	var want, have unix.Stat_t
 	if err := errors.Join(unix.Fstat(d.srcFD, &want), unix.Fstat(d.dst, &have)); err != nil {
-		return fileErr("stat", d.at, err)
+		return true, fileErr("stat", d.at, err)
 	}
 	from, to := fileFDXattrs(d.srcFD), fileFDXattrs(d.dst)
 	attributes := sameXattrs(from, to)
-	if sameMetadata(&want, &have) && want.Mtim == have.Mtim && attributes {
-		return nil
+	if sameMetadata(&want, &have) && attributes && (!changed || want.Mtim == have.Mtim) {
+		return changed, nil
 	}
 	if err := unix.Fchown(d.dst, int(want.Uid), int(want.Gid)); err != nil {
-		return fileErr("chown", d.at, err)
+		return true, fileErr("chown", d.at, err)
 	}
 	if err := unix.Fchmod(d.dst, want.Mode&0o7777); err != nil {
-		return fileErr("chmod", d.at, err)
+		return true, fileErr("chmod", d.at, err)
 	}
 	if !attributes {
 		for key := range readXattrs(to) {
 			if err := unix.Fremovexattr(d.dst, key); err != nil && err != unix.ENODATA {
-				return fileErr("remove attribute "+key+" of", d.at, err)
+				return true, fileErr("remove attribute "+key+" of", d.at, err)
 			}
 		}
 		fileCopyXattrs(to, from)
 	}
-	return fileErr("set times of", d.at, unix.UtimesNanoAt(d.dst, ".", []unix.Timespec{want.Atim, want.Mtim}, 0))
+	return true, fileErr("set times of", d.at, unix.UtimesNanoAt(d.dst, ".", []unix.Timespec{want.Atim, want.Mtim}, 0))
 }
 
 // sameFile says whether a name that is no directory is the same in d's copy as
