@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,6 +37,8 @@ func crash(t *testing.T, dir string, cfg Config) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), holdDir+"="+dir, "KILN_TEST_MODE="+string(cfg.Mode), "KILN_TEST_CNI="+cfg.CNIConfig, "KILN_TEST_PLUGINS="+cfg.CNIBinaries)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	runtime.LockOSThread() // it ends with this thread, if not before
+	defer runtime.UnlockOSThread()
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())

@@ -40,8 +40,20 @@ func (b *bench) compare(s scenario, rounds int) error {
 	}
 	var kiln, peer []sample
 	var ratios []float64
+	var cannot error
+	if s.peerCan != nil {
+		cannot = s.peerCan()
+	}
 	for i := range rounds {
 		order := []bool{true, false}
+		if cannot != nil {
+			got, err := b.measure(s, input, true)
+			if err != nil {
+				return err
+			}
+			kiln = append(kiln, got)
+			continue
+		}
 		if i%2 == 1 { // neither always goes first
 			order = []bool{false, true}
 		}
@@ -59,6 +71,10 @@ func (b *bench) compare(s scenario, rounds int) error {
 	wall := func(s sample) float64 { return s.wall.Seconds() }
 	cpu := func(s sample) float64 { return s.cpu.Seconds() }
 	mem := func(s sample) float64 { return s.peakMB }
+	if cannot != nil {
+		fmt.Printf("%-22s %9.3fs %10s %7s   %8.3fs %9s   %8.0f %8s   buildkitd can't: %v\n", s.name, median(kiln, wall), "-", "-", median(kiln, cpu), "-", median(kiln, mem), "-", cannot)
+		return nil
+	}
 	fmt.Printf("%-22s %9.3fs %9.3fs %7.2f   %8.3fs %8.3fs   %8.0f %8.0f\n", s.name,
 		median(kiln, wall), median(peer, wall), medianOf(ratios), median(kiln, cpu), median(peer, cpu), median(kiln, mem), median(peer, mem))
 	return nil
@@ -89,6 +105,10 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
 	d := b.daemon(disk, ours)
+	d.args = append(d.args, s.args...)
+	if !ours {
+		d.args = append(d.args, s.peerArgs...)
+	}
 	if err := d.start(); err != nil {
 		return out, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -18,6 +19,10 @@ type scenario struct {
 	warm    func(*runner) error
 	run     func(*runner) error
 	check   func(*runner) error
+
+	args     []string     // further flags of the daemons
+	peerArgs []string     // and of buildkitd alone
+	peerCan  func() error // why buildkitd can't; nil: it can
 }
 
 const (
@@ -29,13 +34,16 @@ var scenarios = []scenario{
 	noop("noop20", 20),
 	noop("noop200", 200),
 	{
-		name: "run50", prepare: prepareRuns,
+		name: "run50", prepare: func(dir, base string) error { return prepareRuns(dir, base, "") },
 		warm:  func(r *runner) error { return r.build("base") },
 		run:   func(r *runner) error { return r.build("runs") },
 		check: func(r *runner) error { return r.expect("runs", "done", "50\n") },
 	},
+	runs("none"),
+	runs("host"),
+	runs("bridge"),
 	{
-		name: "run50-parallel", prepare: prepareRuns,
+		name: "run50-parallel", prepare: func(dir, base string) error { return prepareRuns(dir, base, "") },
 		warm:  func(r *runner) error { return r.build("base") },
 		run:   func(r *runner) error { return r.build("stages") },
 		check: func(r *runner) error { return r.expect("stages", "49", "49\n") },
@@ -62,6 +70,40 @@ var scenarios = []scenario{
 	stored("prune", func(r *runner) error { return r.buildctl("prune", "--all") }, allGone),
 }
 
+// runs builds 50 RUN true in one kind of network.
+func runs(net string) scenario {
+	s := scenario{
+		name:  "run50-" + net,
+		warm:  func(r *runner) error { return r.build("base") },
+		run:   func(r *runner) error { return r.build("runs", "--allow", "network.host") },
+		check: func(r *runner) error { return r.expect("runs", "done", "50\n", "--allow", "network.host") },
+		args:  []string{"--allow-insecure-entitlement", "network.host"},
+	}
+	flag := "--network=" + net
+	if net == "bridge" {
+		flag = ""
+		s.args = append(s.args, "--oci-worker-net", "bridge")
+		s.peerArgs = []string{"--oci-cni-binary-dir", cniPlugins, "--oci-cni-pool-size", "16"}
+		s.peerCan = peerHasBridge
+	}
+	s.prepare = func(dir, base string) error { return prepareRuns(dir, base, flag) }
+	return s
+}
+
+// cniPlugins is where Debian has them.
+const cniPlugins = "/usr/lib/cni"
+
+// peerHasBridge: buildkitd makes its bridge with other programs.
+func peerHasBridge() error {
+	if _, err := os.Stat(filepath.Join(cniPlugins, "bridge")); err != nil {
+		return fmt.Errorf("it needs Debian's containernetworking-plugins: %w", err)
+	}
+	if _, err := exec.LookPath("iptables"); err != nil {
+		return fmt.Errorf("it needs iptables: %w", err)
+	}
+	return nil
+}
+
 // noop builds a cached Dockerfile of n steps again.
 func noop(name string, n int) scenario {
 	build := func(r *runner) error { return r.build("steps") }
@@ -76,11 +118,11 @@ func noop(name string, n int) scenario {
 
 // expect builds the Dockerfile of name with its files to the client and
 // compares one of them.
-func (r *runner) expect(name, file, want string) error {
+func (r *runner) expect(name, file, want string, args ...string) error {
 	if err := os.RemoveAll(r.out); err != nil {
 		return err
 	}
-	if err := r.build(name, "--output", "type=local,dest="+r.out); err != nil {
+	if err := r.build(name, append(args, "--output", "type=local,dest="+r.out)...); err != nil {
 		return err
 	}
 	got, err := os.ReadFile(filepath.Join(r.out, file))
@@ -123,15 +165,16 @@ func prepareSteps(dir, base string, n int) error {
 	return writeFile(filepath.Join(dir, "steps", "Dockerfile"), df.String())
 }
 
-// prepareRuns writes 50 RUN true in a row, and 50 stages side by side.
-func prepareRuns(dir, base string) error {
+// prepareRuns writes 50 RUN true in a row, with a flag of RUN, and 50 stages side
+// by side.
+func prepareRuns(dir, base, flag string) error {
 	if err := writeFile(filepath.Join(dir, "base", "Dockerfile"), "FROM "+base+"\nRUN echo warm\n"); err != nil {
 		return err
 	}
 	var runs, stages, copies strings.Builder
 	fmt.Fprintf(&runs, "FROM %s AS build\n", base)
 	for i := range runSteps {
-		fmt.Fprintf(&runs, "RUN true %d\n", i)
+		fmt.Fprintf(&runs, "RUN %s true %d\n", flag, i)
 		fmt.Fprintf(&stages, "FROM %s AS s%d\nRUN echo %d > /%d\n", base, i, i, i)
 		fmt.Fprintf(&copies, "COPY --from=s%d /%d /\n", i, i)
 	}
