@@ -3,11 +3,9 @@ package solver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
-	"github.com/opencontainers/go-digest"
 )
 
 // ResultStore turns result ids back into results.
@@ -66,9 +64,9 @@ type BuildOptions struct {
 	// Imports are asked beside the solver's own stores, after them.
 	Imports  []Import
 	Progress progress.Writer
-	// Trace, if set, gets every event, and indented every effect, in the text
-	// format (text.go). It is called from one goroutine.
-	Trace func(line string)
+	// Trace, if set, gets every event with its effects before they are performed.
+	// It is called from one goroutine. Package trace makes text of them.
+	Trace func(Event, []Effect)
 	// Observer, if set, is told what becomes of the vertices.
 	Observer Observer
 }
@@ -94,7 +92,6 @@ type Build struct {
 	calls   map[int]chan answer
 	next    int
 	running map[*Vertex]context.CancelCauseFunc
-	reasons map[digest.Digest]string
 	remains []*Remains // of vertices that failed
 	closed  bool
 }
@@ -111,7 +108,7 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	}
 	b := &Build{
 		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[nodeID]*shown{}},
-		calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{}, reasons: map[digest.Digest]string{},
+		calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
 	}
 	if b.opts.Observer == nil {
 		b.opts.Observer = unobserved{}
@@ -200,20 +197,6 @@ type Stats struct {
 // Stats returns the counts as of now.
 func (b *Build) Stats() Stats { return b.report.stats() }
 
-// Reason says why the vertex ran or was answered from the cache; "" if neither
-// was decided.
-func (b *Build) Reason(vertex digest.Digest) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.reasons[vertex]
-}
-
-func (b *Build) setReason(v *Vertex, why string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.reasons[v.Digest] = why
-}
-
 // Close cancels what still runs for this build alone, waits for it, and
 // releases everything the build holds.
 func (b *Build) Close() {
@@ -265,16 +248,12 @@ func (b *Build) step(core *Core, ev Event) {
 		ev.unused()
 		return
 	}
-	b.trace("", ev)
-	for _, eff := range core.Step(ev) {
-		b.trace("  ", eff)
-		b.perform(eff)
-	}
-}
-
-func (b *Build) trace(indent string, what fmt.Stringer) {
+	effects := core.Step(ev)
 	if b.opts.Trace != nil {
-		b.opts.Trace(indent + what.String())
+		b.opts.Trace(ev, effects)
+	}
+	for _, eff := range effects {
+		b.perform(eff)
 	}
 }
 

@@ -1,4 +1,4 @@
-package solver
+package solver_test
 
 import (
 	"context"
@@ -11,6 +11,9 @@ import (
 	"testing/synctest"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
+	"github.com/kilnbuild/kiln/solver/trace"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -75,7 +78,7 @@ type site struct {
 func inSite(t *testing.T, fn func(t *testing.T, s *site)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		s := &site{t: t, w: w, s: New(Options{Keys: NewMemoryKeys(), Results: w})}
+		s := &site{t: t, w: w, s: New(Options{Keys: keygraph.NewMemory(), Results: w})}
 		fn(t, s)
 		s.s.Close()
 		w.check(t)
@@ -202,7 +205,7 @@ func (s *site) client(v *Vertex, opts BuildOptions) *client {
 	c.cancel = cancel
 	go func() {
 		r, err := c.b.Solve(ctx, Edge{Vertex: v})
-		release(r)
+		releaseIfAny(r)
 		c.err <- err
 	}()
 	return c
@@ -218,11 +221,11 @@ func TestProgressOfInterrupted(t *testing.T) {
 		<-g.entered
 		synctest.Wait()
 		c.b.Close()
-		if err := <-c.err; !errors.Is(err, errClosed) {
+		if err := <-c.err; !errors.Is(err, ErrClosed) {
 			t.Errorf("error %v", err)
 		}
 		c.rec.expect(t, a, "announced; started; begins; failed: context canceled")
-		if _, err := c.b.Solve(context.Background(), Edge{Vertex: a}); !errors.Is(err, errClosed) {
+		if _, err := c.b.Solve(context.Background(), Edge{Vertex: a}); !errors.Is(err, ErrClosed) {
 			t.Errorf("solve after close: %v", err)
 		}
 		c.b.Close() // again is fine
@@ -370,17 +373,16 @@ func TestFlightIsFoundByAll(t *testing.T) {
 			t.Errorf("executed:\n%s", got)
 		}
 		for _, v := range []*Vertex{ones, twos, one, two} {
-			var trace []string
-			b := s.s.NewBuild(BuildOptions{Trace: func(line string) { trace = append(trace, line) }})
+			var lines []string
+			b := s.s.NewBuild(BuildOptions{Trace: func(ev Event, effects []Effect) { lines = append(lines, trace.Lines(ev, effects)...) }})
 			r, err := b.Solve(context.Background(), Edge{Vertex: v})
 			if err != nil {
 				t.Fatal(err)
 			}
 			r.Release()
-			why := b.Reason(v.Digest)
 			b.Close()
-			if all := strings.Join(trace, "\n"); why != "hit: by definition" || strings.Contains(all, "get cachemap 1") {
-				t.Errorf("not found at once but %s:\n%s", why, all)
+			if all := strings.Join(lines, "\n"); !strings.Contains(all, `"hit: by definition"`) || strings.Contains(all, "get cachemap 1") {
+				t.Errorf("not found at once by definition:\n%s", all)
 			}
 		}
 	})
@@ -398,7 +400,7 @@ func (impatient) Load(ctx context.Context, _ string) (Result, error) {
 func TestEndOfBuildLosesNoRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		keys := NewMemoryKeys()
+		keys := keygraph.NewMemory()
 		lookup := Lookup{Op: "a", Roots: []Key{RootKey("a", 0)}}
 		if err := keys.Save(Save{Lookup: lookup, Keys: lookup.Roots, Result: plainResult("r")}); err != nil {
 			t.Fatal(err)
@@ -409,11 +411,11 @@ func TestEndOfBuildLosesNoRecord(t *testing.T) {
 		c.b.Close()
 		// Whichever event comes after the end changes nothing.
 		core := NewCore()
-		c.b.step(core, &Requested{Call: 1, Edge: Edge{Vertex: w.vertex("a", 1)}})
-		if len(core.order) != 0 {
+		c.b.Take(core, &Requested{Call: 1, Edge: Edge{Vertex: w.vertex("a", 1)}})
+		if len(core.Vertices()) != 0 {
 			t.Error("an event after the end of the build was taken for news")
 		}
-		if err := <-c.err; !errors.Is(err, errClosed) {
+		if err := <-c.err; !errors.Is(err, ErrClosed) {
 			t.Errorf("error %v", err)
 		}
 		c.cancel()
@@ -622,18 +624,25 @@ func TestDeepGraphs(t *testing.T) {
 	const n = 100000
 	for shape, make := range shapes {
 		t.Run(shape, func(t *testing.T) {
-			root := make(n, benchVertex)
+			var deepest *Vertex
+			root := make(n, func(i int, inputs ...*Vertex) *Vertex {
+				v := benchVertex(i, inputs...)
+				if i == 0 {
+					deepest = v
+				}
+				return v
+			})
 			c := NewCore()
 			var first *GetCacheMap
 			for _, eff := range c.Step(&Requested{Call: 1, Edge: Edge{Vertex: root}}) {
-				if eff, ok := eff.(*GetCacheMap); ok && eff.Vertex == c.order[0].vertex {
+				if eff, ok := eff.(*GetCacheMap); ok && eff.Vertex == deepest {
 					first = eff
 				}
 			}
 			c.Step(&Abandoned{Call: 1})
 			c.Step(&Requested{Call: 2, Edge: Edge{Vertex: root}})
-			if len(c.order) < n-3 {
-				t.Errorf("%d vertices", len(c.order))
+			if len(c.Vertices()) < n-3 {
+				t.Errorf("%d vertices", len(c.Vertices()))
 			}
 			effects := c.Step(&GotCacheMap{GetCacheMap: first, Err: errStep})
 			if a, ok := effects[len(effects)-1].(*Answer); !ok || !errors.Is(a.Err, errStep) {

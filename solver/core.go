@@ -19,6 +19,9 @@ type Core struct {
 
 	effects []Effect
 	dirty   []*node // to be decided before Step returns
+
+	freeNodes  slab[node]
+	freeInputs slab[input]
 }
 
 // NewCore returns a core without vertices.
@@ -36,6 +39,8 @@ func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
 
 // node is a vertex in the graph.
 type node struct {
+	first  edge     // where most vertices' one edge is
+	one    [1]*edge // where edges is as long as there is one
 	vertex *Vertex
 	inputs []input
 	edges  []*edge // outputs that somebody asked for, by index
@@ -57,11 +62,6 @@ type node struct {
 	// a cache map, the inputs that are waited for, digests, an execution.
 	open int
 	err  *VertexError
-
-	first struct { // where most vertices' one edge is
-		edge edge
-		list [1]*edge
-	}
 }
 
 // maxLosses bounds how often a vertex is tried again because inputs were lost.
@@ -91,45 +91,39 @@ const (
 	digested
 )
 
-// edge is one output of a node.
+// edge is one output of a node. What its consumers look at comes first.
 type edge struct {
 	node   *node
-	index  int
-	status status
-
-	// told is up to which level keys are known. Keys only grow.
-	told level
-	// forced is set if the result is newer than what hangs off its keys: its
-	// vertex ignores the cache, or ran on such an input. Its consumers match by
-	// content only.
-	forced bool
-	lost   bool // a record of it was
-	// adopted is set if what an import knows of the edge has been saved.
-	adopted bool
-
-	wanted      [theResult + 1]int32 // users, by what they want
-	users, last *input               // whoever consumes the edge, in order of arrival
-	calls       []int                // requests from outside
-
 	keys   []Key
-	result Result
-	record string // the id of the record that result was loaded from; "" if it was made
-	spare  *spare
+	wanted [theResult + 1]int32 // users, by what they want
+	asked  int                  // candidates in the last lookup; -1 if it must be repeated
+	status status
+	told   level // up to which keys are known. Keys only grow
+	// byContentOnly is set if what is saved under the keys may not be what the
+	// edge is now: its vertex is transient, ignores the cache, or ran on such an
+	// input. Consumers match it by content only.
+	byContentOnly bool
+	lost          bool // a record of it was
+	adopted       bool // what an import knows of the edge has been saved
 
-	asked int    // candidates in the last lookup; -1 if it must be repeated
-	query *Query // the last lookup
-	found Found
+	index       int
+	users, last *input // whoever consumes the edge, in order of arrival
+	query       *Query // the last lookup
+	found       *Found // what it found
+	result      Result
+	record      string // the id of the record that result was loaded from; "" if it was made
+	spare       *spare
+	calls       []int // requests from outside
 }
+
+// nothingFound is what is found before a lookup.
+var nothingFound Found
 
 // spare is made by an execution though nobody had asked for it.
 type spare struct {
 	result Result
 	keys   []Key // that it is saved under
 }
-
-// byContentOnly reports whether what is saved under e's keys may not be what e
-// is now.
-func (e *edge) byContentOnly() bool { return e.forced || e.node.transient }
 
 // ref names e outside the core.
 func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
@@ -229,7 +223,8 @@ func (c *Core) lookup(v *Vertex) *node {
 }
 
 func (c *Core) insert(v *Vertex) {
-	n := &node{vertex: v, more: true, inputs: make([]input, len(v.Inputs))}
+	n := &c.freeNodes.take(1)[0]
+	n.vertex, n.more, n.inputs, n.edges = v, true, c.freeInputs.take(len(v.Inputs)), n.one[:0]
 	inputs := v.Inputs
 	for i, in := range v.Inputs {
 		e := c.lookup(in.Vertex).edge(in.Index)
@@ -249,16 +244,33 @@ func (c *Core) insert(v *Vertex) {
 }
 
 func (n *node) edge(index int) *edge {
-	if n.edges == nil {
-		n.first.edge = edge{node: n, index: index, asked: -1}
-		n.first.list[0] = &n.first.edge
-		n.edges = n.first.list[:]
-	}
 	i, ok := slices.BinarySearchFunc(n.edges, index, func(e *edge, index int) int { return e.index - index })
 	if !ok {
-		n.edges = slices.Insert(n.edges, i, &edge{node: n, index: index, asked: -1})
+		e := &n.first
+		if e.node != nil {
+			e = &edge{}
+		}
+		*e = edge{node: n, index: index, asked: -1, found: &nothingFound, byContentOnly: n.transient}
+		n.edges = slices.Insert(n.edges, i, e)
 	}
 	return n.edges[i]
+}
+
+// slab hands out values that live as long as the core, many to an allocation: to
+// the garbage collector a large graph is a few large objects.
+type slab[T any] struct {
+	free []T
+	size int // of the last allocation
+}
+
+func (s *slab[T]) take(n int) []T {
+	if n > len(s.free) {
+		s.size = max(n, min(2*s.size, 256), 8)
+		s.free = make([]T, s.size)
+	}
+	out := s.free[:n:n]
+	s.free = s.free[n:]
+	return out
 }
 
 // use adds in to the users of e.
@@ -343,20 +355,19 @@ func (c *Core) closeOne(n *node) {
 // digest starts to digest the result that in has, if its content matters.
 func (c *Core) digest(in *input) {
 	n := in.node
-	dep := n.deps[in.index]
-	if dep.Content == nil || in.digest != undigested || n.running || n.err != nil {
+	if in.digest != undigested || n.running || n.err != nil || n.deps[in.index].Content == nil {
 		return
 	}
 	in.digest = digesting
 	n.open++
-	c.do(&Digest{Vertex: n.vertex, Input: int(in.index), Dep: dep, Result: in.edge.result.Clone(), input: in})
+	c.do(&Digest{Vertex: n.vertex, Input: int(in.index), Dep: n.deps[in.index], Result: in.edge.result.Clone(), input: in})
 }
 
 // succeed gives e its result, which e owns.
 func (c *Core) succeed(e *edge, r Result) {
 	delete(c.avoid, r.ID())
 	e.status, e.result, e.told = done, r, allKeys
-	e.query, e.found = nil, Found{}
+	e.query, e.found = nil, &nothingFound
 	if e.spare != nil {
 		c.do(&Release{Result: e.spare.result})
 		e.spare = nil

@@ -150,7 +150,7 @@ func (c *Core) askStore(e *edge) bool {
 	}
 	e.asked = count
 	if count == 0 {
-		e.found = Found{Matched: make([]bool, len(e.node.inputs))}
+		e.found = &Found{Matched: make([]bool, len(e.node.inputs))}
 		return false
 	}
 	e.status = matching
@@ -167,7 +167,7 @@ func (e *edge) candidates() (count int) {
 	}
 	for i := range n.inputs {
 		in := &n.inputs[i]
-		if !in.edge.byContentOnly() {
+		if !in.edge.byContentOnly {
 			count += len(in.edge.keys)
 		}
 		if in.digest == digested {
@@ -181,7 +181,8 @@ func (e *edge) candidates() (count int) {
 func (e *edge) lookup() Lookup { return e.identity(false) }
 
 // identity is what is known of e: all of it is what a result is saved under, but
-// the keys of forced inputs may lead to records that are older than they are.
+// the keys of inputs that are matched by content only may lead to records that
+// are older than they are.
 func (e *edge) identity(all bool) Lookup {
 	n := e.node
 	l := Lookup{Op: n.ops[0], Output: e.index}
@@ -193,7 +194,7 @@ func (e *edge) identity(all bool) Lookup {
 	keys := make([]InputKey, 0, e.candidates())
 	for i := range n.inputs {
 		in, start := &n.inputs[i], len(keys)
-		if all || !in.edge.byContentOnly() {
+		if all || !in.edge.byContentOnly {
 			for _, k := range in.edge.keys {
 				keys = append(keys, InputKey{Key: k, Selector: n.deps[i].Selector})
 			}
@@ -340,7 +341,7 @@ func (e *edge) runReason() string {
 	missed := -1
 	for i := range n.inputs {
 		switch {
-		case n.inputs[i].edge.byContentOnly() && n.inputs[i].digest != digested:
+		case n.inputs[i].edge.byContentOnly && n.inputs[i].digest != digested:
 			return "run: input " + itoa(i) + " is new in every build"
 		case !e.found.Matched[i] && missed < 0:
 			missed = i
@@ -358,7 +359,7 @@ func (e *edge) runReason() string {
 // save is how e's result is made findable: under the keys that its inputs
 // already lead to, or else under a new one.
 func (e *edge) save(l Lookup) Save {
-	if slices.ContainsFunc(e.node.inputs, func(in input) bool { return in.edge.byContentOnly() }) {
+	if slices.ContainsFunc(e.node.inputs, func(in input) bool { return in.edge.byContentOnly }) {
 		l = e.identity(true)
 	}
 	s := Save{Lookup: l, Keys: e.found.Keys}
@@ -375,10 +376,10 @@ func (e *edge) save(l Lookup) Save {
 func (c *Core) made(e *edge, r Result, keys []Key) {
 	n := e.node
 	e.keys = keys
-	e.forced = n.vertex.IgnoreCache && len(n.inputs) > 0
+	e.byContentOnly = n.transient || n.vertex.IgnoreCache && len(n.inputs) > 0
 	for i := range n.inputs {
 		in := &n.inputs[i]
-		e.forced = e.forced || in.edge.byContentOnly() && in.digest != digested
+		e.byContentOnly = e.byContentOnly || in.edge.byContentOnly && in.digest != digested
 	}
 	c.succeed(e, r)
 }

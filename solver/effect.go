@@ -4,9 +4,8 @@ import "github.com/opencontainers/go-digest"
 
 // Effect is something to be done, at once and in order with the others of its
 // step; its outcome, if it has one, comes back as an Event that has the effect
-// in it, by which the core knows what it is of. String gives its
-// line in the text format (text.go).
-type Effect interface{ String() string }
+// in it, by which the core knows what it is of.
+type Effect any
 
 // Announce shows a vertex that entered the graph.
 type Announce struct {

@@ -9,20 +9,19 @@ import (
 )
 
 // Event is something that happened. The outcome of an effect has the effect in
-// it. String gives its line in the text format (text.go).
+// it.
 type Event interface {
 	apply(*Core)
 	// unused gives back the results that the event brings, if no core takes it.
 	unused()
-	String() string
 }
 
 type bringsNothing struct{}
 
 func (bringsNothing) unused() {}
 
-// errUnwanted ends the wait for an execution that was cancelled.
-var errUnwanted = errors.New("nobody wants the result any more")
+// ErrUnwanted ends the wait for an execution that was cancelled.
+var ErrUnwanted = errors.New("nobody wants the result any more")
 
 // Requested asks for an edge's result; the answer is an Answer with the id.
 type Requested struct {
@@ -99,6 +98,9 @@ func (ev *GotCacheMap) apply(c *Core) {
 	}
 	if len(n.ops) == 0 {
 		n.deps, n.transient = ev.Map.Deps, ev.Map.Transient
+		for _, e := range n.edges {
+			e.byContentOnly = n.transient
+		}
 	}
 	n.ops = append(n.ops, ev.Map.Digest)
 	n.more = ev.More
@@ -132,9 +134,9 @@ func (ev *Queried) apply(c *Core) {
 		return
 	}
 	e.status = unresolved
-	e.found = ev.Found
+	e.found = &ev.Found
 	if len(c.avoid) > 0 {
-		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.id()] })
+		e.found.Records = slices.DeleteFunc(e.found.Records, func(r Record) bool { return c.avoid[r.String()] })
 	}
 	c.touch(e.node)
 }
@@ -151,7 +153,7 @@ func (ev *Loaded) unused() { release(ev.Result) }
 func (ev *Loaded) apply(c *Core) {
 	e := ev.edge
 	if ev.Err != nil {
-		c.avoid[ev.Record.id()], e.lost = true, true
+		c.avoid[ev.Record.String()], e.lost = true, true
 		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
 			c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}
@@ -161,7 +163,7 @@ func (ev *Loaded) apply(c *Core) {
 		return
 	}
 	c.do(&Cached{Vertex: e.node.vertex})
-	e.record = ev.Record.id()
+	e.record = ev.Record.String()
 	if l := e.lookup(); ev.Record.Import > 0 {
 		c.do(&Adopt{Save: Save{Lookup: l, Keys: e.found.Keys, Result: ev.Result.Clone()}, Record: ev.Record})
 		c.adoptBelow(e.node)
@@ -169,7 +171,7 @@ func (ev *Loaded) apply(c *Core) {
 		// What led here by content leads here by definition from now on.
 		c.do(&Link{Save: Save{Lookup: l, Keys: e.found.Keys}})
 	}
-	e.forced = false
+	e.byContentOnly = false
 	c.succeed(e, ev.Result)
 }
 
@@ -182,7 +184,7 @@ func (c *Core) adoptBelow(n *node) {
 		stack = stack[:len(stack)-1]
 		for i := range n.inputs {
 			e := n.inputs[i].edge
-			if e.adopted || e.status == done || e.forced || len(e.found.Keys) == 0 {
+			if e.adopted || e.status == done || e.byContentOnly || len(e.found.Keys) == 0 {
 				continue
 			}
 			e.adopted = true
@@ -259,7 +261,7 @@ func (ev *Executed) apply(c *Core) {
 	c.closeOne(n)
 	lost := (*LostError)(nil)
 	switch {
-	case errors.Is(ev.Err, errUnwanted):
+	case errors.Is(ev.Err, ErrUnwanted):
 	case errors.As(ev.Err, &lost):
 		c.loseInputs(n, lost.Inputs, lost)
 	case ev.Err != nil:
@@ -291,7 +293,7 @@ func (c *Core) land(e *edge, out Output, cached bool) {
 	}
 	switch wanted := e.status == executing; {
 	case wanted && cached:
-		e.keys, e.forced = keys, false
+		e.keys, e.byContentOnly = keys, false
 		c.succeed(e, out.Result)
 	case wanted:
 		c.made(e, out.Result, keys)

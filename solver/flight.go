@@ -92,7 +92,7 @@ func (fs *flights) leave(f *flight, w *waiter) (last bool) {
 	if len(f.waiters) > 0 {
 		return false
 	}
-	f.cancel(errUnwanted)
+	f.cancel(ErrUnwanted)
 	return true
 }
 

@@ -1,4 +1,4 @@
-package solver
+package solver_test
 
 import (
 	"context"
@@ -9,6 +9,9 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 )
 
 // elsewhere is another daemon, whose cache builds may import. It is an Import's
@@ -17,12 +20,12 @@ type elsewhere struct {
 	*world
 	to     *world
 	solver *Solver
-	keys   *MemoryKeys
+	keys   *keygraph.Memory
 	broken bool // nothing can be loaded
 }
 
 func newElsewhere(to *world) *elsewhere {
-	e := &elsewhere{world: newWorld(), to: to, keys: NewMemoryKeys()}
+	e := &elsewhere{world: newWorld(), to: to, keys: keygraph.NewMemory()}
 	e.solver = New(Options{Keys: e.keys, Results: e.world})
 	return e
 }
@@ -63,7 +66,7 @@ func solveIn(t *testing.T, w *world, s *Solver, imports []Import, edges []Edge) 
 func TestRandomImports(t *testing.T) {
 	forSeeds(t, func(t *testing.T, r *rand.Rand) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		there := newElsewhere(w)
 		defer func() {
 			s.Close()
@@ -108,7 +111,7 @@ func (deadIndex) Lookup(Lookup) (Found, error) { return Found{}, errBroken }
 
 // importsTold notes which imports failed. Lookups come one after the other.
 type importsTold struct {
-	unobserved
+	Unobserved
 	failed []string
 }
 
@@ -122,7 +125,7 @@ func (o *importsTold) ImportFailed(name string, err error) {
 func TestImports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		there := newElsewhere(w)
 		graph := func(w *world) (top, left, right *Vertex) {
 			left = w.vertex("left", 1, in{v: w.vertex("base", 1)})
@@ -136,7 +139,7 @@ func TestImports(t *testing.T) {
 		there.broken = true
 		told := &importsTold{}
 		dead := s.NewBuild(BuildOptions{
-			Imports: append([]Import{{Name: "dead", Keys: deadIndex{}, Results: there}}, there.imports()...), Observer: Observers(unobserved{}, told),
+			Imports: append([]Import{{Name: "dead", Keys: deadIndex{}, Results: there}}, there.imports()...), Observer: Observers(Unobserved{}, told),
 		})
 		l, err := dead.Solve(context.Background(), Edge{Vertex: left})
 		if err != nil {
@@ -156,20 +159,27 @@ func TestImports(t *testing.T) {
 		// right and so top there.
 		right.Digest, right.Op.(*step).ids = "other", []string{"right2"}
 		edges := []Edge{{Vertex: top}}
-		b := s.NewBuild(BuildOptions{Imports: there.imports()})
+		var why string
+		b := s.NewBuild(BuildOptions{Imports: there.imports(), Trace: func(_ Event, effects []Effect) {
+			for _, eff := range effects {
+				if load, ok := eff.(*Load); ok && load.Edge.Vertex == top {
+					why = load.Reason
+				}
+			}
+		}})
 		r, err := b.Solve(context.Background(), edges[0])
 		if err != nil {
 			t.Fatal(err)
 		}
 		r.Release()
-		if why := b.Reason(top.Digest); why != "hit: by content" {
+		b.Close()
+		if why != "hit: by content" {
 			t.Errorf("top: %s", why)
 		}
-		b.Close()
 
 		found := Found{Records: []Record{{Result: "own"}}, Matched: []bool{false}}
-		found.add(Found{Keys: []Key{{1}}, Records: []Record{{Result: "r"}}, Matched: []bool{true}}, 2)
-		if got := []string{found.Records[0].id(), found.Records[1].id()}; !slices.Equal(got, []string{"own", "import2:r"}) || !found.Matched[0] {
+		found.Add(Found{Keys: []Key{{1}}, Records: []Record{{Result: "r"}}, Matched: []bool{true}}, 2)
+		if got := []string{found.Records[0].String(), found.Records[1].String()}; !slices.Equal(got, []string{"own", "import2:r"}) || !found.Matched[0] {
 			t.Errorf("found %v, matched %v", got, found.Matched)
 		}
 		s.Close()
@@ -184,7 +194,7 @@ func TestImports(t *testing.T) {
 func TestImportLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		there := newElsewhere(w)
 		base := there.vertex("base", 1)
 		solveIn(t, there.world, there.solver, nil, []Edge{{Vertex: base}})

@@ -3,6 +3,7 @@ package solver
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -12,6 +13,9 @@ import (
 // Key is a node of the key graph: the identity of one output of a step on
 // given inputs, across builds.
 type Key [sha256.Size]byte
+
+// String is the key in hex.
+func (k Key) String() string { return hex.EncodeToString(k[:]) }
 
 // RootKey identifies the output of an op without inputs. Its preimage is that
 // of the protocol's cache records, "<op digest>@<output>" (EXP-100).
@@ -116,8 +120,8 @@ type Record struct {
 	Import int
 }
 
-// id names the record within a build.
-func (r Record) id() string {
+// String names the record within a build.
+func (r Record) String() string {
 	if r.Import == 0 {
 		return r.Result
 	}
@@ -149,117 +153,4 @@ type KeyStore interface {
 	// Drop forgets the results with these ids, which turned out to be lost, and
 	// every key and link that leads to no result without them.
 	Drop(results []string) error
-}
-
-// Resolve answers a lookup from the links and records that a store gives: the
-// keys that the candidates of every input lead to, and what hangs off them.
-func Resolve(l Lookup, targets func(input int, from InputKey) []Key, records func(Key) []Record) Found {
-	f := Found{Keys: l.Roots, Matched: make([]bool, len(l.Inputs))}
-	for i, candidates := range l.Inputs {
-		var reached []Key
-		for _, from := range candidates {
-			for _, k := range targets(i, from) {
-				if !slices.Contains(reached, k) {
-					reached = append(reached, k)
-				}
-			}
-		}
-		f.Matched[i] = len(reached) > 0
-		if i == 0 {
-			f.Keys = reached
-		} else {
-			f.Keys = slices.DeleteFunc(slices.Clone(f.Keys), func(k Key) bool { return !slices.Contains(reached, k) })
-		}
-	}
-	for _, k := range f.Keys {
-		for _, r := range records(k) {
-			if !slices.ContainsFunc(f.Records, func(o Record) bool { return o.Result == r.Result }) {
-				f.Records = append(f.Records, r)
-			}
-		}
-	}
-	slices.SortStableFunc(f.Records, func(a, b Record) int { return b.CreatedAt.Compare(a.CreatedAt) })
-	return f
-}
-
-// DeadEnds returns the keys that lead to no result any more, of start and of
-// those that lead to start. A store that drops the results of start removes
-// the links to these keys. (Counting links isn't enough: a step that changes
-// nothing leads from a key to itself.)
-func DeadEnds(start []Key, hasResult func(Key) bool, next, previous func(Key) []Key) (dead []Key) {
-	const alive, deadEnd = 1, 2
-	known := map[Key]int{}
-	// What is known to be dead isn't gone through again: a chain that dies from
-	// its end costs each of its keys once.
-	onward := func(k Key) (out []Key) {
-		for _, n := range next(k) {
-			if known[n] != deadEnd {
-				out = append(out, n)
-			}
-		}
-		return out
-	}
-	work := slices.Clone(start)
-	for len(work) > 0 {
-		k := work[len(work)-1]
-		work = work[:len(work)-1]
-		if known[k] != 0 {
-			continue
-		}
-		path, seen := wayToResult(k, func(k Key) bool { return known[k] == alive || hasResult(k) }, onward)
-		for _, k := range path {
-			known[k] = alive
-		}
-		if path != nil {
-			continue
-		}
-		for _, k := range seen {
-			if known[k] == 0 {
-				known[k] = deadEnd
-				dead = append(dead, k)
-				work = append(work, previous(k)...)
-			}
-		}
-	}
-	return dead
-}
-
-// wayToResult searches forward from start. It returns the way to a key that is
-// good, or nil and every key that it has seen.
-func wayToResult(start Key, good func(Key) bool, next func(Key) []Key) (path, seen []Key) {
-	type frame struct {
-		key  Key
-		next []Key
-	}
-	visited := map[Key]bool{}
-	var stack []frame
-	enter := func(k Key) bool {
-		visited[k] = true
-		seen = append(seen, k)
-		if good(k) {
-			for _, f := range stack {
-				path = append(path, f.key)
-			}
-			path = append(path, k)
-			return true
-		}
-		stack = append(stack, frame{key: k, next: next(k)})
-		return false
-	}
-	if enter(start) {
-		return path, seen
-	}
-	for len(stack) > 0 {
-		f := &stack[len(stack)-1]
-		if len(f.next) == 0 {
-			stack = stack[:len(stack)-1]
-			continue
-		}
-		k := f.next[0]
-		f.next = f.next[1:]
-		if !visited[k] && enter(k) {
-			return path, seen
-		}
-	}
-	return nil, seen
 }

@@ -1,9 +1,11 @@
-package solver
+package solver_test
 
 import (
 	"context"
 	"slices"
 	"testing"
+
+	. "github.com/kilnbuild/kiln/solver"
 )
 
 // looking is observed that is told of lookups too.

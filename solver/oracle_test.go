@@ -1,15 +1,17 @@
-package solver
+package solver_test
 
 import (
 	"fmt"
 
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 	"github.com/opencontainers/go-digest"
 )
 
 // oracle evaluates builds one after another, depth first, with the rules of
 // decide and nothing else: no events, no sharing, no concurrency.
 type oracle struct {
-	keys     *MemoryKeys
+	keys     *keygraph.Memory
 	values   map[string]value
 	executed map[string]int
 }
@@ -19,12 +21,20 @@ type oracle struct {
 type plainBuild struct {
 	o     *oracle
 	edges map[plainID]*plain
-	known map[nodeID]*known
+	known map[vertexID]*known
 	spare map[plainID]string // outputs that were made and not asked for
 }
 
+// vertexID tells vertices apart.
+type vertexID struct {
+	digest      digest.Digest
+	ignoreCache bool
+}
+
+func vertexIDOf(v *Vertex) vertexID { return vertexID{v.Digest, v.IgnoreCache} }
+
 type plainID struct {
-	vertex nodeID
+	vertex vertexID
 	index  int
 }
 
@@ -53,7 +63,7 @@ type known struct {
 }
 
 func newOracle() *oracle {
-	return &oracle{keys: NewMemoryKeys(), values: map[string]value{}, executed: map[string]int{}}
+	return &oracle{keys: keygraph.NewMemory(), values: map[string]value{}, executed: map[string]int{}}
 }
 
 // plainResult names a result of the oracle.
@@ -64,7 +74,7 @@ func (r plainResult) Clone() Result { return r }
 func (r plainResult) Release()      {}
 
 func (o *oracle) newBuild() *plainBuild {
-	return &plainBuild{o, map[plainID]*plain{}, map[nodeID]*known{}, map[plainID]string{}}
+	return &plainBuild{o, map[plainID]*plain{}, map[vertexID]*known{}, map[plainID]string{}}
 }
 
 // solve evaluates edges as one build.
@@ -87,7 +97,7 @@ func (b *plainBuild) solve(e Edge) (value, error) {
 }
 
 func (b *plainBuild) edge(e Edge) *plain {
-	id := plainID{idOf(e.Vertex), e.Index}
+	id := plainID{vertexIDOf(e.Vertex), e.Index}
 	if p := b.edges[id]; p != nil {
 		return p
 	}
@@ -102,7 +112,7 @@ func (b *plainBuild) edge(e Edge) *plain {
 	return p
 }
 
-func (p *plain) id() plainID { return plainID{idOf(p.v), p.index} }
+func (p *plain) id() plainID { return plainID{vertexIDOf(p.v), p.index} }
 
 func (p *plain) byContentOnly() bool { return p.forced || p.step.transient }
 
@@ -262,7 +272,7 @@ func (p *plain) keep(id string) {
 	p.result = id
 	s := Save{Lookup: p.lookup(true), Keys: p.found.Keys, Result: plainResult(id)}
 	if len(p.inputs) == 0 || len(s.Keys) == 0 {
-		s.Keys = s.newKeys()
+		s.Keys = s.NewKeys()
 	}
 	p.keys = s.Keys
 	p.forced = p.v.IgnoreCache && len(p.inputs) > 0

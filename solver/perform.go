@@ -37,12 +37,10 @@ func (b *Build) perform(eff Effect) {
 		b.work.Go(func() { b.events.put(b.cacheMap(eff)) })
 	case *Load:
 		b.opts.Observer.Loading(eff)
-		b.setReason(eff.Edge.Vertex, eff.Reason)
 		b.work.Go(func() { b.events.put(b.load(eff)) })
 	case *Digest:
 		b.work.Go(func() { b.events.put(b.digest(eff)) })
 	case *Execute:
-		b.setReason(eff.Vertex, eff.Reason)
 		ctx, end := b.begin(eff.Vertex)
 		b.work.Go(func() {
 			ev := b.execute(ctx, eff)
@@ -74,7 +72,7 @@ func (b *Build) stop(v *Vertex) {
 	cancel := b.running[v]
 	b.mu.Unlock()
 	if cancel != nil {
-		cancel(errUnwanted)
+		cancel(ErrUnwanted)
 	}
 }
 
@@ -116,7 +114,7 @@ func (b *Build) adopt(eff *Adopt) {
 	b.work.Go(func() {
 		r, err := b.results(eff.Record).Load(b.ctx, eff.Record.Result)
 		if err != nil && b.ctx.Err() == nil {
-			b.solver.opts.Warn("load an imported result", "record", eff.Record.id(), "error", err)
+			b.solver.opts.Warn("load an imported result", "record", eff.Record.String(), "error", err)
 		}
 		save.Result = r
 		b.storage.put(func() {

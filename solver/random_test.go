@@ -1,4 +1,4 @@
-package solver
+package solver_test
 
 import (
 	"context"
@@ -15,6 +15,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
+	"github.com/kilnbuild/kiln/solver/trace"
 )
 
 var (
@@ -61,11 +65,15 @@ func heap() int64 {
 }
 
 // traceTo shows what a build does, when one seed is looked at.
-func traceTo(t *testing.T) func(string) {
+func traceTo(t *testing.T) func(Event, []Effect) {
 	if *seedFlag == 0 || !testing.Verbose() {
 		return nil
 	}
-	return func(line string) { t.Log(hexKey.ReplaceAllStringFunc(line, func(k string) string { return k[:6] })) }
+	return func(ev Event, effects []Effect) {
+		for _, line := range trace.Lines(ev, effects) {
+			t.Log(hexKey.ReplaceAllStringFunc(line, func(k string) string { return k[:6] }))
+		}
+	}
 }
 
 // graph makes random graphs whose steps repeat between versions, so that one
@@ -272,7 +280,7 @@ func orders(stages [][]request) iter.Seq[[]request] {
 func TestRandomBuilds(t *testing.T) {
 	forSeeds(t, func(t *testing.T, r *rand.Rand) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		shape := r.Uint64()
 		var stages [][]request
 		for version := range 4 {
@@ -294,7 +302,7 @@ func TestRandomBuilds(t *testing.T) {
 func TestRandomConcurrentBuilds(t *testing.T) {
 	forSeeds(t, func(t *testing.T, r *rand.Rand) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		shape := r.Uint64()
 		first := r.IntN(2) // the first build may be over before the others start
 		var stages [][]request
@@ -329,7 +337,7 @@ func TestRandomConcurrentBuilds(t *testing.T) {
 func TestRandomTrouble(t *testing.T) {
 	forSeeds(t, func(t *testing.T, r *rand.Rand) {
 		w := newWorld()
-		s := New(Options{Keys: NewMemoryKeys(), Results: w})
+		s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 		shape := r.Uint64()
 		faults := r.IntN(4)
 		dice := rand.New(rand.NewPCG(r.Uint64(), 3)) // guarded by w.mu
@@ -415,7 +423,7 @@ func (w *world) abandon(t *testing.T, s *Solver, edges []Edge, patience int) {
 			r, err := b.Solve(ctx, e)
 			if err == nil {
 				r.Release()
-			} else if !errors.Is(err, errStep) && !errors.Is(err, context.Canceled) && !errors.Is(err, errClosed) {
+			} else if !errors.Is(err, errStep) && !errors.Is(err, context.Canceled) && !errors.Is(err, ErrClosed) {
 				t.Errorf("solve %s: %v", e.Vertex.Name, err)
 			}
 		})

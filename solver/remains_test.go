@@ -1,15 +1,18 @@
-package solver
+package solver_test
 
 import (
 	"errors"
 	"testing"
+
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 )
 
 // What a failed step leaves is there for every build that it failed, until that
 // build's end, though the builds shared the execution.
 func TestRemains(t *testing.T) {
 	w := newWorld()
-	s := New(Options{Keys: NewMemoryKeys(), Results: w})
+	s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 	leaf := w.vertex("leaf", 1)
 	fails := w.vertex("fail", 1, in{v: leaf})
 	type outcome struct {

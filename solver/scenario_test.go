@@ -1,4 +1,4 @@
-package solver
+package solver_test
 
 import (
 	"context"
@@ -14,6 +14,9 @@ import (
 	"strings"
 	"testing"
 
+	. "github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
+	"github.com/kilnbuild/kiln/solver/trace"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -141,7 +144,7 @@ func (w words) err() error {
 	case w.flags["gone"]:
 		return gone(text)
 	case w.flags["unwanted"]:
-		return errUnwanted
+		return ErrUnwanted
 	case isLost:
 		out := &LostError{Err: errors.New(strings.TrimPrefix(text, "input lost: "))}
 		for _, s := range items(lost) {
@@ -161,17 +164,14 @@ func (e gone) Is(target error) bool { return target == ErrNoResult }
 
 // outcome is how the line of the outcome of eff begins; "" if there is none.
 func outcomeOf(eff Effect) string {
-	switch eff := eff.(type) {
+	words := strings.Fields(trace.Effect(eff))
+	switch eff.(type) {
 	case *GetCacheMap:
-		return "cachemap " + eff.Vertex.id()
-	case *Query:
-		return "lookup " + eff.Edge.String()
-	case *Load:
-		return "load " + eff.Edge.String()
+		return "cachemap " + words[len(words)-1]
+	case *Query, *Load, *Execute:
+		return words[1] + " " + words[2]
 	case *Digest:
-		return fmt.Sprintf("digest %s %d", eff.Vertex.id(), eff.Input)
-	case *Execute:
-		return "execute " + eff.Vertex.id()
+		return strings.Join(words[1:4], " ")
 	}
 	return ""
 }
@@ -283,7 +283,7 @@ func (p *player) executed(w words) *Executed {
 		if len(parts) == 3 {
 			out.Keys = p.keyList(strings.Split(parts[2], "+"))
 		} else if !ev.Transient {
-			out.Keys = ev.save(i).Keys
+			out.Keys = ev.SaveOf(i).Keys
 		}
 		ev.Outputs = append(ev.Outputs, out)
 	}
@@ -294,7 +294,7 @@ func (p *player) executed(w words) *Executed {
 // is given back.
 func (p *player) step(line string) (out []string) {
 	for _, eff := range p.core.Step(p.event(line)) {
-		out = append(out, eff.String())
+		out = append(out, trace.Effect(eff))
 		if name := outcomeOf(eff); name != "" {
 			p.started[name] = eff
 		}
@@ -304,9 +304,9 @@ func (p *player) step(line string) (out []string) {
 		case *Digest:
 			eff.Result.Release()
 		case *Answer:
-			release(eff.Result)
+			releaseIfAny(eff.Result)
 		case *Adopt:
-			release(eff.Save.Result)
+			releaseIfAny(eff.Save.Result)
 		case *Execute:
 			for _, r := range eff.Inputs {
 				r.Release()
@@ -316,9 +316,15 @@ func (p *player) step(line string) (out []string) {
 	return out
 }
 
+func releaseIfAny(r Result) {
+	if r != nil {
+		r.Release()
+	}
+}
+
 // end checks that the core accounts for every result.
 func (p *player) end() {
-	for _, r := range p.core.results() {
+	for _, r := range p.core.Results() {
 		r.Release()
 	}
 	p.w.check(p.t)
@@ -399,9 +405,9 @@ func playFile(t *testing.T, file string) {
 
 // What Trace records of a build can be replayed.
 func TestTraceReplays(t *testing.T) {
-	var trace []string
+	var lines []string
 	w := newWorld()
-	s := New(Options{Keys: NewMemoryKeys(), Results: w})
+	s := New(Options{Keys: keygraph.NewMemory(), Results: w})
 	base, other := w.vertex("base", 2), w.vertex("other", 1)
 	mid := w.vertex("mid", 1, in{v: base, content: true, selector: "b"}, in{v: other, index: 0})
 	top := w.vertex("top", 2, in{v: mid}, in{v: base, index: 1, content: true})
@@ -410,40 +416,40 @@ func TestTraceReplays(t *testing.T) {
 	broken := w.vertex("fail", 1, in{v: again})
 	broken.Name = "a \"name\"\nthat error=\"may\" confuse"
 	for _, root := range []*Vertex{top, again, broken} {
-		trace = nil
-		b := s.NewBuild(BuildOptions{Trace: func(line string) { trace = append(trace, line) }})
+		lines = nil
+		b := s.NewBuild(BuildOptions{Trace: func(ev Event, effects []Effect) { lines = append(lines, trace.Lines(ev, effects)...) }})
 		if r, err := b.Solve(context.Background(), Edge{Vertex: root}); err == nil {
 			r.Release()
 		}
 		b.Close()
-		replay(t, trace)
+		replay(t, lines)
 	}
 	s.Close()
 	w.check(t)
 }
 
-func replay(t *testing.T, trace []string) {
+func replay(t *testing.T, lines []string) {
 	t.Helper()
 	p := newPlayer(t)
-	for _, line := range trace {
+	for _, line := range lines {
 		if announce := strings.TrimSpace(line); strings.HasPrefix(announce, "announce ") {
 			p.define(announce)
 		}
 	}
-	for len(trace) > 0 {
-		event := trace[0]
+	for len(lines) > 0 {
+		event := lines[0]
 		n := 1
-		for n < len(trace) && strings.HasPrefix(trace[n], "  ") {
+		for n < len(lines) && strings.HasPrefix(lines[n], "  ") {
 			n++
 		}
 		var want []string
-		for _, line := range trace[1:n] {
+		for _, line := range lines[1:n] {
 			want = append(want, strings.TrimPrefix(line, "  "))
 		}
 		if got := p.step(event); !slices.Equal(got, want) {
 			t.Fatalf("replay of %s:\n%s\nrecorded:\n%s", event, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-		trace = trace[n:]
+		lines = lines[n:]
 	}
 	p.end()
 }

@@ -1,4 +1,4 @@
-package solver
+package solver_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	. "github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
 )
 

@@ -25,6 +25,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 )
 
 const (
@@ -68,7 +69,7 @@ func tag(l solver.Lookup, input int, from solver.InputKey) string {
 
 // Lookup implements solver.KeyStore. It writes nothing.
 func (s *Store) Lookup(l solver.Lookup) (solver.Found, error) {
-	return solver.Resolve(l, func(input int, from solver.InputKey) (out []solver.Key) {
+	return keygraph.Resolve(l, func(input int, from solver.InputKey) (out []solver.Key) {
 		prefix := string(from.Key[:]) + tag(l, input, from)
 		s.db.Scan(links, prefix, func(k string, _ []byte) bool {
 			out = append(out, solver.Key([]byte(k[len(prefix):])))
@@ -233,7 +234,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 }
 
 func (s *Store) deadEnds(bare []solver.Key) []solver.Key {
-	return solver.DeadEnds(bare,
+	return keygraph.DeadEnds(bare,
 		func(key solver.Key) bool { return s.any(results, string(key[:])) },
 		func(key solver.Key) (out []solver.Key) {
 			s.scan(links, string(key[:]), func(k string) bool {

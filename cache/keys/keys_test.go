@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -52,13 +53,13 @@ func check(t *testing.T, s *Store) {
 	}
 }
 
-// model drives the store and solver.MemoryKeys with the same random changes.
+// model drives the store and keygraph.Memory with the same random changes.
 type model struct {
 	t    *testing.T
 	r    *rand.Rand
 	db   *store.DB
 	s    *Store
-	m    *solver.MemoryKeys
+	m    *keygraph.Memory
 	next int
 	live []string
 	past []solver.Lookup
@@ -152,7 +153,7 @@ func describe(f solver.Found) string {
 	return fmt.Sprint(keys, f.Matched, records)
 }
 
-// The store is what solver.MemoryKeys is, across restarts, and holds nothing
+// The store is what keygraph.Memory is, across restarts, and holds nothing
 // once all results are gone. compat: LLB-170, LLB-171, LLB-172
 func TestLikeMemory(t *testing.T) {
 	for round := range 40 {
@@ -160,7 +161,7 @@ func TestLikeMemory(t *testing.T) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			t.Logf("seed %d", seed)
 			root := t.TempDir()
-			m := &model{t: t, r: rand.New(rand.NewPCG(seed, 1)), db: openDB(t, root), m: solver.NewMemoryKeys()}
+			m := &model{t: t, r: rand.New(rand.NewPCG(seed, 1)), db: openDB(t, root), m: keygraph.NewMemory()}
 			m.s = Open(m.db)
 			for range 60 {
 				switch m.r.IntN(8) {

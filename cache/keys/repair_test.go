@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/kilnbuild/kiln/solver/keygraph"
 )
 
 // Whatever entries of the graph are lost, and whatever results, a repair leaves
@@ -17,7 +18,7 @@ func TestRepair(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 3))
 			db := openDB(t, t.TempDir())
-			m := &model{t: t, r: rnd, db: db, s: Open(db), m: solver.NewMemoryKeys()}
+			m := &model{t: t, r: rnd, db: db, s: Open(db), m: keygraph.NewMemory()}
 			for range 30 {
 				m.save(rnd.IntN(4) > 0)
 			}

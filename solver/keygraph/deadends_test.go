@@ -1,31 +1,32 @@
-package solver
+package keygraph
 
 import (
 	"fmt"
 	"testing"
 
+	"github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
 )
 
 // A chain that dies from its end is gone through once, not once for each key.
 func TestDeadEndsOfAChain(t *testing.T) {
 	const n = 1000
-	key := func(i int) Key { return RootKey(digest.FromString(fmt.Sprint(i)), 0) }
-	place := map[Key]int{}
+	key := func(i int) solver.Key { return solver.RootKey(digest.FromString(fmt.Sprint(i)), 0) }
+	place := map[solver.Key]int{}
 	for i := range n {
 		place[key(i)] = i
 	}
 	calls := 0
-	around := func(step int) func(Key) []Key {
-		return func(k Key) []Key {
+	around := func(step int) func(solver.Key) []solver.Key {
+		return func(k solver.Key) []solver.Key {
 			calls++
 			if i := place[k] + step; i >= 0 && i < n {
-				return []Key{key(i)}
+				return []solver.Key{key(i)}
 			}
 			return nil
 		}
 	}
-	dead := DeadEnds([]Key{key(n - 1)}, func(k Key) bool { return place[k] == 10 }, around(+1), around(-1))
+	dead := DeadEnds([]solver.Key{key(n - 1)}, func(k solver.Key) bool { return place[k] == 10 }, around(+1), around(-1))
 	if len(dead) != n-11 {
 		t.Errorf("%d keys are dead, want %d", len(dead), n-11)
 	}

@@ -1,0 +1,25 @@
+package solver
+
+// What the tests see that nobody else does.
+
+var ErrClosed = errClosed
+
+func (e *Execute) SaveOf(output int) Save { return e.save(output) }
+
+func (l Lookup) NewKeys() []Key { return l.newKeys() }
+
+func (f *Found) Add(other Found, importNumber int) { f.add(other, importNumber) }
+
+func (b *Build) Take(c *Core, ev Event) { b.step(c, ev) }
+
+func (c *Core) Results() []Result { return c.results() }
+
+func (c *Core) Vertices() (out []*Vertex) {
+	for _, n := range c.order {
+		out = append(out, n.vertex)
+	}
+	return out
+}
+
+// Unobserved is an Observer that is told and does nothing.
+type Unobserved = unobserved
