@@ -552,6 +552,91 @@ func TestMergeAndDiff(t *testing.T) {
 	e.empty()
 }
 
+// Deletions of pulled layers count where a merge or a diff puts them, fetched or
+// not: in what is mounted as in what is exported.
+//
+// compat: LLB-080, LLB-081, LLB-176
+func TestMergeOfPulledDeletions(t *testing.T) {
+	for _, lazy := range []bool{true, false} {
+		e := newEnv(t)
+		src := newSource()
+		other := e.pull(src, src.add(t, "gzip", tarOf(t, "d/kept=o", "d/x=o", "e/y=o", "f=o", "g=o")))
+		image := []Layer{
+			src.add(t, "gzip", tarOf(t, "d/x=1", "-f")),
+			// Deletes what its parent has, what it hasn't, and a directory's content.
+			src.add(t, "gzip", tarOf(t, "-d/x", "-g", "e/.wh..wh..opq", "e/new=2")),
+		}
+		base, top := e.pull(src, image[0]), e.pull(src, image...)
+		if !lazy {
+			must(t, other.Extract(t.Context()))
+			must(t, top.Extract(t.Context()))
+		}
+		fetched := src.count()
+		merged := get(e.m.Merge(t.Context(), []*Ref{other, top}, Options{}))(t)
+		diff, ok := e.m.Diff(t.Context(), base, top, Options{})
+		if !ok {
+			t.Fatal("no diff")
+		}
+		onDiff := get(e.m.Merge(t.Context(), []*Ref{other, diff}, Options{}))(t)
+		blobs := get(merged.Layers(t.Context(), Compression{}))(t)
+		if len(blobs) != 3 || blobs[1].Blob.Digest != image[0].Blob.Digest || blobs[2].Blob.Digest != image[1].Blob.Digest {
+			t.Errorf("the merge exports %v, not the layers as they came", blobs)
+		}
+		if src.count() != fetched {
+			t.Error("merging and exporting fetched")
+		}
+		e.wantFiles(merged, "d/kept=o", "e/new=2")
+		e.wantFiles(onDiff, "d/kept=o", "e/new=2", "f=o")
+		e.wantFiles(diff, "e/new=2")
+		e.wantFiles(top, "e/new=2")
+		e.wantFiles(base, "d/x=1")
+		child := e.layer(base, Options{}, "child=3")
+		e.wantFiles(child, "child=3", "d/x=1")
+		for _, r := range []*Ref{other, base, top, merged, diff, onDiff, child} {
+			r.Release()
+		}
+		e.empty()
+	}
+}
+
+// A layer that has to be copied for a merge takes more space from then on, and du
+// and fsck know.
+func TestMergeGrowsALayer(t *testing.T) {
+	e := newEnv(t)
+	base := e.layer(nil, Options{}, "d/x=1", "d/y=1")
+	top := e.layer(base, Options{}, "-d", "d/x=2")
+	other := e.layer(nil, Options{}, "d/kept=3")
+	size := func() int64 {
+		for _, u := range get(e.m.DiskUsage(t.Context(), nil, 0))(t) {
+			if u.ID == top.ID() {
+				return u.Size
+			}
+		}
+		t.Fatal("the record is gone")
+		return 0
+	}
+	e.persist(top, other)
+	before := size()
+	merged := get(e.m.Merge(t.Context(), []*Ref{other, top}, Options{}))(t)
+	e.wantFiles(merged, "d/kept=3", "d/x=2")
+	if after := size(); after <= before {
+		t.Errorf("the layer took %d bytes, and with a copy %d", before, after)
+	}
+	e.persist(merged)
+	e.check()
+	e.addsUp()
+	id := merged.ID()
+	for _, r := range []*Ref{base, top, other, merged} {
+		r.Release()
+	}
+	e.crash()
+	merged = get(e.m.Get(t.Context(), id))(t)
+	e.wantFiles(merged, "d/kept=3", "d/x=2")
+	merged.Release()
+	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, nil))
+	e.empty()
+}
+
 // Merges of merges double their layers, but not without end.
 func TestMergeWithoutEnd(t *testing.T) {
 	e := newEnv(t)
