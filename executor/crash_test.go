@@ -24,6 +24,13 @@ func TestMain(m *testing.M) {
 		crashingDaemon()
 	case "probe":
 		probeSyscalls()
+	case "probe-all":
+		probeAllSyscalls()
+	case "probe-abis":
+		if err := probeABIs(os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	default:
 		os.Exit(m.Run())
 	}

@@ -76,7 +76,7 @@ var sandboxCases = []sandboxCase{
 	{item: "processes of the machine", attack: "for p in /proc/[0-9]*; do [ ${p#/proc/} -gt 9 ] && [ -e $p/exe ] && grep -q executor.test $p/cmdline && echo got; done"},
 	{item: "files of the machine", attack: "for d in '' /proc/1/root /proc/self/root /proc/1/cwd /proc/self/cwd/../../../.. /.. /../../../..; do cat $d$SECRET && echo got; done"},
 	{item: "the daemon's environment", attack: "cat /proc/[0-9]*/environ | grep -q KILN_DAEMON && echo got; env | grep -q KILN_DAEMON && echo got"},
-	{item: "the daemon's keys", attack: "cat /proc/keys /proc/key-users | grep -q kiln-of-the-daemon && echo got"},
+	{item: "keys", attack: "grep -q . /proc/keys && echo got", escapes: 1},
 	{item: "descriptors", attack: "for f in /proc/1/fd/*; do case $(readlink $f) in /dev/null|pipe:*) ;; *) echo got $(readlink $f);; esac; done"},
 	{item: "shared memory and messages", attack: "cat /proc/sysvipc/shm /proc/sysvipc/msg /proc/sysvipc/sem | grep -q '[0-9]' && echo got; ls /dev/shm /dev/mqueue | grep -v : | grep -q . && echo got"},
 	{item: "what the step got read-only", attack: "for f in /etc/hosts /etc/resolv.conf; do (: >> $f) && echo got; busybox chmod 777 $f && echo got; busybox touch $f && echo got; rm -f $f && echo got; done"},

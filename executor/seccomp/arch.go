@@ -15,6 +15,10 @@ import (
 // x32Bit marks calls of the x32 ABI, which otherwise look like those of amd64.
 const x32Bit = 0x40000000
 
+// firstX32Only is the first of the numbers that x32 has to itself. Those that
+// both have go on below it.
+const firstX32Only = 512
+
 // An abi is a set of system call numbers that a process of this machine can
 // use.
 type abi struct {

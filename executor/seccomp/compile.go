@@ -93,12 +93,15 @@ func (a abi) spans(profile *specs.LinuxSeccomp, unknown uint32) ([]span, error) 
 		return span{first: first, answer: fmt.Sprint(value), code: block{ret(value)}}
 	}
 	byNr := map[uint32]*answer{}
-	last := uint32(0)
+	last, lastCommon := uint32(0), uint32(0)
 	for name, numbers := range a.table() {
 		for _, nr := range numbers {
 			if r := answers[name]; r != nil {
 				byNr[nr] = r
 				last = max(last, nr)
+				if nr < firstX32Only {
+					lastCommon = max(lastCommon, nr)
+				}
 			}
 		}
 	}
@@ -111,7 +114,11 @@ func (a abi) spans(profile *specs.LinuxSeccomp, unknown uint32) ([]span, error) 
 		}
 	}
 	if isRefusal(unknown) {
-		spans = append(spans, constant(last+1, retErrno|uint32(unix.ENOSYS)))
+		missing := retErrno | uint32(unix.ENOSYS)
+		if a.x32 {
+			spans = append(spans, constant(lastCommon+1, missing))
+		}
+		spans = append(spans, constant(last+1, missing))
 	}
 	if !a.x32 {
 		// Numbers of an ABI on top of this one that isn't listed.
