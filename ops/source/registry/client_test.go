@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 // newTestClient retries at once.
@@ -386,6 +387,32 @@ func TestLimit(t *testing.T) {
 }
 
 // compat: DMN-108
+// What is pushed may have to be fetched from the same registry first: uploads
+// don't keep the connections that this takes.
+func TestPushOfWhatIsFetched(t *testing.T) {
+	reg := registrytest.New(t)
+	c := newTestClient(Config{MaxConcurrency: 1})
+	defer c.Close()
+	r := c.Resolver(Access{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	from, err := r.Fetcher(ctx, reg.Host+"/from:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var eg errgroup.Group
+	for i := range 4 {
+		desc := reg.Blob("from", ocispec.MediaTypeImageLayer, fmt.Appendf(nil, "layer %d", i))
+		eg.Go(func() error {
+			_, err := r.Push(ctx, reg.Host+"/to:1", desc, func(ctx context.Context) (io.ReadCloser, error) { return from.Fetch(ctx, desc) })
+			return err
+		})
+	}
+	if err := eg.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPush(t *testing.T) {
 	reg := registrytest.New(t)
 	c := newTestClient(Config{})

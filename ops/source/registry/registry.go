@@ -28,8 +28,8 @@ type Config struct {
 	// Hosts is keyed by host, with port, as it stands in references. Docker
 	// Hub is "docker.io".
 	Hosts map[string]HostConfig
-	// MaxConcurrency bounds the blob transfers per registry; 0 is
-	// DefaultConcurrency. Manifests and configs may use one connection more.
+	// MaxConcurrency bounds the blob transfers per registry, in each direction;
+	// 0 is DefaultConcurrency. Manifests and configs may use one connection more.
 	MaxConcurrency int
 	// UserAgent is sent with every request; "" is "kiln".
 	UserAgent string
@@ -67,13 +67,21 @@ type Client struct {
 
 	mu         sync.Mutex // guards the fields below; never held across I/O
 	clients    map[clientKey]*endpoint
-	limits     map[string]*limit
+	limits     map[route]*limit
 	challenges map[origin]challenge
 	owners     map[ownerKey]*owner
 	tokens     map[tokenKey]*token
 }
 
-// limit bounds the transfers with one registry.
+// route is a registry and the direction of transfers with it. Uploads have a
+// limit of their own: what they send may have to be fetched from the same
+// registry first.
+type route struct {
+	host   string
+	upload bool
+}
+
+// limit bounds the transfers on one route.
 type limit struct {
 	blobs, all *semaphore.Weighted
 }
@@ -92,7 +100,7 @@ func New(cfg Config) *Client {
 		header:     http.Header{"User-Agent": {cfg.UserAgent}},
 		delay:      firstDelay,
 		clients:    map[clientKey]*endpoint{},
-		limits:     map[string]*limit{},
+		limits:     map[route]*limit{},
 		challenges: map[origin]challenge{},
 		owners:     map[ownerKey]*owner{},
 		tokens:     map[tokenKey]*token{},
@@ -121,14 +129,14 @@ type Access struct {
 	Insecure bool
 }
 
-func (c *Client) limit(host string) *limit {
+func (c *Client) limit(r route) *limit {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l, ok := c.limits[host]
+	l, ok := c.limits[r]
 	if !ok {
 		n := int64(c.cfg.MaxConcurrency)
 		l = &limit{blobs: semaphore.NewWeighted(n), all: semaphore.NewWeighted(n + 1)}
-		c.limits[host] = l
+		c.limits[r] = l
 	}
 	return l
 }

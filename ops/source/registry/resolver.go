@@ -64,7 +64,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref string) (string, ocispec.Des
 	if err != nil {
 		return "", ocispec.Descriptor{}, err
 	}
-	release, err := r.c.acquire(ctx, parsed.Host, true)
+	release, err := r.c.acquire(ctx, route{host: parsed.Host}, true)
 	if err != nil {
 		return "", ocispec.Descriptor{}, err
 	}
@@ -113,9 +113,9 @@ func (r *Resolver) explain(ctx context.Context, act, ref string, err error) erro
 	return describe(act, ref, err)
 }
 
-// acquire takes a slot for one transfer with the registry.
-func (c *Client) acquire(ctx context.Context, host string, small bool) (release func(), err error) {
-	l := c.limit(host)
+// acquire takes a slot for one transfer.
+func (c *Client) acquire(ctx context.Context, r route, small bool) (release func(), err error) {
+	l := c.limit(r)
 	if !small {
 		if err := l.blobs.Acquire(ctx, 1); err != nil {
 			return nil, context.Cause(ctx)
@@ -149,7 +149,7 @@ type fetcher struct {
 
 // Fetch opens desc.
 func (f fetcher) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	release, err := f.r.c.acquire(ctx, f.ref.Host, small(desc.MediaType))
+	release, err := f.r.c.acquire(ctx, route{host: f.ref.Host}, small(desc.MediaType))
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +228,7 @@ type pusher struct {
 // Push starts the upload of desc; errdefs.IsAlreadyExists holds for the error
 // when the registry has it.
 func (p pusher) Push(ctx context.Context, desc ocispec.Descriptor) (content.Writer, error) {
-	release, err := p.r.c.acquire(ctx, p.ref.Host, small(desc.MediaType))
+	release, err := p.r.c.acquire(ctx, route{host: p.ref.Host, upload: true}, small(desc.MediaType))
 	if err != nil {
 		return nil, err
 	}
