@@ -34,7 +34,7 @@ func New(opts Options) *Solver {
 	if opts.Warn == nil {
 		opts.Warn = func(string, ...any) {}
 	}
-	return &Solver{opts: opts, flights: flights{table: map[string]*flight{}}}
+	return &Solver{opts: opts, flights: flights{table: map[flightKey]*flight{}}}
 }
 
 // Close waits for executions that were cancelled to be over. Builds are closed

@@ -41,7 +41,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 
 // board joins a flight, waits for it and sets ev to its outcome. It reports
 // whether that isn't an answer to eff.
-func (b *Build) board(ctx context.Context, key string, eff *Execute, ev *Executed) (again bool) {
+func (b *Build) board(ctx context.Context, key flightKey, eff *Execute, ev *Executed) (again bool) {
 	fs := &b.solver.flights
 	f, w := b.solver.join(key, eff, b.opts.Value)
 	defer fs.settle(f)
@@ -157,9 +157,8 @@ func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 	}
 }
 
-// flightKey is what must agree for an execution to be shared: the op, what it
-// sees of its inputs, and who may share with whom.
-func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
+// flightKey makes the key of eff's execution.
+func (b *Build) flightKey(ctx context.Context, eff *Execute) (key flightKey, err error) {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%s %q %v", eff.Ops[len(eff.Ops)-1], b.opts.Domain, eff.Vertex.IgnoreCache)
 	for i, in := range eff.Inputs {
@@ -169,16 +168,16 @@ func (b *Build) flightKey(ctx context.Context, eff *Execute) (string, error) {
 			fmt.Fprintf(&s, " result %q %q", in.ID(), eff.Deps[i].Selector)
 		}
 	}
+	key.what = s.String()
 	sharer, ok := eff.Vertex.Op.(Sharer)
 	if !ok {
-		return s.String(), nil
+		return key, nil
 	}
-	var own string
-	err := protect(eff.Vertex, func() (err error) {
-		own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
+	err = protect(eff.Vertex, func() (err error) {
+		key.own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
 		return err
 	})
-	return s.String() + " own " + own, err
+	return key, err
 }
 
 // lostInput says which input a loss is of: Prepare sees only one.

@@ -15,8 +15,14 @@ import (
 // results of its own. It is cancelled when the last one leaves.
 type flights struct {
 	mu      sync.Mutex // guards table and what each flight says; never held across I/O
-	table   map[string]*flight
+	table   map[flightKey]*flight
 	running sync.WaitGroup
+}
+
+// flightKey is what must agree for an execution to be shared.
+type flightKey struct {
+	what string // the op, what it sees of its inputs, and who may share with whom
+	own  string // SharingKey of a Sharer
 }
 
 // flight is one execution.
@@ -30,6 +36,7 @@ type flight struct {
 	log    progress.Stream
 	done   chan struct{} // closed when the fields at the end are set
 	leader *Execute      // whose keys are saved when it lands
+	key    flightKey
 
 	waiters  []*waiter // guarded by flights.mu
 	shares   int       // how many may still take their share; guarded by flights.mu
@@ -60,23 +67,27 @@ func (a flightAsker) Values() []any {
 	return out
 }
 
+// Identity names the execution, in every process that has the same cache: what
+// runs on what, and who may share it. What Sharer adds is not in it.
+func (a flightAsker) Identity() string { return a.f.key.what }
+
 // join enters the flight named key for a build whose value is given, and starts
 // it if there is none.
-func (s *Solver) join(key string, eff *Execute, value any) (*flight, *waiter) {
+func (s *Solver) join(key flightKey, eff *Execute, value any) (*flight, *waiter) {
 	fs := &s.flights
 	w := &waiter{value: value}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	f := fs.table[key]
 	if f == nil || f.ctx.Err() != nil {
-		f = &flight{done: make(chan struct{}), leader: eff}
+		f = &flight{done: make(chan struct{}), leader: eff, key: key}
 		f.ctx, f.cancel = context.WithCancelCause(context.Background())
 		fs.table[key] = f
 		inputs := make([]Result, len(eff.Inputs))
 		for i, in := range eff.Inputs {
 			inputs[i] = in.Clone()
 		}
-		fs.running.Go(func() { s.fly(key, f, inputs) })
+		fs.running.Go(func() { s.fly(f, inputs) })
 	}
 	f.waiters = append(f.waiters, w)
 	f.shares++
@@ -116,7 +127,7 @@ func (f *flight) release() {
 }
 
 // fly does the work of a flight; it owns inputs.
-func (s *Solver) fly(key string, f *flight, inputs []Result) {
+func (s *Solver) fly(f *flight, inputs []Result) {
 	f.err = protect(f.leader.Vertex, func() error { return s.run(f, inputs) })
 	errors.As(f.err, &f.left)
 	if f.err == nil && !f.cached {
@@ -128,8 +139,8 @@ func (s *Solver) fly(key string, f *flight, inputs []Result) {
 		in.Release()
 	}
 	s.flights.mu.Lock()
-	if s.flights.table[key] == f {
-		delete(s.flights.table, key)
+	if s.flights.table[f.key] == f {
+		delete(s.flights.table, f.key)
 	}
 	f.landed = true
 	over := f.shares == 0
