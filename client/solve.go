@@ -62,6 +62,11 @@ type Status func(*control.StatusResponse)
 // Solve runs a build to its end. status, which may be nil, is called from one
 // goroutine. When ctx ends, the build is cancelled and the error is the cause.
 func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (Response, error) {
+	return c.build(ctx, opts, nil, status)
+}
+
+// build is Solve, or Build if drive isn't nil.
+func (c *Client) build(ctx context.Context, opts SolveOptions, drive Drive, status Status) (Response, error) {
 	if opts.Ref == "" {
 		opts.Ref = rand.Text()
 	}
@@ -81,12 +86,19 @@ func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (R
 	eg.Go(func() (err error) {
 		defer s.Close()
 		defer close(solved)
-		resp, err = c.control.Solve(egctx, opts.request(s.ID()))
+		req := opts.request(s.ID())
+		if drive != nil {
+			req.Definition, req.Frontend, req.FrontendInputs = nil, "", nil
+		}
+		resp, err = c.control.Solve(egctx, req)
 		if err != nil {
 			return fmt.Errorf("solve: %w", err)
 		}
 		return nil
 	})
+	if drive != nil {
+		eg.Go(func() error { return c.Gateway(opts.Ref).drive(egctx, drive) })
+	}
 	if status != nil {
 		eg.Go(func() error { return c.follow(ctx, opts.Ref, solved, status) })
 	}

@@ -68,6 +68,7 @@ func buildFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "allow", Usage: "entitlement that the build may use, such as network.host"},
 		&cli.StringFlag{Name: "metadata-file", Usage: "file for what the exporters say of the result"},
 		&cli.StringFlag{Name: "ref-file", Usage: "file for the build's id"},
+		&cli.StringFlag{Name: "on-error", Usage: "shell: open a shell in a step that fails; its input is stdin, on a terminal or not", Value: "fail"},
 		&cli.StringSliceFlag{Name: "registry-auth-tlscontext", Usage: "host=H[,ca=F][,cert=F][,key=F][,insecure=BOOL]"},
 		&cli.StringSliceFlag{Name: "import-cache", Usage: "type=...: this daemon warns and goes on without it"},
 	}
@@ -102,15 +103,26 @@ func runBuild(ctx context.Context, c *cli.Command) error {
 
 // solve runs the build with its progress drawn on stderr.
 func solve(ctx context.Context, c *cli.Command, cl *client.Client, opts client.SolveOptions) (client.Response, error) {
-	display, err := progress.Start(ctx, os.Stderr, c.String("progress"))
+	failure, err := newOnError(c, opts)
 	if err != nil {
 		return nil, err
 	}
-	show := display.Show
+	display, err := startDisplay(ctx, os.Stderr, c.String("progress"))
+	if err != nil {
+		return nil, err
+	}
+	run := cl.Solve
+	if failure != nil {
+		failure.quiet = display.end
+		run = func(ctx context.Context, opts client.SolveOptions, show client.Status) (client.Response, error) {
+			return cl.Build(ctx, opts, failure.drive, show)
+		}
+	}
+	show := display.show
 	if path := c.String("trace"); path != "" {
 		f, err := os.Create(path)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("trace file: %w", err), display.Wait())
+			return nil, errors.Join(fmt.Errorf("trace file: %w", err), display.end())
 		}
 		defer f.Close()
 		enc := json.NewEncoder(f)
@@ -119,13 +131,13 @@ func solve(ctx context.Context, c *cli.Command, cl *client.Client, opts client.S
 			if failed == nil {
 				failed = enc.Encode(progress.Message(msg))
 			}
-			display.Show(msg)
+			display.show(msg)
 		}
-		resp, err := cl.Solve(ctx, opts, show)
-		return resp, errors.Join(err, display.Wait(), failed)
+		resp, err := run(ctx, opts, show)
+		return resp, errors.Join(err, display.end(), failed)
 	}
-	resp, err := cl.Solve(ctx, opts, show)
-	return resp, errors.Join(err, display.Wait())
+	resp, err := run(ctx, opts, show)
+	return resp, errors.Join(err, display.end())
 }
 
 // solveOptions reads the flags of both forms.

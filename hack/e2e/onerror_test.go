@@ -1,0 +1,212 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+)
+
+// onError is kiln's buildctl building a Dockerfile with --on-error=shell.
+func (d *daemon) onError(dockerfile, stdin string, args ...string) result {
+	d.t.Helper()
+	dir := files{"Dockerfile": strings.ReplaceAll(dockerfile, "BASE", env.base), "ctx": "of the context"}.write(d.t)
+	return d.run(filepath.Join(env.bin, "buildctl"), stdin, append([]string{"build", "--on-error=shell"}, append(args, dir)...)...)
+}
+
+// noContainers reports that the daemon's runtime can't do what these tests are
+// about, after it has made sure that users are told so.
+func (d *daemon) noContainers() bool {
+	d.t.Helper()
+	if env.runtime == "" {
+		return false
+	}
+	d.onError("FROM BASE\nRUN false\n", "echo never\n").fails(d.t, "no shell in the failed step", "need the built-in runtime")
+	return true
+}
+
+// A shell in the failed step has its files as the step left them, its mounts,
+// environment, user and working directory, and nothing of it stays.
+// compat: GW-064, LLB-034, CTL-086
+func TestShellInFailedStep(t *testing.T) {
+	d := newDaemon(t)
+	if d.noContainers() {
+		return
+	}
+	const dockerfile = `FROM BASE
+RUN mkdir /data && chmod 777 /data
+ENV COLOR=red
+WORKDIR /work
+USER 1000:1001
+RUN --mount=type=bind,target=/ctx --mount=type=tmpfs,target=/scratch --mount=type=cache,target=/cache,uid=1000 \
+    --mount=type=secret,id=s,target=/run/s,uid=1000 --mount=type=secret,id=e,env=SECRET \
+    echo half done > /data/half; echo cached > /cache/c; exit 3
+`
+	secret := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(secret, []byte("hush"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const script = `cat /data/half /ctx/ctx /cache/c /run/s; echo
+id -u; id -g; pwd; echo $COLOR $SECRET
+touch /scratch/x && ls /scratch
+exit 9
+`
+	r := d.onError(dockerfile, script, "--secret", "id=s,src="+secret, "--secret", "id=e,src="+secret, "--progress=plain")
+	r.fails(t, "exit code: 3", "/bin/sh in the failed step")
+	if want := "half done\nof the contextcached\nhush\n1000\n1001\n/work\nred hush\nx\n"; r.stdout != want {
+		t.Errorf("the shell printed %q, want %q", r.stdout, want)
+	}
+	if n := strings.Count(r.stderr, "echo half done"); n == 0 || strings.Contains(r.stderr, "panic") {
+		t.Errorf("stderr:\n%s", r.stderr)
+	}
+	// What the shell did is gone, and what the step had made, too.
+	if out := d.buildctl("du", "-v").must(t).stdout; strings.Contains(out, "container failed-step") || strings.Contains(out, "mount / from exec /bin/sh -c echo half") {
+		t.Errorf("the failed step is kept:\n%s", out)
+	}
+	t.Run("Success", func(t *testing.T) {
+		out := t.TempDir()
+		r := d.onError("FROM BASE\nRUN echo fine > /f\n", "echo never\n", "-o", out).must(t)
+		if r.stdout != "" || readFile(t, out, "f") != "fine\n" {
+			t.Errorf("printed %q", r.stdout)
+		}
+	})
+	t.Run("NoShell", func(t *testing.T) {
+		d.onError("FROM scratch\nCOPY ctx /f\nRUN [\"/nope\"]\n", "").fails(t, "no shell in the failed step", "/bin/sh", "/nope")
+	})
+	t.Run("NoCommand", func(t *testing.T) {
+		d.onError("FROM scratch\nCOPY missing /f\n", "").fails(t, "missing")
+	})
+	t.Run("OwnShell", func(t *testing.T) {
+		r := d.onError("FROM BASE\nRUN mkdir /my && cp /bin/busybox /my/sh\nSHELL [\"/my/sh\", \"-ec\"]\nRUN false\n", "echo $0\n")
+		r.fails(t, "/my/sh in the failed step")
+		if r.stdout != "/my/sh\n" {
+			t.Errorf("printed %q", r.stdout)
+		}
+	})
+	t.Run("BadFlag", func(t *testing.T) {
+		d.kiln("build", "--on-error=panic", t.TempDir()).fails(t, `--on-error "panic"`)
+	})
+}
+
+// While a shell is open its user goes away, the daemon is stopped, or both are
+// killed: nothing stays.
+// compat: GW-052
+func TestShellIsAbandoned(t *testing.T) {
+	if env.runtime != "" {
+		newDaemon(t).noContainers()
+		return
+	}
+	for name, end := range map[string]func(t *testing.T, d *daemon, client *exec.Cmd){
+		"ClientInterrupted": func(t *testing.T, _ *daemon, client *exec.Cmd) { client.Process.Signal(os.Interrupt) },
+		"ClientKilled":      func(t *testing.T, _ *daemon, client *exec.Cmd) { client.Process.Kill() },
+		"DaemonStopped":     func(t *testing.T, d *daemon, _ *exec.Cmd) { d.stop() },
+		"DaemonKilled":      func(t *testing.T, d *daemon, _ *exec.Cmd) { d.kill(); d.start() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemon(t, "--grace", "200ms")
+			dir := files{"Dockerfile": "FROM " + env.base + "\nRUN echo x > /x; exit 1\n"}.write(t)
+			client := d.client(filepath.Join(env.bin, "buildctl"), "build", "--on-error=shell", dir)
+			out := &lockedBuffer{}
+			client.Stdout, client.Stderr = out, out
+			stdin, err := client.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := client.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { client.Process.Kill(); client.Wait() }() // errors: it has ended
+			if _, err := stdin.Write([]byte("cat /x; sleep 1000 & echo is $((40+2)); sleep 2000\n")); err != nil {
+				t.Fatal(err)
+			}
+			if err := harness.WaitFor(30*time.Second, func() error {
+				if !strings.Contains(out.String(), "is 42") {
+					return &notYet{out.String()}
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			end(t, d, client)
+			if name == "ClientInterrupted" || name == "ClientKilled" {
+				// The daemon has nothing left to do, and is idle.
+				if err := harness.WaitFor(30*time.Second, func() error {
+					if left := d.left(); left != "" {
+						return &notYet{left}
+					}
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+type notYet struct{ what string }
+
+func (e *notYet) Error() string { return "not yet: " + e.what }
+
+// On a terminal the shell has one of its own, of the same size, and the
+// terminal is as before afterwards.
+// compat: GW-058
+func TestShellOnTerminal(t *testing.T) {
+	d := newDaemon(t)
+	if d.noContainers() {
+		return
+	}
+	dir := files{"Dockerfile": "FROM " + env.base + "\nRUN exit 1\n"}.write(t)
+	if _, err := exec.LookPath("script"); err != nil {
+		t.Fatalf("%v: install the package bsdutils", err)
+	}
+	// script gives its command a terminal; what is typed there is its stdin.
+	line := "stty rows 33 cols 99; " + filepath.Join(env.bin, "buildctl") + " --addr " + d.addr + " build --progress=plain --on-error=shell " + dir + "; stty -a | grep -o ' echo '"
+	cmd := exec.Command("script", "-qec", line, "/dev/null")
+	cmd.Env = append(os.Environ(), "TERM=xterm", "SHELL=/bin/sh")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }() // errors: it has ended
+	await := func(want string) {
+		t.Helper()
+		if err := harness.WaitFor(30*time.Second, func() error {
+			if !strings.Contains(out.String(), want) {
+				return &notYet{out.String()}
+			}
+			return nil
+		}); err != nil {
+			t.Fatalf("no %q: %v", want, err)
+		}
+	}
+	typed := func(s string) {
+		t.Helper()
+		if _, err := stdin.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await("leave it to end the build")
+	typed("test -t 0 && echo it is $((40+2)); busybox stty size\n")
+	await("it is 42")
+	await("33 99")
+	typed("echo goes on $((50+2)); sleep 1000\n")
+	await("goes on 52")
+	typed("\x03")
+	typed("echo code $?\n")
+	await("code 130")
+	typed("\x04")
+	await(" echo ")
+}
