@@ -153,7 +153,6 @@ func TestErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"--systemd-cgroup", "list"}, "--systemd-cgroup: "},
 		{[]string{"--log-format", "xml", "list"}, `--log-format "xml"`},
 		{[]string{"--rootless=true", "list"}, "needs root"},
 		{[]string{"create", "--bundle", empty, "x"}, "config.json not found"},
@@ -188,6 +187,29 @@ func TestErrors(t *testing.T) {
 				t.Errorf("log %q: %v", b, err)
 			}
 		})
+	}
+}
+
+// Without systemd, --systemd-cgroup is an error that says so, and nothing is
+// left. Systemd's tests have it with one.
+func TestNoSystemd(t *testing.T) {
+	binary := runtimes(t)["kilnrun"]
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexist")
+	dir, spec := newBundle(t, "exit 0")
+	for path, want := range map[string]string{"/a/b": "slice:prefix:name", "": "connect to systemd over D-Bus"} {
+		spec.Linux.CgroupsPath = path
+		writeBundle(t, dir, spec)
+		root := t.TempDir()
+		r := invoke(t, binary, root, "--systemd-cgroup", "run", "--bundle", dir, fmt.Sprintf("kilntest-%d-systemd", os.Getpid()))
+		if _, err := os.Stat("/run/systemd/private"); err == nil && path == "" {
+			want = "" // it runs here, and is reached without a bus
+		}
+		if (r.code == 0) != (want == "") || !strings.Contains(r.stderr, want) {
+			t.Errorf("exit code %d, %q, want %q", r.code, r.stderr, want)
+		}
+		if left := invoke(t, binary, root, "list", "-q"); left.stdout != "" {
+			t.Errorf("%s is left", left.stdout)
+		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/executor/container"
 	"github.com/kilnbuild/kiln/executor/seal"
+	"github.com/kilnbuild/kiln/executor/systemd"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/urfave/cli/v3"
 )
@@ -85,7 +86,11 @@ func arguments(c *cli.Command, least, most int) error {
 	return nil
 }
 
-func runtimeOf(c *cli.Command) *container.Runtime { return container.New(c.String("root")) }
+func runtimeOf(c *cli.Command) *container.Runtime {
+	r := container.New(c.String("root"))
+	r.Systemd = systemd.Connect
+	return r
+}
 
 // ioFor makes what a process gets for input and output of this one's.
 func ioFor(c *cli.Command, console *os.File) container.IO {
@@ -120,7 +125,7 @@ func create(ctx context.Context, c *cli.Command, io container.IO) (_ *container.
 	if n := os.Getenv("LISTEN_FDS"); n != "" {
 		spec.Process.Env = append(spec.Process.Env, "LISTEN_FDS="+n, "LISTEN_PID=1")
 	}
-	box, p, err := runtimeOf(c).Create(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, NoNewKeyring: c.Bool("no-new-keyring")})
+	box, p, err := runtimeOf(c).Create(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, NoNewKeyring: c.Bool("no-new-keyring"), Systemd: c.Bool("systemd-cgroup")})
 	if err != nil {
 		return nil, nil, err
 	}

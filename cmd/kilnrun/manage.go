@@ -105,7 +105,7 @@ func updateCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "update", Usage: "change the limits of a container", ArgsUsage: "ID", Flags: flags,
-		Action: func(_ context.Context, c *cli.Command) error {
+		Action: func(ctx context.Context, c *cli.Command) error {
 			box, err := load(c, 1)
 			if err != nil {
 				return err
@@ -114,7 +114,7 @@ func updateCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return box.Update(r)
+			return box.Update(ctx, r)
 		},
 	}
 }

@@ -32,6 +32,7 @@ type Options struct {
 	IO
 	Bundle       string // absolute
 	NoNewKeyring bool
+	Systemd      bool // cgroups are made by systemd; cgroupsPath is slice:prefix:name
 }
 
 // Create makes the container id from the spec of a bundle, up to where its
@@ -56,24 +57,40 @@ func (r *Runtime) Create(ctx context.Context, id string, spec *specs.Spec, o Opt
 	if err != nil {
 		return nil, nil, err
 	}
-	if c.Groups, err = newGroups(tree, spec.Linux.CgroupsPath, id); err != nil {
+	path, err := c.cgroupsPath(o.Systemd)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.Groups, err = newGroups(tree, path, id); err != nil {
 		return nil, nil, err
 	}
 	// So that what there is can be deleted if this process is killed.
 	if err := c.save(); err != nil {
 		return nil, nil, err
 	}
+	undo.Add(func() error {
+		if !c.started {
+			return nil
+		}
+		return c.stopUnit(context.WithoutCancel(ctx))
+	})
 	undo.Add(c.Groups.remove)
-	if err := c.Groups.make(tree); err != nil {
-		return nil, nil, err
+	// On version 2 a cgroup that systemd manages is made by it, around the
+	// process. On version 1 the mounts of the container need it before that.
+	if !o.Systemd || c.Groups.V2 == "" {
+		if err := c.Groups.make(tree); err != nil {
+			return nil, nil, err
+		}
 	}
-	if err := c.confine(); err != nil {
-		return nil, nil, err
+	if !o.Systemd {
+		if err := c.confine(); err != nil {
+			return nil, nil, err
+		}
 	}
 	var p *Process
 	// Namespaces that the container shares with others are entered by a thread
 	// that nothing else runs on.
-	thread.Run(func() { p, err = c.launch(ctx, o) })
+	thread.Run(func() { p, err = c.launch(ctx, o, tree) })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -95,7 +112,7 @@ func (r *Runtime) reserve(id string) (*Container, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("make directory of container %s: %w", id, err)
 	}
-	return &Container{dir: dir, record: record{ID: id}}, nil
+	return &Container{dir: dir, systemd: r.Systemd, record: record{ID: id}}, nil
 }
 
 func checkIO(p *specs.Process, o IO) error {
@@ -121,7 +138,7 @@ func (c *Container) confine() error {
 }
 
 // launch starts the process and sees it through its set-up.
-func (c *Container) launch(ctx context.Context, o Options) (_ *Process, err error) {
+func (c *Container) launch(ctx context.Context, o Options, tree *cgroup.Tree) (_ *Process, err error) {
 	var undo, done cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run(), done.Run()) }()
 	gate, err := c.makeGate()
@@ -149,7 +166,7 @@ func (c *Container) launch(ctx context.Context, o Options) (_ *Process, err erro
 			return nil, err
 		}
 	}
-	if err := c.adopt(child); err != nil {
+	if err := c.adopt(ctx, child, tree); err != nil {
 		return nil, err
 	}
 	if err := child.Continue(); err != nil {
@@ -227,11 +244,19 @@ func (c *Container) setup(p *specs.Process, io IO) (*native.Setup, error) {
 }
 
 // adopt does what only the outside can do for the new process.
-func (c *Container) adopt(child *native.Child) error {
+func (c *Container) adopt(ctx context.Context, child *native.Child, tree *cgroup.Tree) error {
 	c.Pid = child.Pid
 	var err error
 	if _, c.StartTime, err = processStat(c.Pid); err != nil {
 		return fmt.Errorf("look at new process: %w", err)
+	}
+	if c.Unit != "" {
+		// Systemd sets the limits that it knows of when it starts a unit.
+		for _, do := range []func() error{func() error { return c.startUnit(ctx) }, func() error { return c.Groups.make(tree) }, c.confine} {
+			if err := do(); err != nil {
+				return err
+			}
+		}
 	}
 	if err := c.Groups.join(c.Pid, nil); err != nil {
 		return err

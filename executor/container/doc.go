@@ -27,5 +27,6 @@
 // container, which makes Start happen once. When the program is executed the
 // process's end is closed, by which Start sees that it is.
 //
-// It manages cgroups itself, of both versions, without systemd.
+// It manages cgroups itself, of both versions. Where systemd owns them, and the
+// caller wants that, each container is a unit of systemd; see Units.
 package container

@@ -32,8 +32,8 @@ type groups struct {
 // below this process's own cgroup.
 func newGroups(tree *cgroup.Tree, name, id string) (groups, error) {
 	if strings.Contains(name, ":") {
-		return groups{}, fmt.Errorf("linux.cgroupsPath %q is one for systemd, which this runtime doesn't use: "+
-			"set the cgroup driver of what calls it to cgroupfs", name)
+		return groups{}, fmt.Errorf("linux.cgroupsPath %q is one for systemd: "+
+			"give --systemd-cgroup, or set the cgroup driver of what calls this runtime to cgroupfs", name)
 	}
 	if name == "" {
 		name = id

@@ -96,8 +96,11 @@ func (c *Container) Resume(ctx context.Context) error {
 }
 
 // Update changes limits; what r doesn't mention stays.
-func (c *Container) Update(r *specs.LinuxResources) error {
+func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
 	if _, err := c.in("update", Created, Running, Paused); err != nil {
+		return err
+	}
+	if err := c.inUnit(ctx, func(units Units) error { return units.Set(ctx, c.Unit, c.Groups.V2 != "", r) }); err != nil {
 		return err
 	}
 	return c.Groups.limit(r)
@@ -170,7 +173,7 @@ func (c *Container) destroy(ctx context.Context) error {
 		if frozen, err := c.Groups.frozen(); err == nil && frozen {
 			errs = append(errs, c.Groups.freeze(ctx, false))
 		}
-		errs = append(errs, c.Groups.remove())
+		errs = append(errs, c.Groups.remove(), c.stopUnit(ctx))
 	}
 	errs = append(errs, c.runHooks(ctx, c.hooks().Poststop, Stopped))
 	if err := os.RemoveAll(c.dir); err != nil {

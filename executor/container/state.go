@@ -4,6 +4,7 @@ package container
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,14 +64,21 @@ const (
 
 // Runtime manages the containers below a directory. All methods, and those of
 // its containers, are safe for concurrent use, by several processes too.
-type Runtime struct{ root string }
+type Runtime struct {
+	root string
+	// Systemd connects to the machine's systemd, for containers whose cgroups it
+	// is to manage; nil if there are none.
+	Systemd func(context.Context) (Units, error)
+}
 
 // New makes a runtime of the directory root, which is made when needed.
 func New(root string) *Runtime { return &Runtime{root: root} }
 
 // Container is a container that was created and not yet deleted.
 type Container struct {
-	dir string
+	dir     string
+	systemd func(context.Context) (Units, error)
+	started bool // its unit, by this process
 	record
 }
 
@@ -84,6 +92,8 @@ type record struct {
 	Created   time.Time   `json:"created"`
 	Keyring   string      `json:"keyring,omitempty"`
 	Groups    groups      `json:"cgroups"`
+	Unit      string      `json:"unit,omitempty"` // of systemd
+	Slice     string      `json:"slice,omitempty"`
 }
 
 var validID = regexp.MustCompile(`^[\w+.-]+$`)
@@ -104,7 +114,7 @@ func (r *Runtime) Load(id string) (*Container, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %q", ErrNotExist, id)
 	}
-	c := &Container{dir: dir, record: record{ID: id}}
+	c := &Container{dir: dir, systemd: r.Systemd, record: record{ID: id}}
 	b, err := os.ReadFile(filepath.Join(dir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil // creating, or what a creator that was killed left
