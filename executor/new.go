@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -81,7 +82,7 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 		return nil, err
 	}
 	// Whoever was in the network of an earlier run is gone by now.
-	if e.nets, err = network.Open(filepath.Join(cfg.Root, networkDir), cfg.Network, cfg.Log); err != nil {
+	if e.nets, err = network.Open(cmp.Or(cfg.Network.Dir, filepath.Join(cfg.Root, networkDir)), cfg.Network, cfg.Log); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -4,6 +4,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -95,6 +96,7 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.cfg.Network, err = cfg.Network.Resolve(cfg.Log); err != nil {
 		return nil, err
 	}
+	w.cfg.Network.Dir = cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))
 	exec, err := executor.New(executor.Config{
 		Root: filepath.Join(cfg.Root, "executor"), Binary: cfg.Runtime, CgroupParent: cfg.CgroupParent, DNS: cfg.DNS, Network: w.cfg.Network,
 		Log: cfg.Log,

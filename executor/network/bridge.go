@@ -3,15 +3,14 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"slices"
 
-	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -28,22 +27,18 @@ import (
 // addresses are behind a port is said when it is made and not learned from
 // packets, so that no step gets those for another by claiming its address.
 type bridge struct {
+	*membership
 	name    string
 	owner   owner
 	subnets []subnet
 	slots   slots
 	host    *netlink.Handle
 	link    *netlink.Bridge
-	dir     string
 	pool    *pool
 }
 
-// marker is the file that tells of a bridge. It is made before and removed after
-// everything else.
-func marker(dir string) string { return filepath.Join(dir, "bridge") }
-
 func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error) {
-	b := &bridge{name: cfg.BridgeName, dir: dir}
+	b := &bridge{name: cfg.BridgeName}
 	if b.owner, err = ownerOf(dir); err != nil {
 		return nil, err
 	}
@@ -55,42 +50,76 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 		room = min(room, s.slots())
 	}
 	b.slots.used = make([]bool, room)
-
-	var undo cleanup.Stack
-	defer func() { err = errors.Join(err, undo.Run()) }()
-	unlock, err := lockInit()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, unlock()) }()
 	if b.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	undo.AddFunc(b.host.Close)
-	if err := b.checkFree(); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("remember the bridge: %w", err)
-	}
-	if err := os.WriteFile(marker(dir), nil, 0o600); err != nil {
-		return nil, fmt.Errorf("remember the bridge: %w", err)
-	}
-	undo.Add(func() error { return removeBridge(b.owner, dir) })
-	if err := b.addLink(); err != nil {
-		return nil, err
-	}
-	if err := forward(b.subnets); err != nil {
-		return nil, err
-	}
-	if err := addRules(b.owner, b.name, b.subnets); err != nil {
+	b.membership, err = join(dir, func(alone bool) error {
+		if !alone {
+			return b.share()
+		}
+		if err := removeLeft(dir, cfg, log); err != nil {
+			return err
+		}
+		if err := b.setUp(); err != nil {
+			return errors.Join(err, removeBridge(dir))
+		}
+		return nil
+	})
+	if err != nil {
+		b.host.Close()
 		return nil, err
 	}
 	warnOfDrops(b.name, log)
-	undo.Keep()
 	// In a small subnet there is room left for what isn't made ahead.
 	b.pool = newPool(min(cfg.ahead(), room), log, b.connect)
 	return b, nil
+}
+
+// setUp makes the bridge and its rules. What it has made when it fails is the
+// caller's to remove.
+func (b *bridge) setUp() error {
+	unlock, err := lockInit()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.checkFree(); err != nil {
+		return err
+	}
+	if err := b.addLink(); err != nil {
+		return err
+	}
+	if err := forward(b.subnets); err != nil {
+		return err
+	}
+	return addRules(b.owner, b.name, b.subnets)
+}
+
+// share finds the bridge that another member has made.
+func (b *bridge) share() error {
+	link, err := b.host.LinkByName(b.name)
+	if err != nil {
+		return b.differs(err)
+	}
+	br, ok := link.(*netlink.Bridge)
+	if !ok || !bytes.Equal(br.HardwareAddr, b.owner.hardwareAddr()) {
+		return b.differs(fmt.Errorf("link %s is another", b.name))
+	}
+	addrs, err := b.host.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list the addresses of bridge %s: %w", b.name, err)
+	}
+	for _, s := range b.subnets {
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == s.ipNet(s.gateway()).String() }) {
+			return b.differs(fmt.Errorf("it hasn't the address %s", s.ipNet(s.gateway())))
+		}
+	}
+	b.link = br
+	return nil
+}
+
+func (b *bridge) differs(err error) error {
+	return fmt.Errorf("steps of an earlier daemon still run on a bridge that isn't %s with %v; go back to its bridgeName and bridgeSubnet, or wait for them to end: %w", b.name, b.subnets, err)
 }
 
 // checkFree refuses to share a link or addresses with somebody else.
@@ -161,31 +190,25 @@ func (b *bridge) Take(ctx context.Context, _ string) (*Namespace, error) {
 
 func (b *bridge) Close() error {
 	b.pool.halt()
-	err := errors.Join(removeBridge(b.owner, b.dir), b.pool.drop()) // all links at once, not one by one
+	err := b.leave(func(alone bool) error {
+		if alone {
+			return removeBridge(b.dir) // all links at once, not one by one
+		}
+		return nil
+	})
+	err = errors.Join(err, b.pool.drop())
 	b.host.Close()
 	return err
 }
 
-// removeLeftBridge removes what a crashed daemon left. No step of it runs.
-func removeLeftBridge(dir string) error {
-	if _, err := os.Stat(marker(dir)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
+// removeBridge removes the links and rules that are of dir, as far as they are
+// there. No step is on the bridge.
+func removeBridge(dir string) error {
 	owner, err := ownerOf(dir)
 	if err != nil {
 		return err
 	}
-	return removeBridge(owner, dir)
-}
-
-// removeBridge removes the links and rules of owner, as far as they are there.
-func removeBridge(owner owner, dir string) error {
-	if err := errors.Join(deleteGroup(owner), removeRules(owner)); err != nil {
-		return err
-	}
-	return os.Remove(marker(dir))
+	return errors.Join(deleteGroup(owner), removeRules(owner))
 }
 
 // deleteGroup deletes all links of owner at once, which takes the kernel hardly

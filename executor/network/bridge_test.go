@@ -202,8 +202,8 @@ func TestBridgeRefusesWhatIsNotItsOwn(t *testing.T) {
 		if after := machine(t); after != before {
 			t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 		}
-		if _, err := os.Stat(marker(dir)); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("the marker of a bridge that there isn't: %v", err)
+		if _, err := os.Stat(usersFile(dir)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a file tells of a bridge that there isn't: %v", err)
 		}
 	}
 }

@@ -5,6 +5,8 @@ package network
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,49 +29,78 @@ const cniTimeout = 30 * time.Second
 // its container ID.
 func cniDir(dir string) string { return filepath.Join(dir, "cni") }
 
-// cniUsed is the config that the namespaces in cniDir were made with.
-func cniUsed(dir string) string { return filepath.Join(dir, "cni.conflist") }
+// cniUsed is the config that namespaces in cniDir were made with whose IDs have
+// its sum.
+func cniUsed(dir, sum string) string { return filepath.Join(dir, "cni-"+sum+".conflist") }
+
+// cniID names a namespace and the config that it was made with.
+func cniID(sum string) string { return "kiln-" + sum + "-" + strings.ToLower(rand.Text()) }
+
+// cniSum is the sum in an ID.
+func cniSum(id string) string {
+	sum, _, _ := strings.Cut(strings.TrimPrefix(id, "kiln-"), "-")
+	return sum
+}
 
 // plugins connects namespaces by running CNI plugins. They make links, addresses
 // and rules that only they can remove, and for that need the namespace, also
 // after a crash: so it is mounted.
 type plugins struct {
+	*membership
 	cni  *libcni.CNIConfig
 	list *libcni.NetworkConfigList
-	dir  string
+	sum  string // of list
 	pool *pool
 }
 
 func openCNI(dir string, cfg Config, log *slog.Logger) (_ *plugins, err error) {
-	p := &plugins{cni: newCNI(dir, cfg.CNIBinaries), dir: dir}
+	p := &plugins{cni: newCNI(dir, cfg.CNIBinaries)}
 	if p.list, err = readCNIConfig(cfg.CNIConfig); err != nil {
 		return nil, fmt.Errorf("read CNI config file (--oci-cni-config-path): %w", err)
 	}
 	if _, err := os.Stat(cfg.CNIBinaries); err != nil {
 		return nil, fmt.Errorf("find the directory of CNI plugins (--oci-cni-binary-dir): %w", err)
 	}
-	if err := os.MkdirAll(cniDir(dir), 0o700); err != nil {
-		return nil, fmt.Errorf("make directory for namespaces: %w", err)
+	sum := sha256.Sum256(p.list.Bytes)
+	p.sum = hex.EncodeToString(sum[:4])
+	var first *Namespace
+	p.membership, err = join(dir, func(alone bool) error {
+		if alone {
+			if err := removeLeft(dir, cfg, log); err != nil {
+				return err
+			}
+		}
+		if first, err = p.setUp(dir); err != nil && alone {
+			err = errors.Join(err, forgetCNI(dir))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	if err := os.WriteFile(cniUsed(dir), p.list.Bytes, 0o600); err != nil {
-		return nil, fmt.Errorf("remember CNI config: %w", err)
-	}
+	p.pool = newPool(cfg.ahead(), log, func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, dir, "") })
+	first.pool = p.pool
+	first.Release()
+	return p, nil
+}
+
+// setUp makes a first namespace, which shows whether it works and sets up what
+// all others share.
+func (p *plugins) setUp(dir string) (*Namespace, error) {
 	unlock, err := lockInit()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, unlock()) }()
-	// The first one shows whether it works, and sets up what all others share.
+	defer unlock()
+	if err := os.MkdirAll(cniDir(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("make directory for namespaces: %w", err)
+	}
+	if err := os.WriteFile(cniUsed(dir, p.sum), p.list.Bytes, 0o600); err != nil {
+		return nil, fmt.Errorf("remember CNI config: %w", err)
+	}
 	ctx, cancel := context.WithTimeoutCause(context.Background(), makeTimeout, errTooLong)
 	defer cancel()
-	first, err := p.connect(ctx, "")
-	if err != nil {
-		return nil, errors.Join(err, p.forget())
-	}
-	p.pool = newPool(cfg.ahead(), log, func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, "") })
-	first.pool = p.pool
-	first.Release()
-	return p, nil
+	return p.connect(ctx, dir, "")
 }
 
 func newCNI(dir, binaries string) *libcni.CNIConfig {
@@ -102,7 +133,7 @@ func (p *plugins) Take(ctx context.Context, hostname string) (*Namespace, error)
 	if !servable(hostname) {
 		return p.pool.Take(ctx)
 	}
-	n, err := p.connect(ctx, hostname)
+	n, err := p.connect(ctx, p.dir, hostname)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +151,7 @@ func servable(hostname string) bool {
 
 // connect makes a namespace and has the plugins connect it. One that has a name
 // is not for others.
-func (p *plugins) connect(ctx context.Context, hostname string) (_ *Namespace, err error) {
+func (p *plugins) connect(ctx context.Context, dir, hostname string) (_ *Namespace, err error) {
 	n, err := create(func(*Namespace) error { return nil })
 	if err != nil {
 		return nil, err
@@ -128,8 +159,8 @@ func (p *plugins) connect(ctx context.Context, hostname string) (_ *Namespace, e
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	undo.Add(n.close)
-	id := "kiln-" + strings.ToLower(rand.Text())
-	n.path = filepath.Join(cniDir(p.dir), id)
+	id := cniID(p.sum)
+	n.path = filepath.Join(cniDir(dir), id)
 	if err := mountNamespace(n); err != nil {
 		return nil, err
 	}
@@ -141,9 +172,9 @@ func (p *plugins) connect(ctx context.Context, hostname string) (_ *Namespace, e
 	}
 	if _, err := p.cni.AddNetworkList(ctx, p.list, rt); err != nil {
 		// What the plugins have done until then is theirs to undo.
-		return nil, errors.Join(fmt.Errorf("CNI plugins: connect a namespace: %w", err), p.disconnect(rt))
+		return nil, errors.Join(fmt.Errorf("CNI plugins: connect a namespace: %w", err), disconnect(p.cni, p.list, rt))
 	}
-	n.disconnect = func() error { return errors.Join(p.disconnect(rt), unmountNamespace(n.path)) }
+	n.disconnect = func() error { return errors.Join(disconnect(p.cni, p.list, rt), unmountNamespace(n.path)) }
 	undo.Keep()
 	return n, nil
 }
@@ -152,24 +183,40 @@ func runtimeConf(id, path string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: id, NetNS: path, IfName: innerName}
 }
 
-func (p *plugins) disconnect(rt *libcni.RuntimeConf) error {
+func disconnect(cni *libcni.CNIConfig, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), cniTimeout, errTooLong)
 	defer cancel()
-	if err := p.cni.DelNetworkList(ctx, p.list, rt); err != nil {
+	if err := cni.DelNetworkList(ctx, list, rt); err != nil {
 		return fmt.Errorf("CNI plugins: disconnect a namespace: %w", err)
 	}
 	return nil
 }
 
-func (p *plugins) Close() error { return errors.Join(p.pool.Close(), p.forget()) }
-
-// forget removes the files of a run, unless a namespace is left for the next.
-func (p *plugins) forget() error {
-	err := os.Remove(cniDir(p.dir))
-	if errors.Is(err, unix.ENOTEMPTY) {
+func (p *plugins) Close() error {
+	err := p.pool.Close()
+	return errors.Join(err, p.leave(func(alone bool) error {
+		if alone {
+			return forgetCNI(p.dir)
+		}
 		return nil
+	}))
+}
+
+// forgetCNI removes files, unless a namespace is left for the next run.
+func forgetCNI(dir string) error {
+	switch err := os.Remove(cniDir(dir)); {
+	case errors.Is(err, unix.ENOTEMPTY):
+		return nil
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
-	return errors.Join(err, os.Remove(cniUsed(p.dir)), os.RemoveAll(filepath.Join(p.dir, "cni-cache")))
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "cni-") {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // removeLeftCNI has plugins disconnect what a crashed daemon left. What can't be
@@ -179,25 +226,24 @@ func removeLeftCNI(dir, binaries string, log *slog.Logger) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	p := &plugins{cni: newCNI(dir, binaries), dir: dir}
-	if err == nil {
-		p.list, err = libcni.NetworkConfFromFile(cniUsed(dir))
-	}
+	cni := newCNI(dir, binaries)
 	for _, e := range left {
-		if err == nil {
-			err = p.removeLeft(e.Name())
-		}
+		err = errors.Join(err, removeLeftNamespace(cni, dir, e.Name()))
 	}
 	if err == nil {
-		err = p.forget()
+		err = forgetCNI(dir)
 	}
 	if err != nil {
 		log.Warn("remove what CNI plugins made in an earlier run", "error", err)
 	}
 }
 
-func (p *plugins) removeLeft(id string) error {
-	path := filepath.Join(cniDir(p.dir), id)
+func removeLeftNamespace(cni *libcni.CNIConfig, dir, id string) error {
+	list, err := libcni.NetworkConfFromFile(cniUsed(dir, cniSum(id)))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(cniDir(dir), id)
 	rt := runtimeConf(id, path)
 	switch is, err := isNamespace(path); {
 	case err != nil:
@@ -205,7 +251,7 @@ func (p *plugins) removeLeft(id string) error {
 	case !is: // the machine was started again: nothing but plugins' files is left
 		rt.NetNS = ""
 	}
-	if err := p.disconnect(rt); err != nil {
+	if err := disconnect(cni, list, rt); err != nil {
 		return err
 	}
 	return unmountNamespace(path)

@@ -105,7 +105,7 @@ func TestCNIAfterReboot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	removeLeftCNI(dir, cfg.CNIBinaries, discard)
+	must(t, sweep(dir, cfg, discard))
 	got := calls()
 	if last := got[len(got)-1]; !strings.HasPrefix(last, "DEL") || field(last, "netns") != "" || field(last, "id") == "" {
 		t.Errorf("last call: %s", last)
@@ -121,11 +121,11 @@ func TestCNIPluginIsGone(t *testing.T) {
 	before := machine(t)
 	dir := t.TempDir()
 	crash(t, dir, cfg)
-	removeLeftCNI(dir, t.TempDir(), discard)
+	must(t, sweep(dir, Config{CNIBinaries: t.TempDir()}, discard))
 	if left, err := os.ReadDir(cniDir(dir)); err != nil || len(left) == 0 {
 		t.Errorf("namespaces left: %v %v", left, err)
 	}
-	removeLeftCNI(dir, cfg.CNIBinaries, discard)
+	must(t, sweep(dir, cfg, discard))
 	if got := calls(); !strings.HasPrefix(got[len(got)-1], "DEL") {
 		t.Errorf("calls: %s", got)
 	}

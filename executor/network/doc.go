@@ -13,9 +13,9 @@
 //
 // A namespace of none and bridge lives by an open file, so it ends with the
 // daemon, however that ends; what remains after a crash are the bridge and its
-// rules, and with CNI what the plugins made. A file in the state directory tells
-// of both until they are removed. Open removes what an earlier daemon left,
-// whatever the mode is now.
+// rules, and with CNI what the plugins made. A file in the directory of the
+// networks tells of both until they are removed. Open removes what is left of
+// executors none of which lives, whatever the mode is now.
 //
 // Nothing here changes addresses, rules or links that it didn't make, except
 // that forwarding of packets is turned on for bridge, and stays on.

@@ -9,8 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 )
 
 // sysctl sets a value of the calling thread's network namespace, if it isn't
@@ -42,29 +40,6 @@ func forward(subnets []subnet) error {
 		}
 	}
 	return nil
-}
-
-// lockInit takes the lock that keeps daemons from setting up networks at the
-// same time, if there is one.
-func lockInit() (unlock func() error, err error) {
-	name := os.Getenv("BUILDKIT_CNI_INIT_LOCK_PATH")
-	if name == "" {
-		return func() error { return nil }, nil
-	}
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock BUILDKIT_CNI_INIT_LOCK_PATH: %w", err)
-	}
-	for {
-		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err {
-		case nil:
-			return f.Close, nil
-		case unix.EINTR:
-		default:
-			f.Close() //nolint:errcheck // nothing was written
-			return nil, fmt.Errorf("lock %s: %w", name, err)
-		}
-	}
 }
 
 func isTrue(text string) bool {

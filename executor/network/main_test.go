@@ -46,7 +46,8 @@ func TestMain(m *testing.M) {
 func runInside() int {
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), inside+"=1")
+	// Else each run of a fake plugin waits for a second at its end, with -race.
+	cmd.Env = append(os.Environ(), inside+"=1", "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	runtime.LockOSThread() // the child ends with this thread
 	if err := cmd.Run(); err != nil {

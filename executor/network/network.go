@@ -37,10 +37,13 @@ func Modes() []Mode { return []Mode{Auto, Host, None, Bridge, CNI} }
 // Config says what network processes get that ask for no particular one. Zero
 // values stand for what buildkitd has as default.
 type Config struct {
-	Mode         Mode
-	CNIConfig    string // file, a list of plugins if it ends in .conflist
-	CNIBinaries  string // directory
-	PoolSize     *int   // namespaces made ahead; nil: as many as seems useful
+	Mode        Mode
+	CNIConfig   string // file, a list of plugins if it ends in .conflist
+	CNIBinaries string // directory
+	PoolSize    *int   // namespaces made ahead; nil: as many as seems useful
+	// Dir is where executors keep what they know of their networks. Those with
+	// the same one share a bridge. "" is one of the executor's own.
+	Dir          string
 	BridgeName   string
 	BridgeSubnet string // an IPv4 prefix, an IPv6 one, or both with a comma between them
 }
@@ -80,24 +83,23 @@ type Networks struct {
 	None Provider
 }
 
-// Open prepares the networks after removing what an earlier executor with the
-// same directory left. dir is a directory of its own, which is made if needed.
+// Open prepares the networks, and removes what executors with the same directory
+// have left of which none lives. The directory is made if needed.
 func Open(dir string, cfg Config, log *slog.Logger) (_ *Networks, err error) {
 	if cfg, err = cfg.Resolve(log); err != nil {
 		return nil, err
 	}
-	if err := removeLeftBridge(dir); err != nil {
-		return nil, fmt.Errorf("remove the bridge of an earlier run: %w", err)
-	}
-	removeLeftCNI(dir, cfg.CNIBinaries, log)
 	n := &Networks{}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	n.None = openNone(log)
 	undo.Add(n.None.Close)
 	switch cfg.Mode {
+	case Host:
+		err = sweep(dir, cfg, log)
 	case None:
 		n.Default = n.None
+		err = sweep(dir, cfg, log)
 	case Bridge:
 		n.Default, err = openBridge(dir, cfg, log)
 	case CNI:

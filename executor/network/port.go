@@ -20,11 +20,7 @@ const innerName = "eth0"
 
 // connect makes a namespace that is connected to b.
 func (b *bridge) connect(context.Context) (*Namespace, error) {
-	slot, err := b.slots.take()
-	if err != nil {
-		return nil, err
-	}
-	p := &port{bridge: b, slot: slot}
+	p := &port{bridge: b}
 	n, err := create(p.add)
 	if err != nil {
 		return nil, errors.Join(err, p.remove())
@@ -36,13 +32,13 @@ func (b *bridge) connect(context.Context) (*Namespace, error) {
 // port connects one namespace.
 type port struct {
 	*bridge
-	slot int
 	link *netlink.Veth // the machine's end; nil if it isn't there
+	slot int           // valid if there is a link
 }
 
-// linkName tells the owner of a port from all others.
-func (p *port) linkName() string {
-	return "k" + p.owner.String() + "-" + strconv.FormatInt(int64(p.slot), 36)
+// linkName tells the port in a slot from all others on the machine.
+func (b *bridge) linkName(slot int) string {
+	return "k" + b.owner.String() + "-" + strconv.FormatInt(int64(slot), 36)
 }
 
 // add adds the port. It runs in the namespace.
@@ -65,7 +61,7 @@ func (p *port) add(n *Namespace) (err error) {
 		return err
 	}
 	if err := p.host.LinkSetUp(p.link); err != nil {
-		return fmt.Errorf("set link %s up: %w", p.linkName(), err)
+		return fmt.Errorf("set link %s up: %w", p.link.Name, err)
 	}
 	return p.introduce()
 }
@@ -73,26 +69,51 @@ func (p *port) add(n *Namespace) (err error) {
 // addLink adds both ends, and makes the outer one a port that learns nothing
 // and reaches no other.
 func (p *port) addLink(n *Namespace) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Group = p.linkName(), p.owner.group()
-	link := &netlink.Veth{LinkAttrs: attrs, PeerName: innerName, PeerHardwareAddr: hardwareAddr(p.slot), PeerNamespace: netlink.NsFd(n.FD())}
-	if err := p.host.LinkAdd(link); err != nil {
-		return fmt.Errorf("add link %s: %w", attrs.Name, err)
+	if err := p.addToSlot(n); err != nil {
+		return err
 	}
-	p.link = link
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
-		{"add it to the bridge", func() error { return p.host.LinkSetMasterByIndex(link, p.bridge.link.Index) }},
-		{"isolate it", func() error { return p.host.LinkSetIsolated(link, true) }},
-		{"stop it from learning addresses", func() error { return p.host.LinkSetLearning(link, false) }},
+		{"add it to the bridge", func() error { return p.host.LinkSetMasterByIndex(p.link, p.bridge.link.Index) }},
+		{"isolate it", func() error { return p.host.LinkSetIsolated(p.link, true) }},
+		{"stop it from learning addresses", func() error { return p.host.LinkSetLearning(p.link, false) }},
 	} {
 		if err := step.do(); err != nil {
-			return fmt.Errorf("link %s: %s: %w", attrs.Name, step.name, err)
+			return fmt.Errorf("link %s: %s: %w", p.link.Name, step.name, err)
 		}
 	}
 	return nil
+}
+
+// addToSlot adds both ends in the next slot that is free. Whether another member
+// has it is known by the name of its link.
+func (p *port) addToSlot(n *Namespace) error {
+	var taken []int
+	defer func() {
+		for _, slot := range taken {
+			p.slots.put(slot)
+		}
+	}()
+	for {
+		slot, err := p.slots.take()
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.Group = p.linkName(slot), p.owner.group()
+		link := &netlink.Veth{LinkAttrs: attrs, PeerName: innerName, PeerHardwareAddr: hardwareAddr(slot), PeerNamespace: netlink.NsFd(n.FD())}
+		err = p.host.LinkAdd(link)
+		if err == nil {
+			p.link, p.slot = link, slot
+			return nil
+		}
+		taken = append(taken, slot)
+		if !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add link %s: %w", attrs.Name, err)
+		}
+	}
 }
 
 // setUpInside gives the inner end its addresses and routes.
@@ -150,16 +171,17 @@ func neighbor(link int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 // remove disconnects the namespace, even one that somebody keeps alive, and
 // frees its slot.
 func (p *port) remove() error {
-	if p.link != nil {
-		for _, s := range p.subnets {
-			err := p.host.NeighDel(neighbor(p.bridge.link.Index, s.address(p.slot), hardwareAddr(p.slot)))
-			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("remove neighbor %s: %w", s.address(p.slot), err)
-			}
+	if p.link == nil {
+		return nil
+	}
+	for _, s := range p.subnets {
+		err := p.host.NeighDel(neighbor(p.bridge.link.Index, s.address(p.slot), hardwareAddr(p.slot)))
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove neighbor %s: %w", s.address(p.slot), err)
 		}
-		if err := deleteLink(p.host, p.link); err != nil {
-			return err
-		}
+	}
+	if err := deleteLink(p.host, p.link); err != nil {
+		return err
 	}
 	p.slots.put(p.slot)
 	return nil
