@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
@@ -54,7 +55,11 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 	if err != nil {
 		return nil, err
 	}
-	if e.ignoreCache {
+	identity, err := e.identity(asker)
+	if err != nil {
+		return nil, err
+	}
+	if e.ignoreCache && !e.loader.interrupted.has(identity) { // which has done so when it began
 		if err := e.pruneCacheMounts(ctx, asker); err != nil {
 			return nil, err
 		}
@@ -63,7 +68,7 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 	var left *solver.Remains
 	err = e.loader.cfg.Cache.WithRoom(ctx, func() (err error) {
 		left.Release() // of the first attempt
-		out, left, err = e.once(ctx, asker, in)
+		out, left, err = e.once(ctx, asker, identity, in)
 		return err
 	})
 	if err != nil && left != nil {
@@ -75,19 +80,15 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 
 // once is an execution. If its process fails, what is left of it is returned
 // with the error.
-func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) (_ []solver.Result, left *solver.Remains, err error) {
+func (e *execOp) once(ctx context.Context, asker solver.Asker, identity string, in []*cache.Ref) (_ []solver.Result, left *solver.Remains, err error) {
 	s := e.newStep(SessionGroup(asker), in)
+	s.identity = identity
 	defer func() { err = errors.Join(err, s.close(ctx)) }()
 
-	if err := s.prepare(ctx); err != nil {
-		return nil, nil, err
-	}
-	env, err := s.environment(ctx)
+	ran, err := s.resumeOrRun(ctx)
+	defer s.safe()
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := s.run(ctx, env); err != nil {
-		if ctx.Err() != nil {
+		if !ran || ctx.Err() != nil {
 			return nil, nil, err
 		}
 		left, lerr := s.remains(ctx)
@@ -97,15 +98,31 @@ func (e *execOp) once(ctx context.Context, asker solver.Asker, in []*cache.Ref) 
 	return out, nil, err
 }
 
+// resumeOrRun goes on with what an earlier daemon has begun, or prepares and runs
+// the process. It reports whether a process has run.
+func (s *step) resumeOrRun(ctx context.Context) (ran bool, err error) {
+	if resumed, err := s.resume(ctx); resumed || err != nil {
+		return resumed, err
+	}
+	if err := s.prepare(ctx); err != nil {
+		return false, err
+	}
+	env, err := s.environment(ctx)
+	if err != nil {
+		return false, err
+	}
+	return true, s.run(ctx, env)
+}
+
 // run runs the prepared process.
 func (s *step) run(ctx context.Context, env []string) error {
-	out := newStepLog(progress.From(ctx), s.loader.logs)
+	out := s.newLog(ctx, time.Now())
 	p := s.process(s.op.Meta, env)
 	p.Network, p.Security = netMode(s.op.Network), securityMode(s.op.Security)
 	p.Resources = resources(s.resources)
 	p.Timeout, p.QuietTimeout = s.limits.Step, s.limits.Quiet
 	p.Stdout, p.Stderr = out.stdout, out.stderr
-	if _, err := s.loader.cfg.Executor.Run(ctx, p); err != nil {
+	if err := s.execute(ctx, p); err != nil {
 		out.flush()
 		return s.failure(ctx, err)
 	}
@@ -137,6 +154,11 @@ func (s *mountSet) process(meta *pb.Meta, env []string) executor.Process {
 		p.ValidExitCodes = append(p.ValidExitCodes, int(code))
 	}
 	return p
+}
+
+// newLog is where a process prints to that started then.
+func (s *step) newLog(ctx context.Context, started time.Time) stepLog {
+	return newStepLog(progress.From(ctx), s.loader.logs, started)
 }
 
 // failure is the step's error for what Run returned, with the exit code for

@@ -41,6 +41,16 @@ func logLimitsFromEnv() (l logLimits, err error) {
 	return l, err
 }
 
+// KeptOutput is how much of each stream of a step the next daemon needs if the
+// step outlives this one, beside the last of it; -1 is all.
+func KeptOutput() int {
+	limits, err := logLimitsFromEnv()
+	if err != nil {
+		return noLimit // NewLoader says why that can't be
+	}
+	return limits.size
+}
+
 func limitFromEnv(name string, value int) (int, error) {
 	s, ok := os.LookupEnv(name)
 	if !ok || s == "" {
@@ -56,12 +66,12 @@ func limitFromEnv(name string, value int) (int, error) {
 // stepLog is where a step prints to.
 type stepLog struct{ stdout, stderr *logStream }
 
-func newStepLog(scope progress.Scope, limits logLimits) stepLog {
+func newStepLog(scope progress.Scope, limits logLimits, started time.Time) stepLog {
 	stream := func(n int, echo io.Writer) *logStream {
 		if !limits.echo {
 			echo = io.Discard
 		}
-		return &logStream{scope: scope, stream: n, limits: limits, echo: echo, now: time.Now, started: time.Now()}
+		return &logStream{scope: scope, stream: n, limits: limits, echo: echo, now: time.Now, started: started}
 	}
 	return stepLog{stdout: stream(streamStdout, os.Stdout), stderr: stream(streamStderr, os.Stderr)}
 }

@@ -16,6 +16,8 @@ import (
 type step struct {
 	*execOp
 	mountSet
+	identity string // see execOp.identity
+	done     func() // of a supervisor's run; nil if there is none
 }
 
 func (e *execOp) newStep(g session.Group, inputs []*cache.Ref) *step {

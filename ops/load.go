@@ -3,6 +3,7 @@ package ops
 import (
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -23,6 +24,8 @@ type Loader struct {
 	caches  *cacheMounts
 	logs    logLimits
 	secrets []byte // key of the hashes by which steps with secrets are compared
+
+	interrupted interruptedSteps
 }
 
 // NewLoader returns a loader for ops that work with cfg.
@@ -33,6 +36,9 @@ func NewLoader(cfg Config) (*Loader, error) {
 		slots:   newSlots(cfg.Parallelism),
 		caches:  newCacheMounts(cfg.Cache),
 		secrets: make([]byte, 32),
+	}
+	if l.cfg.Log == nil {
+		l.cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	l.cfg.Platform = platforms.Normalize(cfg.Platform)
 	rand.Read(l.secrets) // never fails

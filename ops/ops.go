@@ -17,6 +17,7 @@ package ops
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
@@ -94,6 +95,11 @@ type Config struct {
 	Sessions *session.Manager
 	Sources  []Source
 	Platform ocispec.Platform // the default
+	// Supervisor runs what may outlive the daemon; nil for nothing.
+	Supervisor Supervisor
+	// SharedNetwork says that steps have the machine's network by default.
+	SharedNetwork bool
+	Log           *slog.Logger // nil discards
 	// Parallelism bounds the ops that run at once; 0 is no bound (LLB-035).
 	Parallelism int
 }

@@ -14,12 +14,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/keys"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/network"
+	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
@@ -45,7 +47,11 @@ type Config struct {
 	Network      network.Config // of steps that ask for none in particular
 	Registry     registry.Config
 	GC           GC
-	Log          *slog.Logger // nil discards
+	// Supervisor is the command that runs supervisor.Main, for steps that outlive
+	// the daemon, by Unclaimed at most; none do if it is empty or Unclaimed is 0.
+	Supervisor []string
+	Unclaimed  time.Duration
+	Log        *slog.Logger // nil discards
 }
 
 // Worker is the place. Close it after the last build.
@@ -69,6 +75,9 @@ type Worker struct {
 	rules     []cache.PruneOptions
 	collector *collector
 
+	earlier    []*supervisor.Earlier // of earlier daemons
+	supervisor *supervisor.Client    // nil: steps end with the daemon
+
 	release func() error
 }
 
@@ -90,21 +99,22 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.rules, err = cfg.GC.rules(cfg.Root); err != nil {
 		return nil, err
 	}
-	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
-		return nil, err
-	}
 	if w.cfg.Network, err = cfg.Network.Resolve(cfg.Log); err != nil {
 		return nil, err
 	}
 	w.cfg.Network.Dir = cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))
-	exec, err := executor.New(executor.Config{
-		Root: filepath.Join(cfg.Root, "executor"), Binary: cfg.Runtime, CgroupParent: cfg.CgroupParent, DNS: cfg.DNS, Network: w.cfg.Network,
-		Log: cfg.Log,
-	})
+	if w.earlier, err = supervisor.Find(w.supervisors(), w.outlivingConfig()); err != nil {
+		return nil, err
+	}
+	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
+		return nil, err
+	}
+	exec, err := executor.New(w.executorConfig())
 	if err != nil {
 		return nil, fmt.Errorf("set up the executor: %w", err)
 	}
 	undo.Add(exec.Close)
+	w.supervise(&undo)
 	if w.sessions, err = session.NewManager(); err != nil {
 		return nil, fmt.Errorf("set up sessions: %w", err)
 	}
@@ -113,6 +123,8 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openOps(exec); err != nil {
 		return nil, err
 	}
+	w.loader.TakeUp(ctx, w.earlier, cfg.Unclaimed)
+	undo.Add(w.loader.Close)
 	w.collector.start(w.collect)
 	undo.Add(w.collector.close)
 	w.release = undo.Keep()
@@ -161,6 +173,7 @@ func (w *Worker) closeFiles() error {
 func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack, grown func()) (err error) {
 	w.cache, err = cache.Open(ctx, cache.Config{
 		Store: w.store, Snapshots: w.snapshots, Blobs: w.blobs, Log: w.cfg.Log, Root: w.cfg.Root, Rules: w.rules, Grown: grown,
+		Adopt: ops.Written(w.earlier),
 	})
 	if err != nil {
 		return err
@@ -173,12 +186,16 @@ func (w *Worker) openCache(ctx context.Context, undo *cleanup.Stack, grown func(
 func (w *Worker) openOps(exec executor.Executor) error {
 	w.image = image.New(image.Options{Cache: w.cache, Store: w.store, Registry: w.registry, Sessions: w.sessions})
 	w.layout = ocilayout.New(ocilayout.Options{Cache: w.cache, Sessions: w.sessions})
-	var err error
-	w.loader, err = ops.NewLoader(ops.Config{
+	cfg := ops.Config{
 		Cache: w.cache, Executor: exec, Sessions: w.sessions, Platform: w.platforms[0], Parallelism: w.cfg.Parallelism,
-		Sources: []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
-	})
-	if err != nil {
+		Sources:       []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
+		SharedNetwork: w.sharesNetwork(), Log: w.cfg.Log,
+	}
+	if w.supervisor != nil {
+		cfg.Supervisor = w.supervisor
+	}
+	var err error
+	if w.loader, err = ops.NewLoader(cfg); err != nil {
 		return fmt.Errorf("set up ops: %w", err)
 	}
 	w.openKeys(false)

@@ -21,6 +21,7 @@ const (
 	defaultRoot       = "/var/lib/kiln"
 	defaultAddress    = "unix:///run/buildkit/buildkitd.sock"
 	defaultGrace      = 10 * time.Second
+	defaultUnclaimed  = 5 * time.Minute
 )
 
 // config is what the daemon runs with: the file's keys, overridden by flags
@@ -61,6 +62,7 @@ type config struct {
 		StepTimeout     any `toml:"stepTimeout"`
 		NoOutputTimeout any `toml:"noOutputTimeout"`
 		BuildTimeout    any `toml:"buildTimeout"`
+		UnclaimedStep   any `toml:"unclaimedStepTimeout"`
 	} `toml:"kiln"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
@@ -87,6 +89,7 @@ type config struct {
 	historyAge time.Duration // History.MaxAge, read
 	gc         worker.GC     // of the OCI worker, read
 	limits     ops.Limits    // those of Kiln, read
+	unclaimed  time.Duration // Kiln.UnclaimedStep, read
 
 	// These have flags only.
 	group    string
@@ -221,7 +224,8 @@ func (cfg *config) applyFlags(c *cli.Command) {
 		k, v, _ := strings.Cut(kv, "=")
 		oci.Labels[k] = v
 	}
-	for name, key := range map[string]*any{"step-timeout": &cfg.Kiln.StepTimeout, "no-output-timeout": &cfg.Kiln.NoOutputTimeout, "build-timeout": &cfg.Kiln.BuildTimeout} {
+	for name, key := range map[string]*any{"step-timeout": &cfg.Kiln.StepTimeout, "no-output-timeout": &cfg.Kiln.NoOutputTimeout, "build-timeout": &cfg.Kiln.BuildTimeout,
+		"unclaimed-step-timeout": &cfg.Kiln.UnclaimedStep} {
 		if c.IsSet(name) || *key == nil {
 			*key = c.Duration(name)
 		}
@@ -277,6 +281,7 @@ func (cfg *config) check() error {
 		{"kiln.stepTimeout", cfg.Kiln.StepTimeout, &cfg.limits.Step},
 		{"kiln.noOutputTimeout", cfg.Kiln.NoOutputTimeout, &cfg.limits.Quiet},
 		{"kiln.buildTimeout", cfg.Kiln.BuildTimeout, &cfg.limits.Build},
+		{"kiln.unclaimedStepTimeout", cfg.Kiln.UnclaimedStep, &cfg.unclaimed},
 	} {
 		if *d.read, err = parseDuration(d.key, d.value); err != nil {
 			return err

@@ -79,6 +79,7 @@ func built() []cli.Flag {
 		&cli.DurationFlag{Name: "step-timeout", Usage: "end steps that run longer, unless a build says otherwise (--opt kiln.step-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "no-output-timeout", Usage: "end steps that print nothing for longer, unless a build says otherwise (--opt kiln.no-output-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "build-timeout", Usage: "end builds that take longer, unless they say otherwise (--opt kiln.build-timeout); 0 is never"},
+		&cli.DurationFlag{Name: "unclaimed-step-timeout", Usage: "how long steps go on without a daemon; 0: they end with it", Value: defaultUnclaimed},
 		&cli.DurationFlag{Name: "idle-exit", Usage: "end when no client has been connected for this long; 0 is never"},
 		&cli.DurationFlag{Name: "grace", Usage: "time that running builds get after SIGTERM", Value: defaultGrace},
 	}
@@ -104,7 +105,7 @@ func command() *cli.Command {
 			}
 			return serve(ctx, cfg, warnings)
 		},
-		Commands:     []*cli.Command{fsckCommand()},
+		Commands:     []*cli.Command{superviseCommand(), fsckCommand()},
 		OnUsageError: func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
 	}
 }

@@ -107,6 +107,7 @@ type daemon struct {
 	verify  *verify.Verifier // nil if the cache isn't verified
 	monitor *monitor.Monitor
 	grpc    *grpc.Server
+	leave   func() // has steps go on that may outlive the daemon
 }
 
 const (
@@ -123,7 +124,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	})
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)
-	d := &daemon{cfg: cfg, log: log, history: hist, explain: why}
+	d := &daemon{cfg: cfg, log: log, history: hist, explain: why, leave: w.Leave}
 	var watch []func() (solver.Observer, func())
 	if share := cfg.Cache.Verify; share > 0 {
 		d.verify = verify.New(verify.Config{
@@ -146,6 +147,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Linger:       buildLinger,
 		Log:          log,
 		Explain:      why,
+		Cancelling:   d.cancelling,
 		Watch:        watch,
 		Started:      started,
 		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon() },
@@ -180,22 +182,38 @@ func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) (err er
 	select {
 	case sig := <-signals:
 		d.log.Info("draining: running builds may end", "signal", sig.String(), "grace", d.cfg.grace.String())
-		d.drain(signals)
+		d.drain(signals, sig == syscall.SIGTERM)
 	case <-idle:
 		d.log.Info("ending: no client was connected", "for", d.cfg.idleExit.String())
-		d.drain(signals)
+		d.drain(signals, false)
 	case err = <-failed:
 		d.log.Error("ending: a listener failed", "err", err)
-		d.drain(signals)
+		d.drain(signals, true)
 	}
 	d.hangUp()
 	return err
 }
 
+// errGraceOver ends builds for whose steps another daemon may come.
+var errGraceOver = errors.New("the grace period is over")
+
+// cancelling is called before builds are cancelled because the daemon ends.
+func (d *daemon) cancelling(cause error) {
+	if errors.Is(cause, errGraceOver) && d.cfg.unclaimed > 0 {
+		d.log.Info("leaving running steps to the next daemon", "for", d.cfg.unclaimed.String())
+		d.leave()
+	}
+}
+
 // drain waits for running builds until the grace period is over or a second
 // signal comes; then they are cancelled. A third one ends the process at once.
-func (d *daemon) drain(signals <-chan os.Signal) {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), d.cfg.grace, errors.New("the grace period is over"))
+// If another daemon is expected, steps go on when the grace period is over.
+func (d *daemon) drain(signals <-chan os.Signal, another bool) {
+	over := errGraceOver
+	if !another {
+		over = errors.New("the daemon's grace period is over")
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), d.cfg.grace, over)
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

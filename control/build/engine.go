@@ -36,6 +36,9 @@ type Config struct {
 	Log    *slog.Logger
 	// Explain keeps why the steps of builds ran; nil keeps nothing.
 	Explain *explain.Journal
+	// Cancelling is called before Drain cancels the builds that still run, with
+	// the cause; may be nil.
+	Cancelling func(cause error)
 	// Watch are told of every build that begins. Each returns what observes it
 	// and what is called when it is over.
 	Watch []func() (o solver.Observer, ended func())
@@ -201,6 +204,9 @@ func (e *Engine) Drain(ctx context.Context) {
 	case <-idle:
 		return
 	case <-ctx.Done():
+	}
+	if e.cfg.Cancelling != nil {
+		e.cfg.Cancelling(context.Cause(ctx))
 	}
 	for _, b := range e.Running() {
 		b.cancel(status.Errorf(codes.Unavailable, "the daemon is shutting down: %v", context.Cause(ctx)))

@@ -87,10 +87,14 @@ func (c *Client) launch() *process {
 // start starts the supervisor and waits until it is ready. If it has returned an
 // error, p.cmd is nil or is being killed.
 func (p *process) start(cfg Config) (err error) {
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	dir, err := filepath.Abs(cfg.Dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("directory for supervisors: %w", err)
 	}
-	if p.dir, err = os.MkdirTemp(cfg.Dir, ""); err != nil {
+	if p.dir, err = os.MkdirTemp(dir, ""); err != nil {
 		return fmt.Errorf("directory for the supervisor: %w", err)
 	}
 	arg, err := json.Marshal(config{Dir: p.dir, Executor: cfg.Executor, Unclaimed: cfg.Unclaimed})

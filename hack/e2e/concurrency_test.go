@@ -129,7 +129,7 @@ func TestClientKilledMidTransfer(t *testing.T) {
 // A daemon that is killed under load starts again within two seconds, clean,
 // and builds. compat: DMN-117, X-9
 func TestKillNine(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemon(t, "--unclaimed-step-timeout", "0") // nothing is to outlive it
 	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
 	for round := range 20 {
 		var wg sync.WaitGroup
