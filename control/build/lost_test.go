@@ -19,7 +19,9 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/frontend"
+	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
@@ -38,6 +40,9 @@ type daemon struct {
 	log    *bytes.Buffer
 	worker *worker.Worker
 	engine *Engine
+	// out is what the names of images begin with that builds push.
+	out     string
+	imports []solver.Import // of builds
 }
 
 func newDaemon(t *testing.T) *daemon {
@@ -45,7 +50,7 @@ func newDaemon(t *testing.T) *daemon {
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: it needs root")
 	}
-	d := &daemon{t: t, root: t.TempDir(), reg: registrytest.New(t), log: &bytes.Buffer{}}
+	d := &daemon{t: t, root: t.TempDir(), reg: registrytest.New(t), log: &bytes.Buffer{}, out: "out"}
 	d.reg.Push(t, "base", "1", registrytest.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
 		Layers:   []map[string]string{{"base": strings.Repeat("base", 1000)}},
@@ -135,6 +140,7 @@ type outcome struct {
 
 // trouble happens while a build runs: each is called once, just before that.
 type trouble struct {
+	preparing func() // what top or copy stands on is fetched, if it isn't here
 	mounting  func() // top executes
 	digesting func() // top's content is digested
 	exporting func() // the result is exported
@@ -150,13 +156,17 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 	d.must(err)
 	defer d.engine.running.Done()
 	defer b.finish(nil, nil)
+	if d.imports != nil {
+		b.solver.Close()
+		b.solver = d.worker.Solver().NewBuild(solver.BuildOptions{ID: id, Value: &ops.Build{}, Progress: progress.WriterFunc(b.write), Imports: d.imports})
+	}
 
 	res, err := b.bridge.Solve(ctx, frontend.SolveRequest{Definition: def})
 	d.must(err)
 	top := res.Ref.(*ref)
 	ran := &counter{n: map[string]int{}}
 	interfere(top.edge.Vertex, tr, ran)
-	image, err := export.New(d.engine.cfg.Export, "image", map[string]string{"name": d.reg.Host + "/out-" + result + ":" + variant, "push": "true", "source-date-epoch": "1000"})
+	image, err := export.New(d.engine.cfg.Export, "image", map[string]string{"name": d.reg.Host + "/" + d.out + "-" + result + ":" + variant, "push": "true", "source-date-epoch": "1000"})
 	d.must(err)
 	before := sync.OnceFunc(func() {
 		if tr.exporting != nil {
@@ -201,7 +211,10 @@ func (e exporter) Export(ctx context.Context, src export.Source, req export.Requ
 // interfere counts the executions of v and what is below it, and makes trouble
 // happen when top runs and when it is digested.
 func interfere(v *solver.Vertex, tr trouble, ran *counter) {
-	h := hooked{Op: v.Op, mounting: func() {}, ran: func() { ran.add(v.Name) }}
+	h := hooked{Op: v.Op, preparing: func() {}, mounting: func() {}, ran: func() { ran.add(v.Name) }}
+	if (v.Name == "top" || v.Name == "copy") && tr.preparing != nil {
+		h.preparing = tr.preparing
+	}
 	if v.Name == "top" && tr.mounting != nil {
 		h.mounting = sync.OnceFunc(tr.mounting)
 	}
@@ -216,8 +229,8 @@ func interfere(v *solver.Vertex, tr trouble, ran *counter) {
 
 type hooked struct {
 	solver.Op
-	mounting, ran func()
-	digesting     func() // nil: nothing
+	preparing, mounting, ran func()
+	digesting                func() // nil: nothing
 }
 
 func (h hooked) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
@@ -231,7 +244,18 @@ func (h hooked) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Re
 
 func (h hooked) CacheMap(ctx context.Context, asker solver.Asker, index int) (*solver.CacheMap, bool, error) {
 	m, more, err := h.Op.CacheMap(ctx, asker, index)
-	if err == nil && h.digesting != nil {
+	if err != nil {
+		return m, more, err
+	}
+	for i, dep := range m.Deps {
+		if dep.Prepare != nil {
+			m.Deps[i].Prepare = func(ctx context.Context, asker solver.Asker, in solver.Result) error {
+				h.preparing()
+				return dep.Prepare(ctx, asker, in)
+			}
+		}
+	}
+	if h.digesting != nil {
 		for i, dep := range m.Deps {
 			m.Deps[i].Content = func(ctx context.Context, asker solver.Asker, in solver.Result) (digest.Digest, error) {
 				h.digesting()
@@ -308,6 +332,19 @@ func (d *daemon) afterRestart(fn func()) func() {
 	}
 }
 
+// collecting is fn, done while everything that isn't in use is collected: in
+// the middle of it, if there is anything.
+func (d *daemon) collecting(fn func()) func() {
+	return func() {
+		once := sync.OnceFunc(fn)
+		d.must(d.worker.Cache().Prune(context.Background(), cache.PruneOptions{All: true}, func(cache.Usage) error {
+			once()
+			return nil
+		}))
+		once()
+	}
+}
+
 func (d *daemon) deleteFile(p string)   { d.must(os.Remove(p)) }
 func (d *daemon) truncateFile(p string) { d.must(os.Truncate(p, 7)) }
 
@@ -375,6 +412,14 @@ func TestLost(t *testing.T) {
 				}
 			}}
 		}, again: "top copy", logged: "top"},
+		{
+			name: "snapshot deleted/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.loseSnapshot("two"))} },
+			again: "two", logged: "two",
+		},
+		{
+			name: "parent's snapshot deleted/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.loseSnapshot("one"))} },
+			again: "one two", logged: "one",
+		},
 		{name: "blob deleted/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.deleteFile) }},
 		{name: "blob truncated/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.truncateFile) }, logged: "stored blob"},
 		{name: "blob bit flipped/before load", result: "top", before: func(d *daemon) func() { return d.afterRestart(d.damageBlobs(d.flipBit)) }, logged: "stored blob"},
@@ -387,6 +432,31 @@ func TestLost(t *testing.T) {
 		{
 			name: "blob bit flipped/during export", result: "top", before: func(d *daemon) func() { return d.afterRestart(func() {}) },
 			during: func(d *daemon) trouble { return trouble{exporting: d.damageBlobs(d.flipBit)} }, logged: "stored blob",
+		},
+		{
+			name: "blob bit flipped/while mounting", result: "top",
+			during: func(d *daemon) trouble { return trouble{mounting: d.damageBlobs(d.flipBit)} }, logged: "stored blob",
+		},
+		{name: "blob bit flipped/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageBlobs(d.flipBit)} }},
+		{
+			name: "blob bit flipped by whoever wrote it/before load", result: "top",
+			before: func(d *daemon) func() { return d.damageBlobs(d.flipBit) }, logged: "stored blob",
+		},
+		{
+			name: "blob bit flipped by whoever wrote it/during export", result: "top",
+			during: func(d *daemon) trouble { return trouble{exporting: d.damageBlobs(d.flipBit)} }, logged: "stored blob",
+		},
+		{
+			name: "blob deleted/during GC", result: "top",
+			during: func(d *daemon) trouble { return trouble{exporting: d.collecting(d.damageBlobs(d.deleteFile))} },
+		},
+		{
+			name: "blob truncated/during GC", result: "top",
+			during: func(d *daemon) trouble { return trouble{exporting: d.collecting(d.damageBlobs(d.truncateFile))} }, logged: "stored blob",
+		},
+		{
+			name: "blob bit flipped/during GC", result: "top",
+			during: func(d *daemon) trouble { return trouble{exporting: d.collecting(d.damageBlobs(d.flipBit))} }, logged: "stored blob",
 		},
 		{name: "record deleted/before load", before: func(d *daemon) func() {
 			return d.damageRecord("two", func([]byte) []byte { return nil })
