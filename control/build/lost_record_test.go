@@ -1,0 +1,89 @@
+package build
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/worker"
+)
+
+// spoilRecord changes what the database says of the record that a step made,
+// behind the back of the daemon that runs.
+func (d *daemon) spoilRecord(name string, change func(old []byte) []byte) func() {
+	return func() {
+		db := d.worker.Store()
+		n := 0
+		b := &store.Batch{}
+		db.Scan("ref", "", func(id string, value []byte) bool {
+			if !bytes.Contains(value, []byte(`"`+name+`"`)) {
+				return true
+			}
+			n++
+			if data := change(slices.Clone(value)); data != nil {
+				b.Put("ref", id, data)
+			} else {
+				b.Delete("ref", id)
+			}
+			return true
+		})
+		if n != 1 {
+			d.t.Fatalf("%d records of %s", n, name)
+		}
+		db.Write(b)
+		d.must(db.Sync(d.t.Context()))
+	}
+}
+
+// A record that is damaged in the database while a build uses it costs that
+// build nothing. The next start finds it, if nobody has written it again by
+// then, and what is lost runs again. compat: LLB-173
+func TestLostRecord(t *testing.T) {
+	changes := map[string]func(old []byte) []byte{
+		"deleted":     func([]byte) []byte { return nil },
+		"truncated":   func(old []byte) []byte { return old[:len(old)/2] },
+		"bit flipped": func(old []byte) []byte { old[0] ^= 1; return old },
+	}
+	times := map[string]func(d *daemon, spoil func()) trouble{
+		"before load":     func(_ *daemon, spoil func()) trouble { spoil(); return trouble{} },
+		"while mounting":  func(_ *daemon, spoil func()) trouble { return trouble{mounting: spoil} },
+		"while digesting": func(_ *daemon, spoil func()) trouble { return trouble{digesting: spoil} },
+		"during export":   func(_ *daemon, spoil func()) trouble { return trouble{exporting: spoil} },
+		"during GC":       func(d *daemon, spoil func()) trouble { return trouble{mounting: d.collecting(spoil)} },
+	}
+	for when, happens := range times {
+		for how, change := range changes {
+			t.Run(how+"/"+when, func(t *testing.T) {
+				d := newDaemon(t)
+				d.build("two", "first", trouble{})
+				got := d.build("copy", "v", happens(d, d.spoilRecord("two", change)))
+				if want := map[string]int{"top": 1, "copy": 1}; !maps.Equal(got.ran, want) {
+					t.Errorf("executed %v, want %v\nlog:\n%s", got.ran, want, d.log)
+				}
+				d.compare(got)
+
+				d.stop()
+				d.start()
+				got = d.build("copy", "v", trouble{})
+				for name := range got.ran {
+					if !slices.Contains([]string{"two", "top", "copy"}, name) {
+						t.Errorf("after a restart %s ran", name)
+					}
+				}
+				d.compare(got)
+				if again := d.build("copy", "v", trouble{}); len(again.ran) > 0 {
+					t.Errorf("the same build again executed %v", again.ran)
+				}
+				d.stop()
+				report, err := worker.Check(t.Context(), d.root, true)
+				d.must(err)
+				if len(report.Problems) > 0 {
+					t.Errorf("fsck: %q", report.Problems)
+				}
+				d.start()
+			})
+		}
+	}
+}
