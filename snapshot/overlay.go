@@ -66,6 +66,11 @@ type record struct {
 	Clears  bool `json:"e,omitempty"` // the layer's tar hides all that it is stacked on
 }
 
+func (r record) encode() []byte {
+	value, _ := json.Marshal(r) // can't fail: these are strings and flags
+	return value
+}
+
 var _ Snapshotter = (*Overlay)(nil)
 
 // NewOverlay opens the overlay snapshotter with its layers under root, as
@@ -275,21 +280,31 @@ func (o *Overlay) Commit(ctx context.Context, id string) error {
 // Reopen makes the committed snapshot id active again. It must have no
 // children.
 func (o *Overlay) Reopen(ctx context.Context, id string) error {
+	was, err := o.reopen(id)
+	if was == formCopy { // of what it was
+		o.trash.discard(o.portablePath(id))
+	}
+	return err
+}
+
+// reopen returns what stood for the layer elsewhere.
+func (o *Overlay) reopen(id string) (was form, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s, err := o.getLocked(id)
 	switch {
 	case err != nil:
-		return err
+		return "", err
 	case !s.Committed:
-		return nil
+		return "", nil
 	case s.children > 0:
-		return fmt.Errorf("reopen snapshot %q: %w", id, ErrInUse)
+		return "", fmt.Errorf("reopen snapshot %q: %w", id, ErrInUse)
 	case len(s.Layers) > 0:
-		return fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
+		return "", fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
 	}
+	was = s.Form
 	s.Committed, s.Form, s.stored = false, formUnknown, false
-	return nil
+	return was, nil
 }
 
 // Stack makes the committed snapshot id out of existing committed snapshots,
@@ -398,17 +413,13 @@ func (o *Overlay) persistLocked(b *store.Batch, id string, added map[string]reco
 	if _, ok := added[id]; ok {
 		return nil
 	}
-	value, err := json.Marshal(s.record)
-	if err != nil {
-		return fmt.Errorf("encode the record of snapshot %s: %w", id, err)
-	}
 	added[id] = s.record
 	for _, below := range s.below() {
 		if err := o.persistLocked(b, below, added); err != nil {
 			return err
 		}
 	}
-	b.Put(recordBucket, id, value)
+	b.Put(recordBucket, id, s.encode())
 	return nil
 }
 

@@ -371,6 +371,7 @@ func TestPortableCopyLivesWithItsLayer(t *testing.T) {
 	if grown := stack(t, o, "st2", "layer", "other"); len(grown) > 0 {
 		t.Error("it was copied again")
 	}
+	must(t, o.Persist(&store.Batch{}, "st2"))
 	if errs := o.Check(t.Context(), true); len(errs) > 0 {
 		t.Error(errs)
 	}
@@ -379,16 +380,36 @@ func TestPortableCopyLivesWithItsLayer(t *testing.T) {
 	if errs := o.Check(t.Context(), false); len(errs) != 1 || !strings.Contains(errs[0].Error(), "no copy for other parents") {
 		t.Errorf("a missing copy: %v", errs)
 	}
-	if grown := stack(t, o, "st3", "layer", "other"); !slices.Equal(grown, []string{"layer"}) {
+	o.ForgetLost()
+	for id, want := range map[string]error{"layer": nil, "other": nil, "st": snapshot.ErrNotFound} {
+		if _, err := o.Stat(t.Context(), id); !errors.Is(err, want) {
+			t.Errorf("repaired, %s: %v, want %v", id, err, want)
+		}
+	}
+	if errs := o.Check(t.Context(), true); len(errs) > 0 {
+		t.Error(errs)
+	}
+	stack(t, o, "st", "other", "layer")
+	must(t, os.RemoveAll(copyDir(o, "layer")))
+	if grown := stack(t, o, "st3", "other", "layer"); !slices.Equal(grown, []string{"layer"}) {
 		t.Errorf("a missing copy wasn't made again: %q", grown)
 	}
 	if got := shown(t, o, "st"); got != want {
 		t.Errorf("mended it shows %q, not %q", got, want)
 	}
 	b = &store.Batch{}
-	for _, id := range []string{"st", "st2", "st3", "layer"} {
+	for _, id := range []string{"st", "st3"} {
 		must(t, o.Remove(b, id))
 	}
+	// What is written anew has no copy of what it was.
+	must(t, o.Reopen(t.Context(), "layer"))
+	if errs := o.Check(t.Context(), true); len(errs) > 0 {
+		t.Error(errs)
+	}
+	must(t, o.Commit(t.Context(), "layer"))
+	stack(t, o, "st4", "other", "layer")
+	must(t, o.Remove(b, "st4"))
+	must(t, o.Remove(b, "layer"))
 	db.Write(b)
 	must(t, db.Sync(t.Context()))
 	must(t, o.Settle(t.Context()))

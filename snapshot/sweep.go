@@ -64,6 +64,8 @@ func (o *Overlay) ForgetLost() {
 	for _, id := range ids {
 		st, err := os.Lstat(o.fsPath(id))
 		there[id] = err == nil && st.IsDir()
+		st, err = os.Lstat(o.portablePath(id))
+		there[portablePrefix+id] = err == nil && st.IsDir()
 	}
 	o.forgetUnsound(there)
 }
@@ -78,6 +80,7 @@ func (o *Overlay) forgetUnsound(there map[string]bool) {
 	}
 	clear(o.unreadable)
 	known := map[string]bool{}
+	o.forgetCopiesLocked(b, there, known)
 	var unsound []*snap
 	for id, s := range o.snaps {
 		if !o.soundLocked(id, there, known) {
@@ -91,6 +94,23 @@ func (o *Overlay) forgetUnsound(there map[string]bool) {
 	}
 	o.mu.Unlock()
 	o.db.Write(b)
+}
+
+// forgetCopiesLocked forgets portable copies that aren't there, and notes in
+// sound that the stacks which may show them can't be used.
+func (o *Overlay) forgetCopiesLocked(b *store.Batch, there, sound map[string]bool) {
+	for id, s := range o.snaps {
+		if !s.stored || s.Form != formCopy || there[portablePrefix+id] {
+			continue
+		}
+		s.Form = formUnknown
+		b.Put(recordBucket, id, s.encode())
+		for _, stack := range o.snaps {
+			if slices.Contains(stack.Layers, id) {
+				sound[stack.id] = false
+			}
+		}
+	}
 }
 
 // soundLocked says whether the files of id, and those of all that it stands on,
