@@ -69,7 +69,6 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 		b.host.Close()
 		return nil, err
 	}
-	warnOfDrops(b.name, log)
 	// In a small subnet there is room left for what isn't made ahead.
 	b.pool = newPool(min(cfg.ahead(), room), log, b.connect)
 	return b, nil

@@ -5,7 +5,6 @@ package network
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -75,7 +74,7 @@ func addRules(o owner, bridge string, subnets []subnet) error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("add the rules of table inet %s: %w", t.Name, err)
 	}
-	return nil
+	return openFirewall(c, o, bridge)
 }
 
 // removeRules is content if there are none.
@@ -88,7 +87,7 @@ func removeRules(o owner) error {
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove table inet %s: %w", table(o).Name, err)
 	}
-	return nil
+	return closeFirewall(c, o)
 }
 
 const register = 1
@@ -129,23 +128,3 @@ func established() []expr.Any {
 }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
-
-// warnOfDrops tells of other programs' rules that drop what they don't know: an
-// accept here isn't the last word.
-func warnOfDrops(bridge string, log *slog.Logger) {
-	c, err := nftables.New()
-	if err != nil {
-		return
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		log.Warn("look for firewall rules that would drop packets of steps", "error", err)
-		return
-	}
-	for _, ch := range chains {
-		if ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
-			log.Warn("the machine's firewall drops forwarded packets that it has no rule for; unless it has one for the bridge, steps reach nothing beyond the machine",
-				"table", ch.Table.Name, "chain", ch.Name, "bridge", bridge)
-		}
-	}
-}
