@@ -7,23 +7,41 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"unicode"
 )
 
-// generateHosts makes the hosts file of a container.
-func generateHosts(hostname string, extra []HostIP) []byte {
+// generateHosts makes the hosts file of a container. A name is one word, so that
+// it is all that its line names.
+func generateHosts(hostname string, extra []HostIP) ([]byte, error) {
 	if hostname == "" {
 		hostname = defaultHostname
+	}
+	if !isHostName(hostname) {
+		return nil, fmt.Errorf("host name %q: it must be one word", hostname)
 	}
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", hostname)
 	for _, h := range extra {
-		fmt.Fprintf(&b, "%s\t%s\n", h.IP, h.Host)
+		if !isHostName(h.Host) {
+			return nil, fmt.Errorf("extra host %q: its name must be one word", h.Host)
+		}
+		addr, ok := netip.AddrFromSlice(h.IP)
+		if !ok {
+			return nil, fmt.Errorf("extra host %s: it has no IP address", h.Host)
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", addr.Unmap(), h.Host)
 	}
-	return b.Bytes()
+	return b.Bytes(), nil
+}
+
+func isHostName(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) || c == '#' })
 }
 
 // unusedFiles is how many generated files without a user are kept.

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 )
@@ -157,6 +159,11 @@ func parseResolvConf(text string) (rc resolvConf) {
 func (rc *resolvConf) override(dns *DNS) (servers bool, err error) {
 	if dns == nil {
 		return false, nil
+	}
+	for _, s := range slices.Concat(dns.Nameservers, dns.SearchDomains, dns.Options) {
+		if strings.ContainsFunc(s, unicode.IsControl) {
+			return false, fmt.Errorf("DNS setting %q: it must be on one line", s)
+		}
 	}
 	if len(dns.Nameservers) > 0 {
 		rc.servers = nil

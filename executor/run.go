@@ -222,8 +222,12 @@ func (e *executor) openFiles(p Process, undo *cleanup.Stack) ([]source, error) {
 	if err != nil {
 		return nil, err
 	}
+	hosts, err := generateHosts(p.Hostname, p.ExtraHosts)
+	if err != nil {
+		return nil, err
+	}
 	var sources []source
-	for dest, content := range map[string][]byte{"/etc/resolv.conf": resolv, "/etc/hosts": generateHosts(p.Hostname, p.ExtraHosts)} {
+	for dest, content := range map[string][]byte{"/etc/resolv.conf": resolv, "/etc/hosts": hosts} {
 		name, release, err := e.files.get(content)
 		if err != nil {
 			return nil, err

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -138,17 +140,55 @@ func TestResolvConfRules(t *testing.T) {
 }
 
 func FuzzResolvConf(f *testing.F) {
-	f.Add("nameserver 1.2.3.4\nsearch a b\noptions x:1\nfoo bar\n")
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Add("nameserver 1.2.3.4\nsearch a b\noptions x:1\nfoo bar\n", "", "", "")
+	f.Add("", "::1", "a.example", "ndots:2")
+	f.Add("nameserver ::1\r\n", "fe80::1%a\nnameserver 6.6.6.6", "a\nnameserver 6.6.6.6", "b\x00")
+	f.Fuzz(func(t *testing.T, text, server, search, option string) {
 		// What is generated is read back as the same.
 		rc := parseResolvConf(text)
+		dns := &DNS{}
+		for _, o := range []struct {
+			value string
+			list  *[]string
+		}{{server, &dns.Nameservers}, {search, &dns.SearchDomains}, {option, &dns.Options}} {
+			if o.value != "" {
+				*o.list = []string{o.value}
+			}
+		}
+		if rc.apply(false, dns) != nil {
+			rc = parseResolvConf(text)
+		}
 		out := string(rc.format())
 		again := parseResolvConf(out)
 		if s := string(again.format()); s != out {
 			t.Errorf("%q becomes %q", out, s)
 		}
+		if !slices.Equal(again.servers, rc.servers) {
+			t.Errorf("the servers %v become %v", rc.servers, again.servers)
+		}
 	})
 }
+
+func FuzzHosts(f *testing.F) {
+	f.Add("box", "some.host", []byte{1, 2, 3, 4})
+	f.Add("", "a\n6.6.6.6 bank.example", []byte("0123456789abcdef"))
+	f.Add("x # y", "", []byte{})
+	f.Fuzz(func(t *testing.T, hostname, host string, ip []byte) {
+		content, err := generateHosts(hostname, []HostIP{{host, ip}})
+		if err != nil {
+			return
+		}
+		lines := strings.Split(string(content), "\n")
+		if len(lines) != 4 || lines[3] != "" || len(strings.FieldsFunc(lines[0], isSpace)) != 3 {
+			t.Fatalf("%q", content)
+		}
+		if fields := strings.Fields(lines[2]); len(fields) != 2 || !net.ParseIP(fields[0]).Equal(ip) || fields[1] != host || strings.Contains(host, "#") {
+			t.Errorf("%q for %q with the address %v", lines[2], host, net.IP(ip))
+		}
+	})
+}
+
+func isSpace(c rune) bool { return c == ' ' || c == '\t' }
 
 func TestResolvConfFollowsTheMachine(t *testing.T) {
 	r := resolvConfs{}

@@ -45,6 +45,8 @@ func TestParseMounts(t *testing.T) {
 
 func FuzzParseMounts(f *testing.F) {
 	f.Add("1 2 0:3 / /a rw - cgroup cgroup rw,memory\n")
+	f.Add("1 2 0:3 / /a\\040b\\134 rw shared:1 - cgroup2 none rw\n - - \n")
+	f.Add("1 2 0:3 / /" + strings.Repeat("lowerdir+=/long/path,", 8000) + " rw - overlay overlay rw\n4 5 0:6 / /two rw - cgroup2 cgroup2 rw\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		if tree, err := parseMounts(strings.NewReader(s)); err == nil && (tree.V2 == "") == (len(tree.V1) == 0) {
 			t.Errorf("%+v", tree)

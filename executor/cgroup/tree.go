@@ -61,6 +61,7 @@ func Detect() (*Tree, error) {
 func parseMounts(r io.Reader) (*Tree, error) {
 	t := &Tree{}
 	scan := bufio.NewScanner(r)
+	scan.Buffer(nil, 16<<20) // the line of an overlay names all its layers
 	for scan.Scan() {
 		// 36 35 98:0 /root /mount/point opts optional... - type source superopts
 		before, after, ok := strings.Cut(scan.Text(), " - ")

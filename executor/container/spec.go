@@ -28,14 +28,19 @@ func LoadSpec(bundle string) (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read bundle: %w", err)
 	}
-	s := &specs.Spec{}
-	if err := json.Unmarshal(b, s); err != nil {
+	s, err := parseSpec(b)
+	if err != nil {
 		return nil, fmt.Errorf("read bundle: %s: %w", name, err)
 	}
-	if err := check(s); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
 	return s, nil
+}
+
+func parseSpec(b []byte) (*specs.Spec, error) {
+	s := &specs.Spec{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, err
+	}
+	return s, check(s)
 }
 
 // check refuses what a container can't be made from, so that nothing of the

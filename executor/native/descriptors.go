@@ -3,6 +3,7 @@
 package native
 
 import (
+	"math"
 	"os"
 	"slices"
 
@@ -16,14 +17,24 @@ import (
 
 // closeBut closes the files from a number on, except those needed.
 func (b *builder) closeBut(from int, needed ...int) {
+	for _, r := range closeRanges(from, needed) {
+		b.Call("close", unix.SYS_CLOSE_RANGE, uintptr(r.first), uintptr(r.last), 0)
+	}
+}
+
+// fdRange are the files from first to last.
+type fdRange struct{ first, last uint32 }
+
+// closeRanges are all numbers that aren't needed, from one on.
+func closeRanges(from int, needed []int) (list []fdRange) {
 	slices.Sort(needed)
 	for _, fd := range needed {
 		if fd > from {
-			b.Call("close", unix.SYS_CLOSE_RANGE, uintptr(from), uintptr(fd-1), 0)
+			list = append(list, fdRange{uint32(from), uint32(fd - 1)})
 		}
 		from = max(from, fd+1)
 	}
-	b.Call("close", unix.SYS_CLOSE_RANGE, uintptr(from), ^uintptr(0)>>32, 0)
+	return append(list, fdRange{uint32(from), math.MaxUint32})
 }
 
 // closeForeign leaves a step's child what the container is made from.

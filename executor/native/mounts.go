@@ -138,7 +138,7 @@ func (b *builder) deviceLinks() {
 
 // parents lists the directories between top and name, both exclusive.
 func parents(top, name string) (list []string) {
-	for dir := path.Dir(name); dir != top && dir != "/"; dir = path.Dir(dir) {
+	for dir := path.Dir(name); dir != top && dir != "/" && dir != "."; dir = path.Dir(dir) {
 		list = append([]string{dir}, list...)
 	}
 	return list

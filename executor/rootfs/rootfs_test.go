@@ -216,10 +216,12 @@ func TestUser(t *testing.T) {
 func FuzzUser(f *testing.F) {
 	f.Add("u:x:1:2::/h:/s\n", "g:x:2:u\n", "u")
 	f.Add("", "", "1:2")
+	f.Add("u:x:4294967295:99999999999999999999:::\nu:x:-1\n::::::\n", "g:x:-1:u\n:\n", "u:g")
+	f.Add("root:x:0:0:root:/root\n", "", "4294967295:0")
 	f.Fuzz(func(t *testing.T, passwd, group, name string) {
 		r, _ := tree(t, map[string]string{"etc/passwd": strings.ReplaceAll(passwd, "->", ""), "etc/group": strings.ReplaceAll(group, "->", "")})
 		u, err := r.User(name)
-		if err == nil && (len(u.Groups) == 0 || u.Home == "") {
+		if err == nil && (len(u.Groups) == 0 || u.Home == "" || u.UID > maxID || slices.ContainsFunc(append(u.Groups, u.GID), func(g uint32) bool { return g > maxID })) {
 			t.Errorf("%+v", u)
 		}
 	})
