@@ -187,12 +187,19 @@ func TestRegistryCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 		build().fails(t, reg.Host, "private/app", "credentials")
-		if strings.Contains(d.log.String(), password) {
-			t.Error("the daemon's log has the password")
-		}
+		history := d.buildctl("debug", "histories", "--format", "{{json .}}").must(t).stdout
 		d.stop()
 		defer d.start()
-		assertNowhere(t, d.root, password)
+		// As it is, and as it is sent.
+		for _, text := range []string{password, base64.StdEncoding.EncodeToString([]byte("ann:" + password))} {
+			if strings.Contains(d.log.String(), text) {
+				t.Error("the daemon's log has the password")
+			}
+			if strings.Contains(history, text) {
+				t.Error("the history has the password")
+			}
+			assertNowhere(t, d.root, text)
+		}
 	})
 }
 
