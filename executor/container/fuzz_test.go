@@ -21,7 +21,9 @@ func FuzzSpec(f *testing.F) {
 	for _, s := range []string{
 		`{}`, `null`, `{"ociVersion":"1.2.0","linux":{},"root":{"path":"/"},"process":{"args":["x"],"cwd":"/"}}`,
 		`{"ociVersion":"1.0","root":{"path":"r"},"process":{"args":["x"],"cwd":"/","env":["A\u0000"],"capabilities":{"bounding":["CAP_NOT"]}},"linux":{"namespaces":[{"type":"mount"}],"seccomp":{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{"index":9,"op":"SCMP_CMP_EQ"}]}]}}}`,
-		`{"ociVersion":"1.0","root":{"path":"r"},"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}],"resources":{"unified":{"../../x":"1"},"memory":{"limit":-1,"swap":5},"cpu":{"quota":1,"shares":1},"hugepageLimits":[{"pageSize":"../2MB","limit":1}],"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":1,"minor":2,"rate":3}]}}}}`,
+		`{"ociVersion":"1.0","root":{"path":"r"},"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}],"resources":{"unified":{"../../x":"1"},"memory":{"limit":-1,"swap":5},"cpu":{"quota":1,"shares":1},"hugepageLimits":[{"pageSize":"../2MB","limit":1}],"blockIO":{"weight":10,"throttleReadBpsDevice":[{"major":1,"minor":2,"rate":3}]}}}`,
+		`{"ociVersion":"1.0","root":{"path":"r"},"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}],"resources":{"hugepageLimits":[{"pageSize":"../2MB","limit":1}]}}}`,
+		`{"ociVersion":"1.0","root":{"path":"r"},"process":{"args":["x"],"cwd":"/"},"linux":{"namespaces":[{"type":"mount"}],"resources":{"unified":{"..":"1"}}}}`,
 	} {
 		f.Add([]byte(s))
 	}

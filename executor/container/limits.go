@@ -57,6 +57,11 @@ func (g groups) set(s setting) error {
 }
 
 func (g groups) settings(r *specs.LinuxResources) ([]setting, error) {
+	for _, l := range r.HugepageLimits {
+		if strings.Contains(l.Pagesize, "/") {
+			return nil, fmt.Errorf("linux.resources.hugepageLimits: %q is not the size of a page", l.Pagesize)
+		}
+	}
 	if g.V2 != "" {
 		return settingsV2(r)
 	}
@@ -241,7 +246,7 @@ func settingsV2(r *specs.LinuxResources) (list []setting, err error) {
 	}
 	list = append(list, hugepages(r.HugepageLimits, "max")...)
 	for file, value := range r.Unified {
-		if strings.Contains(file, "/") {
+		if strings.Contains(file, "/") || file == ".." {
 			return nil, fmt.Errorf("linux.resources.unified: %q is not the name of a control file", file)
 		}
 		controller, _, _ := strings.Cut(file, ".")
