@@ -37,31 +37,30 @@ type nodeID struct {
 
 func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
 
-// node is a vertex in the graph.
+// node is a vertex in the graph. What its consumers look at comes first.
 type node struct {
-	first  edge     // where most vertices' one edge is
-	one    [1]*edge // where edges is as long as there is one
-	vertex *Vertex
+	// open counts the outcomes that must come before anything else is decided:
+	// a cache map, the inputs that are waited for, digests, an execution.
+	open   int
+	err    *VertexError
 	inputs []input
 	edges  []*edge // outputs that somebody asked for, by index
 
-	// What the op said it is: a digest for each cache map, cheapest first, and
-	// the rest of the first one.
-	ops       []digest.Digest
-	deps      []Dep
-	transient bool
-	more      bool // there are further cache maps
+	asked       level // of every input, at least; nothing if nothing is asked of any
+	ignoreCache bool
+	transient   bool // as the cache map says
+	more        bool // there are further cache maps
+	asking      bool // for the next cache map
+	running     bool
+	cancelled   bool  // what runs
+	queued      bool  // in Core.dirty
+	losses      uint8 // executions and digests that found an input lost
 
-	asking    bool // for the next cache map
-	running   bool
-	cancelled bool  // what runs
-	queued    bool  // in Core.dirty
-	asked     level // of every input, at least; nothing if nothing is asked of any
-	losses    uint8 // executions and digests that found an input lost
-	// open counts the outcomes that must come before anything else is decided:
-	// a cache map, the inputs that are waited for, digests, an execution.
-	open int
-	err  *VertexError
+	ops    []digest.Digest // of the cache maps, cheapest first
+	deps   []Dep
+	vertex *Vertex
+	one    [1]*edge // where edges is as long as there is one
+	first  edge     // where that one is
 }
 
 // maxLosses bounds how often a vertex is tried again because inputs were lost.
@@ -95,7 +94,7 @@ const (
 type edge struct {
 	node   *node
 	keys   []Key
-	wanted [theResult + 1]int32 // users, by what they want
+	wanted [theResult + 1]int32 // users and requests, by what they want
 	asked  int                  // candidates in the last lookup; -1 if it must be repeated
 	status status
 	told   level // up to which keys are known. Keys only grow
@@ -129,9 +128,6 @@ type spare struct {
 func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
 
 func (e *edge) want() level {
-	if len(e.calls) > 0 {
-		return theResult
-	}
 	for l := theResult; l > nothing; l-- {
 		if e.wanted[l] > 0 {
 			return l
@@ -224,7 +220,8 @@ func (c *Core) lookup(v *Vertex) *node {
 
 func (c *Core) insert(v *Vertex) {
 	n := &c.freeNodes.take(1)[0]
-	n.vertex, n.more, n.inputs, n.edges = v, true, c.freeInputs.take(len(v.Inputs)), n.one[:0]
+	n.vertex, n.ignoreCache, n.more = v, v.IgnoreCache, true
+	n.inputs, n.edges = c.freeInputs.take(len(v.Inputs)), n.one[:0]
 	inputs := v.Inputs
 	for i, in := range v.Inputs {
 		e := c.lookup(in.Vertex).edge(in.Index)
@@ -372,13 +369,19 @@ func (c *Core) succeed(e *edge, r Result) {
 		c.do(&Release{Result: e.spare.result})
 		e.spare = nil
 	}
-	for _, call := range e.calls {
-		delete(c.calls, call)
-		c.do(&Answer{Call: call, Result: r.Clone()})
+	for len(e.calls) > 0 {
+		c.do(&Answer{Call: c.hangUp(e), Result: r.Clone()})
 	}
-	e.calls = nil
 	c.wake(e)
 	c.touch(e.node)
+}
+
+// hangUp takes the first request off e.
+func (c *Core) hangUp(e *edge) (call int) {
+	call, e.calls = e.calls[0], e.calls[1:]
+	e.wanted[theResult]--
+	delete(c.calls, call)
+	return call
 }
 
 // fail ends n with err; so do all that need one of its edges.
@@ -397,11 +400,9 @@ func (c *Core) refuse(n *node) {
 			continue
 		}
 		e.status = failed
-		for _, call := range e.calls {
-			delete(c.calls, call)
-			c.do(&Answer{Call: call, Err: n.err})
+		for len(e.calls) > 0 {
+			c.do(&Answer{Call: c.hangUp(e), Err: n.err})
 		}
-		e.calls = nil
 		c.wake(e)
 	}
 }

@@ -79,7 +79,7 @@ func (c *Core) resolve(e *edge) {
 	if n.blocked() {
 		return
 	}
-	if n.vertex.IgnoreCache {
+	if n.ignoreCache {
 		c.tell(e, allKeys)
 	} else if !c.match(e, want) {
 		return
@@ -265,7 +265,7 @@ func (c *Core) prepare(e *edge) {
 // record.
 func (c *Core) contentsThatMayMatch(e *edge) []*input {
 	n := e.node
-	if n.vertex.IgnoreCache {
+	if n.ignoreCache {
 		return nil
 	}
 	var matched, unmatched []*input
@@ -329,7 +329,7 @@ func (e *edge) lastLookup() Lookup {
 // runReason says why nothing was found.
 func (e *edge) runReason() string {
 	n := e.node
-	if n.vertex.IgnoreCache {
+	if n.ignoreCache {
 		return "run: ignore-cache"
 	}
 	if n.transient {
@@ -376,7 +376,7 @@ func (e *edge) save(l Lookup) Save {
 func (c *Core) made(e *edge, r Result, keys []Key) {
 	n := e.node
 	e.keys = keys
-	e.byContentOnly = n.transient || n.vertex.IgnoreCache && len(n.inputs) > 0
+	e.byContentOnly = n.transient || n.ignoreCache && len(n.inputs) > 0
 	for i := range n.inputs {
 		in := &n.inputs[i]
 		e.byContentOnly = e.byContentOnly || in.edge.byContentOnly && in.digest != digested

@@ -37,6 +37,7 @@ func (ev *Requested) apply(c *Core) {
 		return
 	}
 	e.calls = append(e.calls, ev.Call)
+	e.wanted[theResult]++
 	c.calls[ev.Call] = e
 	c.touch(e.node)
 }
@@ -54,6 +55,7 @@ func (ev *Abandoned) apply(c *Core) {
 	}
 	delete(c.calls, ev.Call)
 	e.calls = slices.DeleteFunc(e.calls, func(call int) bool { return call == ev.Call })
+	e.wanted[theResult]--
 	c.touch(e.node)
 }
 
