@@ -44,8 +44,10 @@ const lifeline = 3
 // Main is the main function of a supervisor. Its arguments are those that Start
 // has given it.
 func Main(args []string) error {
-	// What the terminal or an init system sends is for the daemon.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	// What a terminal or an init system sends is for the daemon. The signals are
+	// caught and not ignored, for what is ignored stays so in programs that a
+	// runtime starts.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	daemon, err := net.FileConn(os.NewFile(lifeline, "lifeline"))
 	if err != nil {
 		return fmt.Errorf("a supervisor is started by the daemon only: %w", err)

@@ -114,7 +114,7 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 		defer func() { err = errors.Join(err, r.disk.close()) }()
 		root = filepath.Join(r.disk.dir, "state")
 	}
-	if r.daemon, err = newDaemon(cfg.Kilnd, cfg.Dir, root); err != nil {
+	if r.daemon, err = newDaemon(cfg.Kilnd, cfg.Dir, root, cfg.Power); err != nil {
 		return Result{}, err
 	}
 	defer func() { err = errors.Join(err, r.daemon.close()) }()

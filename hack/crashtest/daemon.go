@@ -27,7 +27,7 @@ type daemon struct {
 	log *logBuffer
 }
 
-func newDaemon(bin, dir, root string) (*daemon, error) {
+func newDaemon(bin, dir, root string, alone bool) (*daemon, error) {
 	// Paths of sockets are short.
 	sock, err := os.MkdirTemp("", "kiln-crash-")
 	if err != nil {
@@ -37,6 +37,9 @@ func newDaemon(bin, dir, root string) (*daemon, error) {
 	d.cgroup = fmt.Sprintf("/kiln-crash-%d-%s", os.Getpid(), filepath.Base(sock))
 	// What is collected as garbage would look lost.
 	conf := fmt.Sprintf("[worker.oci]\ngc = false\ndefaultCgroupParent = %q\n", d.cgroup)
+	if alone {
+		conf += "[kiln]\nunclaimedStepTimeout = 0\n" // its steps end with it
+	}
 	return d, os.WriteFile(d.config, []byte(conf), 0o644)
 }
 
