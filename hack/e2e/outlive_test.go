@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -63,12 +64,19 @@ func (l *long) says(text string) {
 	}
 }
 
+var removed atomic.Int32
+
 // begun waits until the step runs, and until what it stands on is on disk: that
 // takes a moment, and a step that is younger ends with its daemon.
 func (l *long) begun() {
 	l.d.t.Helper()
 	l.says(" it has begun\n")
-	l.d.buildctl("prune", "--filter", "id==nothing").must(l.d.t)
+	// A prune that removes something waits for the disk.
+	id := fmt.Sprintf("removed%d", removed.Add(1))
+	l.d.dockerfile("FROM BASE\nRUN --mount=type=cache,target=/r,id="+id+" echo "+id+"\n", nil).must(l.d.t)
+	if out := l.d.buildctl("prune", "--filter", `cachemount.id=="/`+id+`"`).must(l.d.t).stdout; !strings.Contains(out, "RECLAIMABLE") {
+		l.d.t.Fatalf("prune removed nothing:\n%s", out)
+	}
 }
 
 // fails waits for the client, whose daemon has gone.
