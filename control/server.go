@@ -1,7 +1,8 @@
 // Package control serves the daemon's gRPC API: moby.buildkit.v1.Control, the
 // LLBBridge of client-driven builds, health and reflection; beside these,
-// kiln's own kiln.v1.Explain (internal/explanation). It checks requests,
-// translates wire types, and leaves the work to control/build and below.
+// kiln's own kiln.v1.Explain (internal/explanation), kiln.v1.Usage and
+// kiln.v1.Debug (package client). It checks requests, translates wire types, and
+// leaves the work to control/build and below.
 package control
 
 import (
@@ -70,6 +71,7 @@ func (s *Server) Register(g *grpc.Server) {
 		explanation.Register(g, explainServer{s.cfg})
 	}
 	g.RegisterService(&usageService, s)
+	g.RegisterService(&debugService, s)
 	h := health.NewServer()
 	healthpb.RegisterHealthServer(g, h)
 	reflection.Register(g)

@@ -56,6 +56,7 @@ func debugCommand() *cli.Command {
 				DisableSliceFlagSeparator: true,
 				Action:                    runWorkers,
 			},
+			debugExecCommand(),
 			{Name: "info", Usage: "version of the daemon", Flags: []cli.Flag{formatFlag}, Action: runInfo},
 		},
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/version"
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/stack"
@@ -28,8 +30,23 @@ func main() {
 	app := command()
 	if err := app.Run(ctx, os.Args); err != nil {
 		printError(os.Stderr, err, app.Bool("debug"))
-		os.Exit(1)
+		os.Exit(exitCode(err))
 	}
+}
+
+// commandExit is the error of a command that was run for the user and failed.
+type commandExit struct{ error }
+
+func (e commandExit) Unwrap() error { return e.error }
+
+// exitCode is that of a command that was run for the user, else 1.
+func exitCode(err error) int {
+	var of commandExit
+	var exit *gwpb.ExitError
+	if errors.As(err, &of) && errors.As(err, &exit) {
+		return int(exit.ExitCode)
+	}
+	return 1
 }
 
 func command() *cli.Command {

@@ -84,8 +84,9 @@ func (o *onError) shell(ctx context.Context, g *client.Gateway, failed *errdefs.
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "%s in the failed step, with its files as it left them; leave it to end the build\n", strings.Join(args, " "))
-	return runInteractive(ctx, c, step.process(args), o.stdin)
+	fmt.Fprintf(os.Stderr, "%s in the failed step, with its files as it left them; leave it to end the build\n"+
+		"another command in it, from elsewhere: buildctl debug exec %s COMMAND\n", strings.Join(args, " "), o.opts.Ref)
+	return unlessExit(runInteractive(ctx, c, step.process(args), o.stdin))
 }
 
 // failedStep is an exec op that failed, and what it left.
@@ -171,10 +172,15 @@ func runInteractive(ctx context.Context, c *client.Container, init *gwpb.InitMes
 		defer stop()
 		p.Control = sizes
 	}
-	err := c.Run(ctx, p)
+	return c.Run(ctx, p)
+}
+
+// unlessExit is err unless that is how a shell ended: its code is that of the
+// last command, and of no interest.
+func unlessExit(err error) error {
 	var exit *gwpb.ExitError
 	if errors.As(err, &exit) && exit.ExitCode != notFoundCode && exit.ExitCode != notExecutableCode {
-		return nil // the last command's, not of interest
+		return nil
 	}
 	return err
 }

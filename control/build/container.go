@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/codes"
@@ -29,6 +30,7 @@ type containers struct {
 
 	mu     sync.Mutex // guards the fields below, and that making isn't added to once it is over
 	left   map[string]ops.Result
+	failed *errdefs.Solve // the step that failed last, of those that left something
 	made   map[*container]bool
 	over   bool
 	making sync.WaitGroup
@@ -42,11 +44,13 @@ func newContainers(br *bridge) *containers {
 // the solver's.
 func (cs *containers) remember(err error) {
 	var left *solver.Remains
-	if !errors.As(err, &left) {
+	var failed *errdefs.SolveError
+	if !errors.As(err, &left) || !errors.As(err, &failed) {
 		return
 	}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
+	cs.failed = failed.Solve
 	for _, list := range [][]solver.Result{left.Inputs, left.Left} {
 		for _, r := range list {
 			if id := resultID(r); id != "" {
@@ -54,6 +58,15 @@ func (cs *containers) remember(err error) {
 			}
 		}
 	}
+}
+
+// Failed is the step that failed last, of those that containers can be made from;
+// nil if there is none.
+func (b *Build) Failed() *errdefs.Solve {
+	cs := b.bridge.containers
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	return cs.failed
 }
 
 // resultID is what a client calls a result that came with an error; "" is none,

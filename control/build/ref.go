@@ -43,8 +43,9 @@ func (r *ref) solve(ctx context.Context) (ops.Result, error) {
 	}
 	res, err := r.br.b.solver.Solve(ctx, r.edge)
 	if err != nil {
+		err = located(err, r.def)
 		r.br.containers.remember(err)
-		return ops.Result{}, located(err, r.def)
+		return ops.Result{}, err
 	}
 	out, ok := res.(ops.Result)
 	if !ok {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
+	bkclient "github.com/moby/buildkit/client"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
 )
 
 // onError is kiln's buildctl building a Dockerfile with --on-error=shell.
@@ -153,6 +156,67 @@ func TestShellIsAbandoned(t *testing.T) {
 type notYet struct{ what string }
 
 func (e *notYet) Error() string { return "not yet: " + e.what }
+
+// Further commands run beside the shell, in the same container.
+func TestDebugExec(t *testing.T) {
+	d := newDaemon(t)
+	if d.noContainers() {
+		return
+	}
+	dir := files{"Dockerfile": "FROM " + env.base + "\nENV A=b\nWORKDIR /w\nRUN echo left > /left; exit 1\n"}.write(t)
+	ref := filepath.Join(t.TempDir(), "ref")
+	client := d.client(filepath.Join(env.bin, "buildctl"), "build", "--on-error=shell", "--ref-file", ref, dir)
+	out := &lockedBuffer{}
+	client.Stdout, client.Stderr = out, out
+	stdin, err := client.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { client.Process.Kill(); client.Wait() }() // errors: it has ended
+	if _, err := stdin.Write([]byte("echo by the shell > /shell; echo is $((40+2))\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := harness.WaitFor(30*time.Second, func() error {
+		if !strings.Contains(out.String(), "is 42") {
+			return &notYet{out.String()}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	id := readFile(t, ref)
+	if got := d.kiln("debug", "exec", id, "sh", "-c", "cat /left /shell; echo $A; pwd; test $$ -ne 1 && echo beside").must(t).stdout; got != "left\nby the shell\nb\n/w\nbeside\n" {
+		t.Errorf("printed %q", got)
+	}
+	if got := d.run(filepath.Join(env.bin, "buildctl"), "cat /shell\n", "debug", "exec", id).must(t).stdout; got != "by the shell\n" {
+		t.Errorf("a shell printed %q", got)
+	}
+	if r := d.kiln("debug", "exec", id, "--", "sh", "-c", "exit 6"); r.code != 6 {
+		t.Errorf("exit code %d, want 6: %s", r.code, r.stderr)
+	}
+	d.kiln("debug", "exec", id, "nope").fails(t, "nope")
+	d.kiln("debug", "exec", "nothing").fails(t, "nothing")
+	d.kiln("debug", "exec").fails(t, "which build?")
+	stdin.Close()
+	if err := client.Wait(); err == nil || !strings.Contains(out.String(), "exit code: 1") {
+		t.Errorf("the build ended with %v:\n%s", err, out)
+	}
+	d.kiln("debug", "exec", id, "true").fails(t, id)
+	// In what another client drives, a container is made.
+	if err := d.driven(bkclient.SolveOpt{Ref: "driven"}, func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
+		d.kiln("debug", "exec", "driven", "true").fails(t, "no step of build driven has failed")
+		_, err := solveImage(ctx, g, `sh -c "echo half > /half; exit 7"`)
+		if got := d.kiln("debug", "exec", "driven", "cat", "/half").must(t).stdout; got != "half\n" {
+			t.Errorf("printed %q", got)
+		}
+		return nil, err
+	}); err == nil {
+		t.Error("the build succeeded")
+	}
+}
 
 // On a terminal the shell has one of its own, of the same size, and the
 // terminal is as before afterwards.
