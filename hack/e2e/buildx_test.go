@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -251,4 +252,26 @@ func TestBuildxHistory(t *testing.T) {
 	if out := b.run(dir, "history", "ls").must(t).stdout; strings.Contains(out, failed) || !strings.Contains(out, completed) {
 		t.Errorf("after history rm %s history ls says\n%s", failed, out)
 	}
+}
+
+// buildx opens its own shell in a step that failed.
+// compat: BCL-094
+func TestBuildxDebug(t *testing.T) {
+	d := newDaemon(t)
+	if env.runtime != "" {
+		return // TestGatewayContainers has seen that there are no containers
+	}
+	b := newBuildx(t, d)
+	dir := withBase(files{"Dockerfile": "FROM BASE\nENV A=b\nRUN echo half > /half; exit 1\n"}).write(t)
+	line := filepath.Join(env.peer, "docker-buildx") + " debug --invoke /bin/sh build --progress=plain " + dir
+	cmd := exec.Command("script", "-qec", line, "/dev/null")
+	cmd.Env = append(os.Environ(), "HOME="+b.dir, "BUILDX_CONFIG="+filepath.Join(b.dir, "buildx"), "DOCKER_CONFIG="+filepath.Join(b.dir, "docker"),
+		"DOCKER_HOST=unix://"+filepath.Join(b.dir, "no-docker"), "BUILDX_EXPERIMENTAL=1", "TERM=xterm", "SHELL=/bin/sh")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	s := startScreen(t, cmd)
+	s.await("/ # ")
+	s.typed("cat /half; echo $A is $((40+2))\n")
+	s.await("half")
+	s.await("b is 42")
+	s.typed("\x04")
 }

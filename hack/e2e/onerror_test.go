@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -235,42 +236,58 @@ func TestShellOnTerminal(t *testing.T) {
 	cmd := exec.Command("script", "-qec", line, "/dev/null")
 	cmd.Env = append(os.Environ(), "TERM=xterm", "SHELL=/bin/sh")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	s := startScreen(t, cmd)
+	s.await("leave it to end the build")
+	s.typed("test -t 0 && echo it is $((40+2)); busybox stty size\n")
+	s.await("it is 42")
+	s.await("33 99")
+	s.typed("echo goes on $((50+2)); sleep 1000\n")
+	s.await("goes on 52")
+	s.typed("\x03")
+	s.typed("echo code $?\n")
+	s.await("code 130")
+	s.typed("\x04")
+	s.await(" echo ")
+}
+
+// screen is a program on a terminal.
+type screen struct {
+	t     *testing.T
+	out   *lockedBuffer
+	stdin io.Writer
+}
+
+// startScreen starts cmd, which is killed when the test ends.
+func startScreen(t *testing.T, cmd *exec.Cmd) *screen {
+	t.Helper()
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr = out, out
+	s := &screen{t: t, out: &lockedBuffer{}, stdin: stdin}
+	cmd.Stdout, cmd.Stderr = s.out, s.out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }() // errors: it has ended
-	await := func(want string) {
-		t.Helper()
-		if err := harness.WaitFor(30*time.Second, func() error {
-			if !strings.Contains(out.String(), want) {
-				return &notYet{out.String()}
-			}
-			return nil
-		}); err != nil {
-			t.Fatalf("no %q: %v", want, err)
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() }) // errors: it has ended
+	return s
+}
+
+func (s *screen) await(want string) {
+	s.t.Helper()
+	if err := harness.WaitFor(30*time.Second, func() error {
+		if !strings.Contains(s.out.String(), want) {
+			return &notYet{s.out.String()}
 		}
+		return nil
+	}); err != nil {
+		s.t.Fatalf("no %q: %v", want, err)
 	}
-	typed := func(s string) {
-		t.Helper()
-		if _, err := stdin.Write([]byte(s)); err != nil {
-			t.Fatal(err)
-		}
+}
+
+func (s *screen) typed(text string) {
+	s.t.Helper()
+	if _, err := s.stdin.Write([]byte(text)); err != nil {
+		s.t.Fatal(err)
 	}
-	await("leave it to end the build")
-	typed("test -t 0 && echo it is $((40+2)); busybox stty size\n")
-	await("it is 42")
-	await("33 99")
-	typed("echo goes on $((50+2)); sleep 1000\n")
-	await("goes on 52")
-	typed("\x03")
-	typed("echo code $?\n")
-	await("code 130")
-	typed("\x04")
-	await(" echo ")
 }
