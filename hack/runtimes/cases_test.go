@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -117,4 +118,33 @@ func join(s *specs.Spec, kind specs.LinuxNamespaceType, path string) {
 // system if it runs in it.
 func hook(b *bundle, name string) []specs.Hook {
 	return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "read state; echo " + name + ` $PWD $A >>"$0"`, b.root("log")}, Env: []string{"PATH=/bin:/usr/bin", "A=b"}}}
+}
+
+// below puts the container's cgroups into those of a parent, which is removed
+// with the test: runtimes leave it.
+func below(s *specs.Spec, b *bundle, parent string) {
+	s.Linux.CgroupsPath = filepath.Join(parent, b.id)
+	b.Cleanup(func() {
+		own, err := os.ReadFile("/proc/self/cgroup")
+		if err != nil {
+			b.Fatal(err)
+		}
+		tops := []string{"/"}
+		for line := range strings.Lines(string(own)) {
+			if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 {
+				tops = append(tops, parts[2])
+			}
+		}
+		for _, top := range tops {
+			for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+				dirs, err := filepath.Glob(filepath.Join(mount, top, filepath.Base(parent)))
+				for _, dir := range dirs {
+					err = errors.Join(err, os.Remove(dir))
+				}
+				if err != nil {
+					b.Error(err)
+				}
+			}
+		}
+	})
 }

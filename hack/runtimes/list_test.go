@@ -227,11 +227,11 @@ var cases = []spec{
 		s.Linux.Resources.CPU = &specs.LinuxCPU{Quota: ptr(int64(20000))}
 	}, lacks: map[string]string{"crun": "no limit of processes is an error"}},
 	{name: "absolute cgroup path", change: func(s *specs.Spec, b *bundle) {
-		s.Linux.CgroupsPath = "/kilntest-parent/" + b.id
+		below(s, b, "/kilntest-parent")
 		without(s, specs.CgroupNamespace)
 	}},
 	{name: "relative cgroup path", change: func(s *specs.Spec, b *bundle) {
-		s.Linux.CgroupsPath = "kilntest-parent/" + b.id
+		below(s, b, "kilntest-parent")
 		without(s, specs.CgroupNamespace)
 	}, differs: map[string][]difference{"crun": {{`memory`, "crun takes a relative path as one from the top"}}}},
 
