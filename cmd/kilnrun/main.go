@@ -54,7 +54,7 @@ func command() *cli.Command {
 			&cli.StringFlag{Name: "log", Usage: "file that errors are also written to"},
 			&cli.StringFlag{Name: "log-format", Usage: "text or json", Value: "text"},
 			&cli.StringFlag{Name: "root", Usage: "directory for the state of containers", Value: "/run/kilnrun"},
-			&cli.StringFlag{Name: "criu", Usage: "accepted for compatibility", Hidden: true},
+			&cli.StringFlag{Name: "criu", Usage: "program for checkpoint and restore; criu in PATH by default"},
 			&cli.BoolFlag{Name: "systemd-cgroup", Usage: "have systemd make cgroups; cgroupsPath is slice:prefix:name then"},
 			&cli.StringFlag{Name: "rootless", Usage: "auto or false", Value: "auto"},
 		},
@@ -65,7 +65,7 @@ func command() *cli.Command {
 		Commands: []*cli.Command{
 			createCommand(), runCommand(), startCommand(), execCommand(), killCommand(), deleteCommand(), stateCommand(), listCommand(),
 			psCommand(), eventsCommand(), pauseCommand(), resumeCommand(), updateCommand(), specCommand(), featuresCommand(),
-			checkpointCommand("checkpoint"), checkpointCommand("restore"),
+			checkpointCommand(), restoreCommand(),
 		},
 	}
 }

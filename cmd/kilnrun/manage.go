@@ -89,15 +89,6 @@ func deleteCommand() *cli.Command {
 	}
 }
 
-func checkpointCommand(name string) *cli.Command {
-	return &cli.Command{
-		Name: name, Usage: "not available: kilnrun doesn't use criu", ArgsUsage: "ID", SkipFlagParsing: true,
-		Action: func(_ context.Context, c *cli.Command) error {
-			return fmt.Errorf("%s: kilnrun can't save or restore the memory of containers; use runc with criu for that", c.Name)
-		},
-	}
-}
-
 func updateCommand() *cli.Command {
 	flags := []cli.Flag{&cli.StringFlag{Name: "resources", Aliases: []string{"r"}, Usage: "file with resources as in a spec, - for standard input; other flags are ignored"}}
 	for _, l := range limits {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -176,8 +175,5 @@ func (c *Container) destroy(ctx context.Context) error {
 		errs = append(errs, c.Groups.remove(), c.stopUnit(ctx))
 	}
 	errs = append(errs, c.runHooks(ctx, c.hooks().Poststop, Stopped))
-	if err := os.RemoveAll(c.dir); err != nil {
-		errs = append(errs, fmt.Errorf("delete state of container %s: %w", c.ID, err))
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.removeDir())...)
 }

@@ -105,13 +105,12 @@ func (p *Program) second(first *Process) (*Process, error) {
 		}
 		return nil, err
 	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Kill(pid, unix.SIGKILL))
+	}
 	// It is this process's child, so its number stays its own until it is
 	// waited for.
-	pidfd, perr := unix.PidfdOpen(pid, 0)
-	if err = errors.Join(err, perr); err != nil {
-		return nil, errors.Join(fmt.Errorf("open process %d: %w", pid, err), unix.Kill(pid, unix.SIGKILL))
-	}
-	return newProcess(pid, pidfd)
+	return Child(pid)
 }
 
 // Err says what failed so far: a *StepError, ErrNotExecuted, or nil.

@@ -25,6 +25,15 @@ func newProcess(pid, pidfd int) (*Process, error) {
 	return &Process{Pid: pid, pidfd: os.NewFile(uintptr(pidfd), fmt.Sprintf("pidfd:%d", pid))}, nil
 }
 
+// Child is a child of this process that something else has started.
+func Child(pid int) (*Process, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return newProcess(pid, pidfd)
+}
+
 // Status is how a process ended and what it and the descendants that were
 // waited for used.
 type Status struct {
