@@ -22,7 +22,7 @@ func createFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "directory with config.json and the root file system; the current one by default"},
 		consoleSocketFlag(), pidFileFlag(), preserveFlag(),
-		&cli.BoolFlag{Name: "no-pivot", Usage: "accepted for compatibility: the root is pivoted to even from a ramdisk"},
+		&cli.BoolFlag{Name: "no-pivot", Usage: "cover the machine's root instead of pivoting from it: for one that is a ramdisk"},
 		&cli.BoolFlag{Name: "no-new-keyring", Usage: "stay in the caller's session keyring"},
 	}
 }
@@ -125,7 +125,7 @@ func create(ctx context.Context, c *cli.Command, io container.IO) (_ *container.
 	if n := os.Getenv("LISTEN_FDS"); n != "" {
 		spec.Process.Env = append(spec.Process.Env, "LISTEN_FDS="+n, "LISTEN_PID=1")
 	}
-	box, p, err := runtimeOf(c).Create(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, NoNewKeyring: c.Bool("no-new-keyring"), Systemd: c.Bool("systemd-cgroup")})
+	box, p, err := runtimeOf(c).Create(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, NoNewKeyring: c.Bool("no-new-keyring"), Systemd: c.Bool("systemd-cgroup"), NoPivot: c.Bool("no-pivot")})
 	if err != nil {
 		return nil, nil, err
 	}

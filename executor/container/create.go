@@ -32,6 +32,7 @@ type Options struct {
 	IO
 	Bundle       string // absolute
 	NoNewKeyring bool
+	NoPivot      bool // for machines whose root is a ramdisk, which can't be pivoted from
 	Systemd      bool // cgroups are made by systemd; cgroupsPath is slice:prefix:name
 }
 
@@ -153,7 +154,7 @@ func (c *Container) launch(ctx context.Context, o Options, tree *cgroup.Tree) (_
 	if err != nil {
 		return nil, err
 	}
-	s.Gate, s.Hold = gate, holds(c.Spec.Hooks)
+	s.Gate, s.Hold, s.NoPivot = gate, holds(c.Spec.Hooks), o.NoPivot
 	child, err := native.Create(s)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,8 @@ type Setup struct {
 	// Gate is a FIFO open for reading and writing: the process executes its
 	// program when a byte arrives.
 	Gate *os.File
+	// NoPivot covers the machine's root rather than to pivot from it.
+	NoPivot bool
 	// CopyUp copies what is in one open directory to another, for mounts with the
 	// option tmpcopyup.
 	CopyUp func(from, to int) error
@@ -288,14 +290,21 @@ func (c *creator) rootDir() string {
 	return dir
 }
 
-// pivot leaves the chroot and makes the root the only one.
+// pivot leaves the chroot and makes the root the only one. Where the machine's
+// root can't be pivoted from, as it is the kernel's first file system, it is
+// covered instead.
 func (c *creator) pivot() error {
 	dot := c.String(".")
 	c.Call("leave", unix.SYS_FCHDIR, uintptr(c.old))
 	c.Call("leave", unix.SYS_CHROOT, dot)
 	c.Call("enter", unix.SYS_FCHDIR, uintptr(c.root))
-	c.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
-	c.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	if c.s.NoPivot {
+		c.Call("move", unix.SYS_MOUNT, dot, c.String("/"), 0, unix.MS_MOVE, 0)
+		c.Call("enter", unix.SYS_CHROOT, dot)
+	} else {
+		c.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
+		c.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	}
 	c.Call("enter", unix.SYS_CHDIR, c.String("/"))
 	c.closeOthers()
 	if p := c.spec.Linux.RootfsPropagation; p != "" {

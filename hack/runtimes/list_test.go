@@ -119,6 +119,7 @@ var cases = []spec{
 
 	// Its file system.
 	{name: "read-only root", change: func(s *specs.Spec, _ *bundle) { s.Root.Readonly = true }, facts: []string{"write:/x", "write:/dev/shm/x", "write:/dev/x"}},
+	{name: "root without pivot", flags: []string{"--no-pivot"}, facts: []string{"list:/", "list:/..", "write:/x"}},
 	{name: "binds", change: func(s *specs.Spec, b *bundle) {
 		mount(s,
 			specs.Mount{Destination: "/data", Type: "bind", Source: b.shared, Options: []string{"rbind", "rw"}},
