@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -237,5 +238,25 @@ func (f *fake) begin(p *peer, m *godbus.Message, unit, member string) error {
 func (f *fake) unit(name string) map[string]godbus.Variant {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.units[name]
+	return maps.Clone(f.units[name])
+}
+
+// refuseOnce has the next call of a method fail.
+func (f *fake) refuseOnce(member, name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fail[member] = name
+}
+
+// end has jobs of a method end with a result.
+func (f *fake) end(member, result string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.results[member] = result
+}
+
+func (f *fake) called() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
 }

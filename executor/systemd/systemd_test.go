@@ -84,8 +84,8 @@ func TestContainerIsUnit(t *testing.T) {
 	if f.unit(name) != nil {
 		t.Error("the unit is left")
 	}
-	if want := []string{"StartTransientUnit " + name, "SetUnitProperties " + name, "StopUnit " + name, "ResetFailedUnit " + name}; !slices.Equal(f.calls, want) {
-		t.Errorf("calls %q, want %q", f.calls, want)
+	if want := []string{"StartTransientUnit " + name, "SetUnitProperties " + name, "StopUnit " + name, "ResetFailedUnit " + name}; !slices.Equal(f.called(), want) {
+		t.Errorf("calls %q, want %q", f.called(), want)
 	}
 }
 
@@ -112,17 +112,17 @@ func TestUnitFails(t *testing.T) {
 	}
 	defer units.Close()
 	u := container.Unit{Name: "kilntest.scope", Slice: "system.slice", Pid: os.Getpid()}
-	f.fail["StartTransientUnit"] = "org.freedesktop.DBus.Error.AccessDenied"
+	f.refuseOnce("StartTransientUnit", "org.freedesktop.DBus.Error.AccessDenied")
 	if err := units.Start(ctx, u); err == nil || !strings.Contains(err.Error(), "start unit kilntest.scope: the fake says no") {
 		t.Errorf("error %v", err)
 	}
-	f.results["StartTransientUnit"] = "failed"
+	f.end("StartTransientUnit", "failed")
 	if err := units.Start(ctx, u); err == nil || !strings.Contains(err.Error(), `the job ended as "failed"`) {
 		t.Errorf("error %v", err)
 	}
 	// What failed is in the way, until it is reset.
-	delete(f.results, "StartTransientUnit")
-	f.fail["StartTransientUnit"] = "org.freedesktop.systemd1.UnitExists"
+	f.end("StartTransientUnit", "done")
+	f.refuseOnce("StartTransientUnit", "org.freedesktop.systemd1.UnitExists")
 	if err := units.Start(ctx, u); err != nil {
 		t.Errorf("start again: %v", err)
 	}
