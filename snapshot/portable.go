@@ -227,7 +227,7 @@ func (c *layerCopier) file(in *changeDir, name string, st *unix.Stat_t) error {
 		err = c.copyUp(in.copy, name, st)
 	default:
 		err = unix.Linkat(in.fd, name, in.copy.fd, name, 0)
-		if err == unix.EMLINK {
+		if err == unix.EMLINK || err == unix.EPERM { // EPERM: an immutable file, or the owner of another namespace
 			err = c.copyUp(in.copy, name, st)
 		}
 	}
