@@ -97,9 +97,7 @@ type Config struct {
 	Platform ocispec.Platform // the default
 	// Supervisor runs what may outlive the daemon; nil for nothing.
 	Supervisor Supervisor
-	// SharedNetwork says that steps have the machine's network by default.
-	SharedNetwork bool
-	Log           *slog.Logger // nil discards
+	Log        *slog.Logger // nil discards
 	// Parallelism bounds the ops that run at once; 0 is no bound (LLB-035).
 	Parallelism int
 }

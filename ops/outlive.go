@@ -13,7 +13,6 @@ import (
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/solver"
-	"github.com/moby/buildkit/solver/pb"
 )
 
 // Supervisor runs processes that outlive the daemon.
@@ -26,11 +25,10 @@ type Supervisor interface {
 
 // outlives reports whether the step may go on when the daemon ends. What comes
 // from a session doesn't: the agent behind an SSH socket is gone, and of secrets
-// nobody could tell later whether who asks again has the same. Nor do networks
-// that the daemon makes.
+// nobody could tell later whether who asks again has the same.
 func (e *execOp) outlives() bool {
 	cfg := e.loader.cfg
-	return cfg.Supervisor != nil && len(e.wantedSecrets()) == 0 && !e.usesSSH() && (e.op.Network != pb.NetMode_UNSET || cfg.SharedNetwork)
+	return cfg.Supervisor != nil && len(e.wantedSecrets()) == 0 && !e.usesSSH()
 }
 
 // identity names this execution so that the next daemon can tell that it is

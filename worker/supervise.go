@@ -4,32 +4,18 @@ import (
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/executor"
-	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/ops"
 )
 
+// executorConfig is that of the daemon's executor and of its supervisor's, which
+// share their network.
 func (w *Worker) executorConfig() executor.Config {
 	return executor.Config{
 		Root: filepath.Join(w.cfg.Root, "executor"), Binary: w.cfg.Runtime, CgroupParent: w.cfg.CgroupParent, DNS: w.cfg.DNS,
 		Network: w.cfg.Network, Log: w.cfg.Log,
 	}
-}
-
-// outlivingConfig is that of the executors of supervisors. A bridge, and what
-// CNI plugins hand out, has one owner, which is the daemon.
-func (w *Worker) outlivingConfig() executor.Config {
-	cfg := w.executorConfig()
-	if !w.sharesNetwork() {
-		cfg.Network = network.Config{Mode: network.None}
-	}
-	return cfg
-}
-
-// sharesNetwork says whether steps have the machine's network by default.
-func (w *Worker) sharesNetwork() bool {
-	return w.cfg.Network.Mode == "" || w.cfg.Network.Mode == network.Host
 }
 
 // supervisors is where supervisors have their directories.
@@ -41,7 +27,7 @@ func (w *Worker) supervise(undo *cleanup.Stack) {
 		return
 	}
 	w.supervisor = supervisor.New(supervisor.Config{
-		Dir: w.supervisors(), Command: w.cfg.Supervisor, Executor: w.outlivingConfig(), Unclaimed: w.cfg.Unclaimed, Keep: ops.KeptOutput(), Log: w.cfg.Log,
+		Dir: w.supervisors(), Command: w.cfg.Supervisor, Executor: w.executorConfig(), Unclaimed: w.cfg.Unclaimed, Keep: ops.KeptOutput(), Log: w.cfg.Log,
 	})
 	undo.Add(w.supervisor.Close)
 }

@@ -103,7 +103,7 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 		return nil, err
 	}
 	w.cfg.Network.Dir = cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))
-	if w.earlier, err = supervisor.Find(w.supervisors(), w.outlivingConfig()); err != nil {
+	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
 		return nil, err
 	}
 	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
@@ -188,8 +188,8 @@ func (w *Worker) openOps(exec executor.Executor) error {
 	w.layout = ocilayout.New(ocilayout.Options{Cache: w.cache, Sessions: w.sessions})
 	cfg := ops.Config{
 		Cache: w.cache, Executor: exec, Sessions: w.sessions, Platform: w.platforms[0], Parallelism: w.cfg.Parallelism,
-		Sources:       []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
-		SharedNetwork: w.sharesNetwork(), Log: w.cfg.Log,
+		Sources: []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
+		Log:     w.cfg.Log,
 	}
 	if w.supervisor != nil {
 		cfg.Supervisor = w.supervisor

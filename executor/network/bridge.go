@@ -69,8 +69,9 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 		b.host.Close()
 		return nil, err
 	}
-	// In a small subnet there is room left for what isn't made ahead.
-	b.pool = newPool(min(cfg.ahead(), room), log, b.connect)
+	// What waits for use in a small subnet leaves room for other members.
+	some := max(room/4, 1)
+	b.pool = newPool(min(cfg.ahead(), some), min(usedKept, some), log, b.connect)
 	return b, nil
 }
 
@@ -182,7 +183,7 @@ func noDAD(s subnet) int {
 func (b *bridge) Take(ctx context.Context, _ string) (*Namespace, error) {
 	n, err := b.pool.Take(ctx)
 	if errors.Is(err, errExhausted) {
-		return nil, fmt.Errorf("no address is left in the bridge's subnet %s: %d steps run at once; set a larger bridgeSubnet, or max-parallelism", b.subnets[0], len(b.slots.used))
+		return nil, fmt.Errorf("no address is left in the bridge's subnet %s, which has %d for steps that run at once; set a larger bridgeSubnet, or max-parallelism", b.subnets[0], len(b.slots.used))
 	}
 	return n, err
 }

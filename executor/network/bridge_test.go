@@ -159,7 +159,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 	if err == nil {
 		t.Fatal("there is a sixth address")
 	}
-	for _, want := range []string{"10.12.0.0/29", "bridgeSubnet", "5 steps"} {
+	for _, want := range []string{"10.12.0.0/29", "bridgeSubnet", "has 5"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q lacks %q", err, want)
 		}

@@ -78,7 +78,7 @@ func openCNI(dir string, cfg Config, log *slog.Logger) (_ *plugins, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.pool = newPool(cfg.ahead(), log, func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, dir, "") })
+	p.pool = newPool(cfg.ahead(), usedKept, log, func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, dir, "") })
 	first.pool = p.pool
 	first.Release()
 	return p, nil

@@ -15,7 +15,7 @@ const noneAhead = 3
 type none struct{ pool *pool }
 
 func openNone(log *slog.Logger) none {
-	return none{newPool(noneAhead, log, func(context.Context) (*Namespace, error) {
+	return none{newPool(noneAhead, usedKept, log, func(context.Context) (*Namespace, error) {
 		return create(func(*Namespace) error { return nil })
 	})}
 }

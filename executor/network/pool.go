@@ -17,8 +17,8 @@ const (
 	// settle is how long the kernel may take to free the last sockets of a
 	// namespace; some kinds wait for all processors to notice.
 	settle = 50 * time.Millisecond
-	// usedKept is how many used namespaces wait at least to be used again, so
-	// that steps find one each that ran side by side before.
+	// usedKept is how many used namespaces wait to be used again, so that steps
+	// find one each that ran side by side before.
 	usedKept = 16
 )
 
@@ -55,10 +55,10 @@ type used struct {
 	since time.Time
 }
 
-// newPool starts to make namespaces ahead.
-func newPool(ahead int, log *slog.Logger, create func(context.Context) (*Namespace, error)) *pool {
+// newPool starts to make namespaces ahead, of which at most keep wait for use.
+func newPool(ahead, keep int, log *slog.Logger, create func(context.Context) (*Namespace, error)) *pool {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &pool{make: create, ahead: ahead, keep: max(ahead, usedKept), log: log, stop: cancel, changed: make(chan struct{})}
+	p := &pool{make: create, ahead: ahead, keep: max(ahead, keep), log: log, stop: cancel, changed: make(chan struct{})}
 	p.workers.Go(func() { p.fill(ctx) })
 	p.workers.Go(func() { p.clean(ctx) })
 	return p

@@ -58,7 +58,7 @@ func inPool(t *testing.T, ahead int, f *fakes, fn func(p *pool)) {
 	t.Helper()
 	f.dir = t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		p := newPool(ahead, discard, f.make)
+		p := newPool(ahead, usedKept, discard, f.make)
 		synctest.Wait()
 		fn(p)
 		synctest.Wait()

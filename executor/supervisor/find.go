@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/executor/network"
 )
 
 // Earlier is a supervisor of an earlier daemon.
@@ -74,6 +75,7 @@ func cleanUp(dir string, exec executor.Config) error {
 	}
 	defer lock.Close()
 	exec.Root, exec.Binary = filepath.Join(dir, executorName), ""
+	exec.Network = network.Config{} // that is cleaned up with the next one's
 	if exec.Log == nil {
 		exec.Log = slog.New(slog.DiscardHandler)
 	}

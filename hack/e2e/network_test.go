@@ -261,7 +261,7 @@ func TestBridgeNetworkAfterACrash(t *testing.T) {
 	machine, world := machines(t)
 	world.serve()
 	before := machine.content()
-	d := newBridged(t, machine, "")
+	d := newBridged(t, machine, "", "--unclaimed-step-timeout", "0")
 	ctx := files{"Dockerfile": "FROM base\nRUN wget -q -O /f http://192.0.2.2/ && echo run''ning && sleep 600\n"}.write(t)
 	cmd := d.client(filepath.Join(env.peer, "buildctl"), append([]string{"build", "--frontend", "dockerfile.v0", "--local", "context=" + ctx, "--local", "dockerfile=" + ctx}, fromLayout()...)...)
 	output := &lockedBuffer{}
@@ -295,6 +295,32 @@ func TestBridgeNetworkAfterACrash(t *testing.T) {
 	if got := readFile(t, out, "f"); got != "hello 192.0.2.1\n" {
 		t.Errorf("after the crash a step reads %q", got)
 	}
+}
+
+// A step that outlives its daemon keeps its network, and the next daemon makes no
+// other.
+func TestBridgeOutlivesDaemon(t *testing.T) {
+	machine, world := machines(t)
+	world.serve()
+	d := newBridged(t, machine, "")
+	const reaches = "wget -q -O /reached http://192.0.2.2/ && cp /c/begun /result"
+	build := func() *long {
+		t.Helper()
+		return d.buildLongOf(strings.NewReplacer("BASE", "base", "cp /c/begun /result", reaches).Replace(longRun), fromLayout()...)
+	}
+	first := build()
+	first.begun()
+	d.kill()
+	first.fails()
+	machine.in(d.start)
+	out := d.local("FROM base AS b\nRUN wget -q -O /f http://192.0.2.2/\nFROM scratch\nCOPY --from=b /f /\n", nil, fromLayout()...)
+	if got := readFile(t, out, "f"); got != "hello 192.0.2.1\n" {
+		t.Errorf("beside a step of an earlier daemon another reads %q", got)
+	}
+	second := build()
+	second.begun()
+	d.goOn()
+	second.succeeds(1)
 }
 
 // What can't be set up is an error at the start, which says what to change.

@@ -37,10 +37,16 @@ type long struct {
 
 func (d *daemon) buildLong() *long {
 	d.t.Helper()
-	dir := files{"Dockerfile": strings.ReplaceAll(longRun, "BASE", env.base)}.write(d.t)
+	return d.buildLongOf(strings.ReplaceAll(longRun, "BASE", env.base))
+}
+
+// buildLongOf builds something like longRun; args are further flags.
+func (d *daemon) buildLongOf(dockerfile string, args ...string) *long {
+	d.t.Helper()
+	dir := files{"Dockerfile": dockerfile}.write(d.t)
 	l := &long{d: d, out: d.t.TempDir(), stderr: &lockedBuffer{}}
-	l.cmd = d.client(filepath.Join(env.peer, "buildctl"), "build", "--frontend", "dockerfile.v0", "--local", "context="+dir, "--local", "dockerfile="+dir,
-		"--output", "type=local,dest="+l.out)
+	l.cmd = d.client(filepath.Join(env.peer, "buildctl"), append([]string{"build", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir,
+		"--output", "type=local,dest=" + l.out}, args...)...)
 	l.cmd.Stdout, l.cmd.Stderr = io.Discard, l.stderr
 	if err := l.cmd.Start(); err != nil {
 		d.t.Fatal(err)
