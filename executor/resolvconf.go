@@ -177,17 +177,20 @@ func (rc *resolvConf) override(dns *DNS) (servers bool, err error) {
 	}
 	if len(dns.SearchDomains) > 0 {
 		rc.search = nil
-		for _, d := range dns.SearchDomains {
+		for _, d := range words(dns.SearchDomains) {
 			if d != "." { // the root alone means no search
 				rc.search = append(rc.search, d)
 			}
 		}
 	}
 	if len(dns.Options) > 0 {
-		rc.options = dns.Options
+		rc.options = words(dns.Options)
 	}
 	return len(dns.Nameservers) > 0, nil
 }
+
+// words takes apart settings that hold several.
+func words(list []string) []string { return strings.Fields(strings.Join(list, " ")) }
 
 func (rc *resolvConf) replaceLoopback() {
 	var reachable []netip.Addr
