@@ -255,7 +255,7 @@ func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error)
 		if err != nil {
 			return nil, fmt.Errorf("mount point %s: %w", s.dest, err)
 		}
-		if inProc(resolved) {
+		if resolved == "/proc" || rootfs.InProc(resolved) {
 			return nil, fmt.Errorf("mount point %s: nothing can be mounted at or below /proc", s.dest)
 		}
 		if rootfs.Below(resolved, covered) {
@@ -265,18 +265,6 @@ func (e *executor) mountPoints(t *task, root rootfs.Root) (*rootfs.Stubs, error)
 		points = append(points, rootfs.MountPoint{Path: s.dest, File: s.file})
 	}
 	return root.Prepare(points, t.p.RemoveMountStubsRecursive)
-}
-
-// procFiles are what may be replaced in /proc, as file systems for containers
-// do it.
-var procFiles = []string{
-	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/net/dev", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
-	"/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid",
-}
-
-// inProc says that a mount point is where a step could fake what /proc tells.
-func inProc(resolved string) bool {
-	return rootfs.Below(resolved, []string{"/proc"}) && !slices.Contains(procFiles, resolved)
 }
 
 func cgroupSpec(p Process) cgroup.Spec {

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unsafe"
 
+	"github.com/kilnbuild/kiln/executor/launch"
 	"github.com/kilnbuild/kiln/executor/rootfs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -64,6 +66,14 @@ func (c *creator) mountOne(m specs.Mount) error {
 	dest, _, err := rootfs.New(c.root).Resolve(path.Join("/", m.Destination))
 	if err != nil {
 		return err
+	}
+	switch {
+	case (m.Type == "proc" || m.Type == "sysfs") && dest != path.Join("/", m.Destination):
+		return fmt.Errorf("the root has a symbolic link there, to %s, where nothing of %s would be masked; it must be a directory or missing", dest, m.Type)
+	case dest == "/" && !o.bind:
+		return errors.New("it is the root itself")
+	case rootfs.InProc(dest):
+		return errors.New("nothing can be mounted below /proc")
 	}
 	switch {
 	case !o.bind && (o.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0):
@@ -153,16 +163,29 @@ func (c *creator) mountBind(m specs.Mount, dest string, o mountOptions) error {
 // makePoint makes what a mount goes to, unless it is there.
 func (c *creator) makePoint(dest string, file bool) {
 	for _, dir := range parents("/", dest) {
-		c.mkdir(dir)
+		c.mkdirInside(dir)
 	}
 	switch {
 	case dest == "/":
 	case !file:
-		c.mkdir(dest)
+		c.mkdirInside(dest)
 	default:
-		const flags = unix.O_CREAT | unix.O_EXCL | unix.O_RDONLY | unix.O_CLOEXEC
-		c.Call(dest, unix.SYS_OPENAT, atCWD, c.String(dest), flags, 0o755).Tolerate(unix.EEXIST, unix.EROFS)
+		how := unix.OpenHow{Flags: unix.O_CREAT | unix.O_EXCL | unix.O_RDONLY | unix.O_CLOEXEC, Mode: 0o755}
+		c.openInside(dest, how).Tolerate(unix.EEXIST, unix.EROFS)
 	}
+}
+
+// mkdirInside makes a directory below the root. The root isn't the only one yet:
+// files of the machine are open in the child, and links in what is already
+// mounted could lead to them through /proc/self/fd.
+func (c *creator) mkdirInside(dir string) {
+	parent := c.openInside(path.Dir(dir), unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
+	parent.Into(c.Call(dir, unix.SYS_MKDIRAT, 0, c.String(path.Base(dir)), 0o755).Tolerate(unix.EEXIST, unix.EROFS), 0)
+}
+
+func (c *creator) openInside(name string, how unix.OpenHow) launch.Step {
+	words := c.Words(uintptr(how.Flags), uintptr(how.Mode), unix.RESOLVE_NO_MAGICLINKS)
+	return c.Call(name, unix.SYS_OPENAT2, atCWD, c.String(name), words, unsafe.Sizeof(how))
 }
 
 // mountOwnCgroups shows the container its own groups.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,19 @@ func Below(name string, dirs []string) bool {
 		}
 	}
 	return false
+}
+
+// procFiles are what may be replaced in /proc, as file systems for containers
+// do it.
+var procFiles = []string{
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/loadavg", "/proc/meminfo", "/proc/net/dev", "/proc/slabinfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
+	"/proc/sys/crypto/fips_enabled", "/proc/sys/kernel/ns_last_pid",
+}
+
+// InProc says that a mount point is where a container could fake what /proc
+// tells.
+func InProc(resolved string) bool {
+	return strings.HasPrefix(resolved, "/proc/") && !slices.Contains(procFiles, resolved)
 }
 
 // missing lists name and, if recursive, its missing parents.

@@ -1,0 +1,68 @@
+//go:build linux && (amd64 || arm64)
+
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// A root that moves proc to where it isn't masked, or a mount to where a
+// container could fake it, makes no container.
+func TestHostileRoots(t *testing.T) {
+	for name, tc := range map[string]struct{ link, to, at string }{
+		"/proc to the root":  {"proc", "/", ""},
+		"/proc elsewhere":    {"proc", "bin", ""},
+		"/sys to /proc":      {"sys", "/proc", ""},
+		"/dev to the root":   {"dev", "/", ""},
+		"a mount to /proc":   {"x", "/proc/self", "/x/attr"},
+		"a mount in /proc":   {"x", "/", "/proc/sys"},
+		"a mount to /proc/1": {"x", "/proc/1", "/x"},
+	} {
+		dir, spec := newBundle(t, "echo ran")
+		if err := os.Symlink(tc.to, filepath.Join(dir, "rootfs", tc.link)); err != nil {
+			t.Fatal(err)
+		}
+		if tc.at != "" {
+			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: tc.at, Type: "bind", Source: t.TempDir(), Options: []string{"rbind"}})
+		}
+		if _, err := tryCreate(t, dir, spec); err == nil || !strings.Contains(err.Error(), "/"+tc.link) && !strings.Contains(err.Error(), tc.at) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// Links in a volume don't lead to what the runtime has open while it makes
+// mount points below it.
+func TestMountPointsStayInside(t *testing.T) {
+	dir, spec := newBundle(t, "echo ran")
+	volume, machine := t.TempDir(), t.TempDir()
+	fd, err := unix.Open(machine, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), filepath.Join(volume, "d")), os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	bind := func(at, source string) specs.Mount {
+		return specs.Mount{Destination: at, Type: "bind", Source: source, Options: []string{"rbind"}}
+	}
+	for _, last := range []specs.Mount{bind("/v/d/made", dir), bind("/v/d/made", filepath.Join(dir, "f")), {Destination: "/v/d/a/b", Type: "tmpfs", Source: "x"}} {
+		s := *spec
+		s.Mounts = append(append([]specs.Mount{}, spec.Mounts...), bind("/v", volume), last)
+		if _, err := tryCreate(t, dir, &s); err == nil {
+			t.Errorf("a container with a mount at %s is made", last.Destination)
+		}
+		if entries, err := os.ReadDir(machine); err != nil || len(entries) > 0 {
+			t.Errorf("the machine's directory has %v (%v)", entries, err)
+		}
+	}
+}
