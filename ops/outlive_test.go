@@ -57,7 +57,7 @@ func TestWhatOutlivesTheDaemon(t *testing.T) {
 	if id := identity(shellOp(), who, nil); id != "" {
 		t.Error("a step outlives a daemon without a supervisor")
 	}
-	b.cfg.Supervisor, b.cfg.SharedNetwork = &fakeSupervisor{}, true
+	b.cfg.Supervisor = &fakeSupervisor{}
 	plain := identity(shellOp(), who, nil)
 	if plain == "" || plain != identity(shellOp(), who, nil) {
 		t.Errorf("a plain step is %q", plain)
@@ -84,15 +84,6 @@ func TestWhatOutlivesTheDaemon(t *testing.T) {
 			t.Errorf("%s: outlives the daemon", name)
 		}
 	}
-	b.cfg.SharedNetwork = false
-	if identity(shellOp(), who, nil) != "" {
-		t.Error("a step on a network that the daemon owns outlives it")
-	}
-	none := shellOp()
-	none.Network = pb.NetMode_NONE
-	if identity(none, who, nil) == "" {
-		t.Error("a step without a network doesn't outlive the daemon")
-	}
 }
 
 // What is told of a step is all that the next daemon needs, and the supervisor
@@ -102,7 +93,7 @@ func TestNoteOfStep(t *testing.T) {
 	base := b.ref(nil, files{"f": "1"})
 	var n stepNote
 	sup := &fakeSupervisor{run: func(_ context.Context, _ executor.Process, note []byte) error { return json.Unmarshal(note, &n) }}
-	b.cfg.Supervisor, b.cfg.SharedNetwork = sup, true
+	b.cfg.Supervisor = sup
 	op := b.op(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}}, Mounts: []*pb.Mount{
 		{Input: 0, Dest: "/", Output: 0},
 		{Input: 0, Dest: "/ro", Output: 1, Readonly: true},
@@ -134,7 +125,6 @@ func TestLeftStep(t *testing.T) {
 	b := newExecBench(t, nil)
 	base := b.ref(nil, files{"f": "1"})
 	var n stepNote
-	b.cfg.SharedNetwork = true
 	b.cfg.Supervisor = &fakeSupervisor{run: func(_ context.Context, _ executor.Process, note []byte) error {
 		return errors.Join(supervisor.ErrLeft, context.Canceled, json.Unmarshal(note, &n))
 	}}
@@ -245,7 +235,6 @@ func TestTakeUp(t *testing.T) {
 		b := newExecBench(t, nil)
 		b.interrupt(t, time.Hour)
 		ran := 0
-		b.cfg.SharedNetwork = true
 		b.cfg.Supervisor = &fakeSupervisor{run: func(context.Context, executor.Process, []byte) error { ran++; return nil }}
 		op := b.op(shellOp(), 0, nil)
 		id, err := op.identity(namedAsker{name: "a"})
