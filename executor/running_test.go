@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -182,6 +184,32 @@ func TestFurtherProcesses(t *testing.T) {
 			t.Errorf("resize of what has no terminal: %v", err)
 		}
 	})
+}
+
+// What the processes of a container made of its devices leads a further process
+// to none of the daemon's files.
+func TestFurtherProcessIsNotLed(t *testing.T) {
+	e := newTest(t, Config{})
+	secret, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	s := startFirst(t.Context(), t, e, process(t, "cat"))
+	for _, device := range []string{"null", "ptmx"} {
+		script := fmt.Sprintf("rm /dev/%s && ln -s /proc/self/fd/%d /dev/%s", device, secret.Fd(), device)
+		if out, err := s.sh(t, script, func(p *Process) { p.Stdin = strings.NewReader("") }); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		_, err := s.sh(t, "busybox readlink /proc/self/fd/0", func(p *Process) { p.Terminal = device == "ptmx" })
+		if err == nil || !strings.Contains(err.Error(), device) {
+			t.Errorf("a process started with /dev/%s that leads to a file of the daemon: %v", device, err)
+		}
+	}
+	s.stdin.Close()
+	if err := <-s.done; err != nil {
+		t.Error(err)
+	}
 }
 
 // A container that is cancelled takes everything in it along, even what
