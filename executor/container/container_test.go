@@ -409,8 +409,9 @@ func TestStartFails(t *testing.T) {
 	if err := b.p.Failure(); !errors.As(err, &exec) || !errors.Is(err, unix.ENOENT) {
 		t.Errorf("error %v", err)
 	}
-	if code, _ := b.end(); code != 1 {
-		t.Errorf("exit code %d", code)
+	// Who starts it with another command sees this.
+	if code, out := b.end(); code != 1 || !strings.HasPrefix(out, `exec: "/script": it is there and can't be executed`) {
+		t.Errorf("exit code %d, output %q", code, out)
 	}
 }
 

@@ -130,7 +130,11 @@ func setUpError(err error, p *specs.Process, results func(stage string) []unix.E
 	case errors.As(err, &step) && step.Stage == stageExec:
 		return &ExecError{p.Args[0], step.Errno}
 	case errors.Is(err, launch.ErrNotExecuted):
-		return &ExecError{p.Args[0], notFound(results(stageExec))}
+		errs := results(stageExec)
+		if strings.Contains(p.Args[0], "/") && len(errs) > 0 {
+			return &ExecError{p.Args[0], errs[len(errs)-1]}
+		}
+		return &ExecError{p.Args[0], notFound(errs)}
 	}
 	return fmt.Errorf("set up container: %w", err)
 }
@@ -148,6 +152,8 @@ type builder struct {
 	fds     cleanup.Stack // closes what only the child needs
 	master  int           // reserved for the ends of a terminal
 	peer    int
+	// tolerate are errors of execve after which the steps go on.
+	tolerate []unix.Errno
 }
 
 func (b *builder) build() error {
@@ -299,12 +305,12 @@ func (b *builder) exec() error {
 	b.Stage(stageExec)
 	program := b.program()
 	if strings.Contains(program, "/") {
-		b.Call(program, unix.SYS_EXECVE, b.String(program), argv, envp)
+		b.Call(program, unix.SYS_EXECVE, b.String(program), argv, envp).Tolerate(b.tolerate...)
 		return nil
 	}
 	for _, dir := range strings.Split(getenv(p.Env, "PATH"), ":") {
 		candidate := path.Join(dir, program)
-		b.Call(candidate, unix.SYS_EXECVE, b.String(candidate), argv, envp).Tolerate(unix.ENOENT, unix.EACCES, unix.ENOTDIR)
+		b.Call(candidate, unix.SYS_EXECVE, b.String(candidate), argv, envp).Tolerate(unix.ENOENT, unix.EACCES, unix.ENOTDIR).Tolerate(b.tolerate...)
 	}
 	return nil
 }
@@ -313,8 +319,10 @@ func (b *builder) program() string { return cmp.Or(b.path, b.spec.Process.Args[0
 
 // notFound is the error when nothing in PATH could be executed.
 func notFound(results []unix.Errno) error {
-	if slices.Contains(results, unix.EACCES) {
-		return unix.EACCES
+	for _, errno := range []unix.Errno{unix.EACCES, unix.ENOEXEC} {
+		if slices.Contains(results, errno) {
+			return errno
+		}
 	}
 	return ErrNotInPath
 }

@@ -140,7 +140,16 @@ func (c *creator) build() error {
 		{"mask", c.masks},
 		{"cwd", c.cwd},
 	}
-	return c.add(slices.Concat(steps, c.process(), []stage{{"ready", c.ready}}, c.execution()))
+	c.tolerate = []unix.Errno{unix.ENOENT, unix.EACCES, unix.ENOEXEC, unix.ENOTDIR, unix.EINVAL, unix.EPERM, unix.ETXTBSY, unix.ELOOP}
+	return c.add(slices.Concat(steps, c.process(), []stage{{"ready", c.ready}}, c.execution(), []stage{{"complaint", c.complain}}))
+}
+
+// complain tells the container's user, as who started it may not have made it
+// and then doesn't see why its process ends.
+func (c *creator) complain() error {
+	text := fmt.Sprintf("exec: %q: it is there and can't be executed: its interpreter or loader is missing, or it is no program of this machine\n", c.program())
+	c.Call("tell", unix.SYS_WRITE, 2, c.Bytes([]byte(text)), uintptr(len(text))).Tolerate(unix.EBADF, unix.EPIPE, unix.EIO, unix.EAGAIN, unix.ENOSPC)
+	return nil
 }
 
 // joinUsers enters the user namespace of others, as its root, and from there
