@@ -310,7 +310,11 @@ func TestMergeAndDiffAsUpstream(t *testing.T) {
 					}
 				}
 				if diff := difference(ours, theirs); diff != "" {
-					if wrong := upstreamIsWrong(t, peer, st, ours); wrong {
+					if onlyLinks(ours, theirs) {
+						t.Logf("state %d: upstream lost hard links:\n%s", i, diff)
+						continue
+					}
+					if upstreamIsWrong(t, peer, st, ours) {
 						t.Logf("state %d: upstream's image agrees with kiln, and its files don't:\n%s", i, diff)
 						continue
 					}
@@ -320,6 +324,19 @@ func TestMergeAndDiffAsUpstream(t *testing.T) {
 			}
 		})
 	}
+}
+
+// onlyLinks says whether upstream's files are kiln's, but some that are one file
+// with several names are not for upstream. It loses names that a step gave to a
+// file of a layer below, which it doesn't take for changed: they are one file
+// in what the step made, and two in a merge or an image of it.
+func onlyLinks(ours, theirs map[string]string) bool {
+	for p, what := range theirs {
+		if ours[p] != what && !strings.HasPrefix(ours[p], what+", one file with ") {
+			return false
+		}
+	}
+	return len(ours) == len(theirs)
 }
 
 // upstreamFails is in its error where a layer deletes b/x from below what another
