@@ -172,6 +172,9 @@ func (rc *resolvConf) override(dns *DNS) (servers bool, err error) {
 			if err != nil {
 				return false, fmt.Errorf("bad nameserver address: %w", err)
 			}
+			if strings.ContainsFunc(s, unicode.IsSpace) { // a zone may have any characters
+				return false, fmt.Errorf("bad nameserver address %q: it has spaces", s)
+			}
 			rc.servers = append(rc.servers, addr)
 		}
 	}

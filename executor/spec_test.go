@@ -143,6 +143,8 @@ func FuzzResolvConf(f *testing.F) {
 	f.Add("nameserver 1.2.3.4\nsearch a b\noptions x:1\nfoo bar\n", "", "", "")
 	f.Add("", "::1", "a.example", "ndots:2")
 	f.Add("", "", " a  b ", "\xc3 ")
+	f.Add("", "fe80::1%a b", "", "")
+	f.Add("", "80::1%a ", "", "")
 	f.Add("nameserver ::1\r\n", "fe80::1%a\nnameserver 6.6.6.6", "a\nnameserver 6.6.6.6", "b\x00")
 	f.Fuzz(func(t *testing.T, text, server, search, option string) {
 		// What is generated is read back as the same.
