@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -560,6 +561,62 @@ func BenchmarkStep(b *testing.B) {
 	steps := float64(b.N * len(names))
 	b.ReportMetric(float64(held.Microseconds())/steps, "held-µs/step")
 	b.ReportMetric(float64((processorTime(b)-before).Microseconds())/steps, "cpu-µs/step")
+}
+
+// BenchmarkVertex is what a vertex of a large build costs that runs, and one
+// that is answered from the cache: the memory held until the build ends, and
+// what the processors do, the writing of records included.
+func BenchmarkVertex(b *testing.B) {
+	const n = 1000
+	for _, ran := range []bool{true, false} {
+		b.Run(fmt.Sprintf("ran=%v", ran), func(b *testing.B) {
+			j := newJournal(b)
+			names := make([]string, n)
+			for i := range names {
+				names[i] = fmt.Sprintf("[%d/%d] RUN step %d", i+1, n, i)
+			}
+			s := j.script(b, "build", names...)
+			executions := make([]*solver.Execute, n)
+			for i := range executions {
+				executions[i] = s.execute(i, fmt.Sprint("op ", i), fmt.Sprint("input ", i), fmt.Sprint("output ", i))
+			}
+			watch := func() *Recorder {
+				r := j.NewRecorder(Options{Ref: "measured", Key: func() (string, bool) { return "project", true }})
+				for _, x := range executions {
+					r.Announced(&solver.Announce{Vertex: x.Vertex})
+				}
+				for _, x := range executions {
+					if ran {
+						r.Starts(x, progress.Scope{})
+						r.Ended(x, &solver.Executed{Execute: x, Outputs: []solver.Output{{Result: result("r")}}})
+					} else {
+						r.Loading(&solver.Load{Edge: solver.Edge{Vertex: x.Vertex}, Lookup: x.Wanted[0].Lookup})
+					}
+				}
+				r.work.Wait()
+				return r
+			}
+			empty := memory()
+			r := watch()
+			held := int64(memory().HeapAlloc) - int64(empty.HeapAlloc)
+			r.Close(false)
+			j.Close()
+			before := processorTime(b)
+			for b.Loop() {
+				watch().Close(false)
+				j.Close()
+			}
+			b.ReportMetric(float64(held)/n, "heldB/vertex")
+			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(b.N*n), "cpu-ns/vertex")
+		})
+	}
+}
+
+// memory is what is held.
+func memory() (m runtime.MemStats) {
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m
 }
 
 // processorTime is what this process has used.

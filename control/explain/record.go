@@ -11,11 +11,11 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
+	deflate "github.com/klauspost/compress/flate"
 )
 
 // record is what is kept of a step that ran: enough to tell a later run of it
@@ -188,25 +188,16 @@ func (r *record) pack() ([]byte, error) {
 	return data, err
 }
 
-// compressors are large, and several records are packed at a time.
-var compressors = sync.Pool{New: func() any {
-	w, err := flate.NewWriter(nil, flate.BestSpeed)
-	if err != nil {
-		panic("internal error: " + err.Error()) // the level is a constant
-	}
-	return w
-}}
-
-// pack is v as compressed JSON.
+// pack is v as compressed JSON. It is compressed without a state: that of other
+// compressors is larger than all that a build has to pack, and making it was
+// most of what keeping an explanation took.
 func pack(v any) ([]byte, error) {
-	var out bytes.Buffer
-	w := compressors.Get().(*flate.Writer)
-	defer compressors.Put(w)
-	w.Reset(&out)
-	if err := json.NewEncoder(w).Encode(v); err != nil {
+	text, err := json.Marshal(v)
+	if err != nil {
 		return nil, err
 	}
-	if err := w.Close(); err != nil {
+	var out bytes.Buffer
+	if err := deflate.StatelessDeflate(&out, text, true, nil); err != nil {
 		return nil, err
 	}
 	return out.Bytes(), nil
