@@ -55,7 +55,6 @@ type Import struct {
 
 // BuildOptions describe one build.
 type BuildOptions struct {
-	ID string
 	// Value is handed to ops through Asker.
 	Value any
 	// Domain must agree for two builds to share executions; it is never part

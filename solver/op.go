@@ -1,5 +1,13 @@
 // Package solver decides which vertices of a graph run, in what order, and
 // what is shared. It knows no LLB, files or containers.
+//
+// A Build is one request's graph. It feeds a Core, which decides and does
+// nothing else, with events, performs the effects that follow, and puts their
+// outcomes back as events. A Solver holds what builds share: the key store and
+// the flights, executions that whoever asks for the same joins.
+//
+// What key stores have in common is in keygraph, the text format of events and
+// effects in trace.
 package solver
 
 import (

@@ -47,7 +47,7 @@ func mkfile(t *testing.T, w *Worker, size int, fill byte) error {
 	must(t, err)
 	edge, err := w.Loader().Load(&pb.Definition{Def: [][]byte{file, last}}, ops.LoadOptions{})
 	must(t, err)
-	b := w.Solver().NewBuild(solver.BuildOptions{ID: string(fill), Value: &ops.Build{}})
+	b := w.Solver().NewBuild(solver.BuildOptions{Value: &ops.Build{}})
 	defer b.Close()
 	res, err := b.Solve(t.Context(), edge)
 	if err == nil {

@@ -59,7 +59,7 @@ func use(t *testing.T, w *Worker) {
 	must(t, err)
 	edge, err := w.Loader().Load(&pb.Definition{Def: [][]byte{file, last}}, ops.LoadOptions{})
 	must(t, err)
-	b := w.Solver().NewBuild(solver.BuildOptions{ID: "one", Value: &ops.Build{}})
+	b := w.Solver().NewBuild(solver.BuildOptions{Value: &ops.Build{}})
 	res, err := b.Solve(t.Context(), edge)
 	must(t, err)
 	_, err = res.(ops.Result).Ref.Layers(t.Context(), cache.Compression{OCI: true})

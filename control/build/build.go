@@ -64,7 +64,6 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		b.granted[name] = true
 	}
 	opts := solver.BuildOptions{
-		ID:       req.Ref,
 		Value:    &ops.Build{SessionIDs: []string{req.Session}, Entitlements: b.granted},
 		Domain:   strings.Join(slices.Sorted(maps.Keys(b.granted)), ","),
 		Progress: progress.WriterFunc(b.write),

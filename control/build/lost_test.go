@@ -158,7 +158,7 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 	defer b.finish(nil, nil)
 	if d.imports != nil {
 		b.solver.Close()
-		b.solver = d.worker.Solver().NewBuild(solver.BuildOptions{ID: id, Value: &ops.Build{}, Progress: progress.WriterFunc(b.write), Imports: d.imports})
+		b.solver = d.worker.Solver().NewBuild(solver.BuildOptions{Value: &ops.Build{}, Progress: progress.WriterFunc(b.write), Imports: d.imports})
 	}
 
 	res, err := b.bridge.Solve(ctx, frontend.SolveRequest{Definition: def})
