@@ -102,7 +102,9 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.cfg.Network, err = cfg.Network.Resolve(cfg.Log); err != nil {
 		return nil, err
 	}
-	w.cfg.Network.Dir = cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))
+	if w.cfg.Network.Dir, err = filepath.Abs(cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))); err != nil {
+		return nil, fmt.Errorf("directory for networks: %w", err)
+	}
 	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
 		return nil, err
 	}
