@@ -138,11 +138,14 @@ func TestShellIsAbandoned(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
+			if left := d.left(); !strings.Contains(left, "sleep 1000") {
+				t.Errorf("what runs in the shell isn't among what could be left: %s", left)
+			}
 			end(t, d, client)
 			if name == "ClientInterrupted" || name == "ClientKilled" {
-				// The daemon has nothing left to do, and is idle.
+				// The daemon runs on without what the shell has started.
 				if err := harness.WaitFor(30*time.Second, func() error {
-					if left := d.left(); left != "" {
+					if left := d.left(); strings.Contains(left, "sleep") {
 						return &notYet{left}
 					}
 					return nil
