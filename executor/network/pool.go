@@ -159,9 +159,14 @@ func (p *pool) fill(ctx context.Context) {
 		p.do(func() {
 			p.busy--
 			p.finished++
-			if p.failed = err != nil; !p.failed {
-				n.pool = p
+			if p.failed = err != nil; p.failed {
+				return
+			}
+			n.pool = p
+			if len(p.ready) < p.keep {
 				p.ready = append(p.ready, n)
+			} else { // so many have come back meanwhile
+				p.old = append(p.old, used{Namespace: n})
 			}
 		})
 		if err != nil && ctx.Err() == nil && !errors.Is(err, errExhausted) {
