@@ -306,7 +306,7 @@ func TestBridgeOutlivesDaemon(t *testing.T) {
 	const reaches = "wget -q -O /reached http://192.0.2.2/ && cp /c/begun /result"
 	build := func() *long {
 		t.Helper()
-		return d.buildLongOf(strings.NewReplacer("BASE", "base", "cp /c/begun /result", reaches).Replace(longRun), fromLayout()...)
+		return d.buildLongOf(strings.ReplaceAll(longRun, "cp /c/begun /result", reaches), "base", fromLayout()...)
 	}
 	first := build()
 	first.begun()

@@ -30,6 +30,8 @@ COPY --from=long /before /result /
 // long is a client that builds longRun.
 type long struct {
 	d      *daemon
+	base   string   // the image that it builds on
+	args   []string // further flags
 	cmd    *exec.Cmd
 	out    string // where the result is put
 	stderr *lockedBuffer
@@ -37,14 +39,14 @@ type long struct {
 
 func (d *daemon) buildLong() *long {
 	d.t.Helper()
-	return d.buildLongOf(strings.ReplaceAll(longRun, "BASE", env.base))
+	return d.buildLongOf(longRun, env.base)
 }
 
 // buildLongOf builds something like longRun; args are further flags.
-func (d *daemon) buildLongOf(dockerfile string, args ...string) *long {
+func (d *daemon) buildLongOf(dockerfile, base string, args ...string) *long {
 	d.t.Helper()
-	dir := files{"Dockerfile": dockerfile}.write(d.t)
-	l := &long{d: d, out: d.t.TempDir(), stderr: &lockedBuffer{}}
+	dir := files{"Dockerfile": strings.ReplaceAll(dockerfile, "BASE", base)}.write(d.t)
+	l := &long{d: d, base: base, args: args, out: d.t.TempDir(), stderr: &lockedBuffer{}}
 	l.cmd = d.client(filepath.Join(env.peer, "buildctl"), append([]string{"build", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir,
 		"--output", "type=local,dest=" + l.out}, args...)...)
 	l.cmd.Stdout, l.cmd.Stderr = io.Discard, l.stderr
@@ -79,7 +81,7 @@ func (l *long) begun() {
 	l.says(" it has begun\n")
 	// A prune that removes something waits for the disk.
 	id := fmt.Sprintf("removed%d", removed.Add(1))
-	l.d.dockerfile("FROM BASE\nRUN --mount=type=cache,target=/r,id="+id+" echo "+id+"\n", nil).must(l.d.t)
+	l.d.dockerfile("FROM "+l.base+"\nRUN --mount=type=cache,target=/r,id="+id+" echo "+id+"\n", nil, l.args...).must(l.d.t)
 	if out := l.d.buildctl("prune", "--filter", `cachemount.id=="/`+id+`"`).must(l.d.t).stdout; !strings.Contains(out, "RECLAIMABLE") {
 		l.d.t.Fatalf("prune removed nothing:\n%s", out)
 	}
