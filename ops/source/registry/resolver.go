@@ -153,26 +153,33 @@ func (f fetcher) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	rc, err := f.base.Fetch(quiet(ctx), desc)
 	if err != nil {
+		err = f.explain(ctx, desc, err)
+		cancel()
 		release()
-		return nil, f.explain(ctx, desc, err)
+		return nil, err
 	}
-	return &body{ctx: ctx, f: f, desc: desc, ReadCloser: rc, release: release}, nil
+	return &body{ctx: ctx, cancel: cancel, f: f, desc: desc, src: rc, release: release}, nil
 }
 
 func (f fetcher) explain(ctx context.Context, desc ocispec.Descriptor, err error) error {
 	return f.r.explain(ctx, fmt.Sprintf("fetch %s of", desc.Digest), f.ref.Name(), err)
 }
 
-// body is a fetch under way.
+// body is a fetch under way. It may be closed while it is read, which
+// containerd's reader may not.
 type body struct {
-	ctx  context.Context // of the one call that made it
-	f    fetcher
-	desc ocispec.Descriptor
-	io.ReadCloser
+	ctx     context.Context // of the one call that made it, until Close
+	cancel  context.CancelFunc
+	f       fetcher
+	desc    ocispec.Descriptor
 	release func()
-	cuts    int
+
+	mu   sync.Mutex // guards the fields below, held while reading
+	src  io.ReadCloser
+	cuts int
 }
 
 // maxCuts bounds how often a fetch is resumed.
@@ -181,11 +188,13 @@ const maxCuts = 5
 // Read resumes when the connection was reset; containerd's reader, below, does
 // so when it merely ended too early.
 func (b *body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, err := b.src.Read(p)
 	if err == nil || err == io.EOF {
 		return n, err
 	}
-	if seeker, ok := b.ReadCloser.(io.Seeker); ok && b.ctx.Err() == nil && cut(err) && b.cuts < maxCuts {
+	if seeker, ok := b.src.(io.Seeker); ok && b.ctx.Err() == nil && cut(err) && b.cuts < maxCuts {
 		b.cuts++
 		if err := reopen(seeker); err == nil {
 			return n, nil
@@ -213,10 +222,13 @@ func cut(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed) || errors.As(err, &ne) && ne.Timeout()
 }
 
-// Close ends the fetch and gives its slot back.
+// Close ends the fetch, and a Read that is under way, and gives its slot back.
 func (b *body) Close() error {
+	b.cancel()
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	defer b.release()
-	return b.ReadCloser.Close()
+	return b.src.Close()
 }
 
 type pusher struct {
