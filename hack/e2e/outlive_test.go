@@ -22,10 +22,14 @@ import (
 // the step has begun is counted where a new run would find it.
 const longRun = `FROM BASE AS long
 RUN echo before > /before
-RUN --mount=type=cache,target=/c echo it has begun; echo begun >> /c/begun; while [ ! -e /c/go-on ]; do sleep 0.02; done; cp /c/begun /result; echo it has en''ded
+RUN --mount=type=cache,target=/c : MARK; echo it has begun; echo begun >> /c/begun; while [ ! -e /c/go-on ]; do sleep 0.02; done; cp /c/begun /result; echo it has en''ded
 FROM scratch
 COPY --from=long /before /result /
 `
+
+// longMark is in the command of the step, to tell it from those of other test
+// runs on the machine.
+func longMark() string { return fmt.Sprintf("%d0817", os.Getpid()) }
 
 // long is a client that builds longRun.
 type long struct {
@@ -45,7 +49,7 @@ func (d *daemon) buildLong() *long {
 // buildLongOf builds something like longRun; args are further flags.
 func (d *daemon) buildLongOf(dockerfile, base string, args ...string) *long {
 	d.t.Helper()
-	dir := files{"Dockerfile": strings.ReplaceAll(dockerfile, "BASE", base)}.write(d.t)
+	dir := files{"Dockerfile": strings.NewReplacer("BASE", base, "MARK", longMark()).Replace(dockerfile)}.write(d.t)
 	l := &long{d: d, base: base, args: args, out: d.t.TempDir(), stderr: &lockedBuffer{}}
 	l.cmd = d.client(filepath.Join(env.peer, "buildctl"), append([]string{"build", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir,
 		"--output", "type=local,dest=" + l.out}, args...)...)
@@ -147,7 +151,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 		d.goOn()
 		second.succeeds(1)
 		third.succeeds(1)
-		d.dockerfile(longRun, nil).must(t) // from the cache
+		d.dockerfile(strings.ReplaceAll(longRun, "MARK", longMark()), nil).must(t) // from the cache
 	})
 	t.Run("EndedBeforeItIsAskedFor", func(t *testing.T) {
 		d := newDaemon(t)
@@ -157,7 +161,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 		first.fails()
 		d.goOn()
 		if err := harness.WaitFor(20*time.Second, func() error {
-			if left := marked(t, "/c/go-on"); len(left) > 0 {
+			if left := marked(t, longMark()); len(left) > 0 {
 				return fmt.Errorf("the step goes on: %q", left)
 			}
 			return nil
@@ -188,7 +192,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 		}
 		d.stop()
 		first.fails()
-		if left := marked(t, "/c/go-on"); len(left) > 0 {
+		if left := marked(t, longMark()); len(left) > 0 {
 			t.Errorf("the step goes on: %q", left)
 		}
 	})
@@ -207,7 +211,7 @@ func TestUnclaimedStepEnds(t *testing.T) {
 				d.start()
 			}
 			if err := harness.WaitFor(20*time.Second, func() error {
-				if left := marked(t, "/c/go-on"); len(left) > 0 {
+				if left := marked(t, longMark()); len(left) > 0 {
 					return fmt.Errorf("the step goes on: %q", left)
 				}
 				return nil
