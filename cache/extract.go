@@ -27,8 +27,11 @@ const parallelFetches = 4
 // Askers for the same record share the work. It ends early only when all of
 // them have left.
 func (r *Ref) Extract(ctx context.Context) error {
-	if r == nil || r.m.snapOf(r.r) != "" {
+	if r == nil {
 		return nil
+	}
+	if err := r.m.checkChanged(r.r); err != nil || r.m.snapOf(r.r) != "" {
+		return err
 	}
 	return r.m.WithRoom(ctx, func() error { return r.extract(ctx) })
 }

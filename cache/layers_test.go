@@ -188,7 +188,7 @@ func TestChangedFilesAreNoticed(t *testing.T) {
 	must(t, os.WriteFile(path, []byte("tampered"), 0o644))
 	e.m.dropBlob(r.r.blobs[0].desc.Digest, errors.New("test"))
 	_, err := r.Layers(t.Context(), Compression{})
-	wantErr(t, err, ErrLost, "diff ID")
+	wantErr(t, err, ErrLost) // by its times, or by its diff ID if they are the same
 	r.Release()
 	e.empty()
 }

@@ -300,6 +300,11 @@ func checkMounts(mounts []mount.Mount) error {
 // lostSnapshot turns an error that says that files of r are gone into ErrLost
 // and takes r out of use; other errors stay what they are.
 func (m *Manager) lostSnapshot(ctx context.Context, r *record, err error) error {
+	if changed := (*snapshot.ChangedError)(nil); errors.As(err, &changed) {
+		err = fmt.Errorf("%w: %s: %w", ErrLost, r.id, err)
+		m.distrustSnapshot(changed.ID, err)
+		return err
+	}
 	if !isGone(err) {
 		return err
 	}

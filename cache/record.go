@@ -58,6 +58,7 @@ type record struct {
 	snapSize  int64  // of the record's own snapshot, sizeUnknown until measured
 	lost      error  // why the record isn't handed out any more
 	broken    bool   // lost for good: goes with the last handle
+	changed   bool   // files of it, or of what it is built on, aren't what was committed
 	rule      string // that evicts it
 	freed     int64  // what that frees
 	handles   int

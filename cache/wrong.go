@@ -1,6 +1,13 @@
 package cache
 
-import "slices"
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/kilnbuild/kiln/snapshot"
+	"golang.org/x/sys/unix"
+)
 
 // Distrust takes records whose files turned out to be wrong out of use, and
 // with them every record that is built on one of them: they are no longer
@@ -49,6 +56,28 @@ func (m *Manager) Distrust(ids []string, why error) []string {
 	return taken
 }
 
+// distrustSnapshot takes out of use what stands on a snapshot whose files were
+// changed.
+func (m *Manager) distrustSnapshot(snap string, why error) {
+	m.mu.Lock()
+	var owners []string
+	for id, r := range m.records {
+		if r.snap == snap {
+			owners = append(owners, id)
+			m.log.Warn("cache record is lost", "record", id, "description", r.opts.Description, "error", why)
+		}
+	}
+	m.mu.Unlock()
+	taken := m.Distrust(owners, why)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range append(taken, owners...) {
+		if r := m.records[id]; r != nil {
+			r.changed = true
+		}
+	}
+}
+
 // Local reports whether the record can be made visible without fetching
 // anything.
 func (r *Ref) Local() bool {
@@ -61,4 +90,54 @@ func (r *Ref) Local() bool {
 	return !slices.ContainsFunc(lazy, func(l *record) bool {
 		return l.layers == nil && !slices.ContainsFunc(l.blobs, func(b blob) bool { return b.stored })
 	})
+}
+
+// checkChanged returns ErrLost if files of the record, or of one that it is
+// built on, are known to have changed: a handle on it is of no use any more.
+func (m *Manager) checkChanged(r *record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r.changed {
+		return fmt.Errorf("%w: %s is out of use: %w", ErrLost, r.id, r.lost)
+	}
+	return nil
+}
+
+// Witness tells whether what is read of a record is what was committed. What
+// isn't is taken out of use.
+type Witness struct {
+	ref *Ref
+	w   *snapshot.Witness
+}
+
+// Witness returns one of the record, which must have been extracted. It is good
+// while the handle is held.
+func (r *Ref) Witness(ctx context.Context) (*Witness, error) {
+	w, err := snapshot.OpenWitness(r.m.snapshots, r.m.snapOf(r.r))
+	if err != nil {
+		return nil, r.m.lostSnapshot(ctx, r.r, err)
+	}
+	return &Witness{r, w}, nil
+}
+
+// Dir returns ErrLost if entries of the directory path were removed or added.
+func (w *Witness) Dir(ctx context.Context, path string) error {
+	return w.lost(ctx, w.w.Dir(path))
+}
+
+// File returns ErrLost if the file path, described by st, was written.
+func (w *Witness) File(ctx context.Context, path string, st *unix.Stat_t) error {
+	return w.lost(ctx, w.w.File(path, st))
+}
+
+func (w *Witness) lost(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	return w.ref.m.lostSnapshot(ctx, w.ref.r, err)
+}
+
+// Close ends it.
+func (w *Witness) Close() error {
+	return w.w.Close()
 }

@@ -19,6 +19,7 @@ const capability = "security.capability"
 // what is only touched) doesn't come at all.
 type changeWalk struct {
 	ctx   context.Context
+	layer layerInfo
 	xattr string // prefix of overlay's own xattrs
 	sink  changeSink
 	// sockets are wanted. They can't be in a tar.
@@ -59,7 +60,7 @@ type changeDir struct {
 
 // walkChanges tells sink what layer changes in parent, which may be nil.
 func walkChanges(ctx context.Context, layer layerInfo, parent *View, sink changeSink, sockets bool) error {
-	w := &changeWalk{ctx: ctx, xattr: layer.xattr, sink: sink, sockets: sockets, buf: make([]byte, 32<<10)}
+	w := &changeWalk{ctx: ctx, layer: layer, xattr: layer.xattr, sink: sink, sockets: sockets, buf: make([]byte, 32<<10)}
 	fd, err := openDir(unix.AT_FDCWD, layer.dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", layer.dir, gone(err))
@@ -109,6 +110,9 @@ func (w *changeWalk) children(dir *changeDir) error {
 	if err != nil {
 		return fmt.Errorf("read directory /%s: %w", dir.path, err)
 	}
+	if err := w.unchanged(&dir.st, dir.path); err != nil {
+		return err
+	}
 	var missing []string
 	if dir.alone && dir.lower >= 0 {
 		lower, err := readNames(dir.lower, w.buf)
@@ -138,6 +142,15 @@ func (w *changeWalk) children(dir *changeDir) error {
 		if err := w.whiteout(dir, name); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// unchanged returns an error if the file isn't what was committed: what is
+// found here is stored under its name for good.
+func (w *changeWalk) unchanged(st *unix.Stat_t, path string) error {
+	if changedSince(st, w.layer.since) {
+		return &ChangedError{w.layer.id, path}
 	}
 	return nil
 }
@@ -177,6 +190,9 @@ func (w *changeWalk) child(dir *changeDir, name string) error {
 		return w.dir(dir, name, &st, &lower, below)
 	case st.Mode&unix.S_IFMT == unix.S_IFSOCK && !w.sockets:
 		return nil
+	}
+	if err := w.unchanged(&st, dir.path+name); err != nil {
+		return err
 	}
 	// A file that got a second name is told of under both.
 	if below && st.Nlink == 1 {

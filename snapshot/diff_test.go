@@ -342,8 +342,10 @@ func TestWriteDiffErrors(t *testing.T) {
 	if err := snapshot.WriteDiff(ctx, o, "a", io.Discard); !errors.Is(err, full) {
 		t.Errorf("cancelled: %v", err)
 	}
-	must(t, unix.Setxattr(mkdir(t, layerDir(o, "a")+"/r"), "trusted.overlay.redirect", []byte("/q"), 0))
-	if err := snapshot.WriteDiff(t.Context(), o, "a", io.Discard); err == nil || !strings.Contains(err.Error(), "redirect") {
+	makeLayer(t, o, "r", "", func(dir string) {
+		must(t, unix.Setxattr(mkdir(t, dir+"/r"), "trusted.overlay.redirect", []byte("/q"), 0))
+	})
+	if err := snapshot.WriteDiff(t.Context(), o, "r", io.Discard); err == nil || !strings.Contains(err.Error(), "redirect") {
 		t.Errorf("a redirect: %v", err)
 	}
 	must(t, os.RemoveAll(layerDir(o, "a")))
@@ -372,12 +374,14 @@ func TestWriteDiffXattrWhiteouts(t *testing.T) {
 	})
 	makeLayer(t, o, "b", "a", func(dir string) {})
 	dir := layerDir(o, "b")
+	must(t, o.Reopen(t.Context(), "b"))
 	for _, f := range []string{"/d/x", "/d/new", "/r"} {
 		writeFile(t, dir+f, "")
 		must(t, unix.Setxattr(dir+f, "trusted.overlay.whiteout", nil, 0))
 	}
 	must(t, unix.Setxattr(dir, "trusted.overlay.opaque", []byte("x"), 0))
 	must(t, unix.Setxattr(dir+"/d", "trusted.overlay.opaque", []byte("x"), 0))
+	must(t, o.Commit(t.Context(), "b"))
 	if got := entries(t, diffOf(t, o, "b")); got != "d/ d/.wh.x .wh.r" {
 		t.Errorf("wrote %q", got)
 	}

@@ -26,6 +26,8 @@ type layerInfo struct {
 	dir    string
 	parent string
 	active bool
+	id     string
+	since  int64  // when it was committed; 0 if that isn't known
 	xattr  string // prefix of overlay's xattrs
 }
 
@@ -60,7 +62,11 @@ func (o *Overlay) layer(id string) (layerInfo, error) {
 	if len(s.Layers) > 0 {
 		return layerInfo{}, fmt.Errorf("snapshot %q is a stack and has no layer of its own", id)
 	}
-	return layerInfo{dir: o.fsPath(id), parent: s.Parent, active: !s.Committed, xattr: o.xattr}, nil
+	l := layerInfo{dir: o.fsPath(id), parent: s.Parent, active: !s.Committed, id: id, xattr: o.xattr}
+	if s.Committed {
+		l.since = s.At
+	}
+	return l, nil
 }
 
 // tarBuffers gather tar headers and small files into larger writes and reads.

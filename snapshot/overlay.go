@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/moby/sys/userns"
@@ -59,7 +60,10 @@ type record struct {
 	Parent    string   `json:"p,omitempty"`
 	Layers    []string `json:"l,omitempty"` // of a stack, which has no directory
 	Committed bool     `json:"c,omitempty"`
-	Form      form     `json:"f,omitempty"` // of a layer
+	// At is when it was committed, in nanoseconds since 1970: no file is written
+	// afterwards. 0 in records of older daemons.
+	At   int64 `json:"t,omitempty"`
+	Form form  `json:"f,omitempty"` // of a layer
 	// Deletes: the layer has no parent, and still holds deletions, of what it may be
 	// stacked on.
 	Deletes bool `json:"d,omitempty"`
@@ -268,7 +272,7 @@ func (o *Overlay) Commit(ctx context.Context, id string) error {
 	case err == nil && s.Committed:
 		err = fmt.Errorf("commit snapshot %q: %w", id, ErrNotActive)
 	case err == nil:
-		s.Committed, s.stored = true, false
+		s.Committed, s.stored, s.At = true, false, time.Now().UnixNano()
 	}
 	o.mu.Unlock()
 	if err != nil || s.Parent == "" && !s.Deletes {

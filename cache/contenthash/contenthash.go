@@ -35,6 +35,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // Options select what of a tree is digested.
@@ -81,8 +82,16 @@ type record interface {
 
 // rootDir is an open root directory; fd is good until close.
 type rootDir struct {
-	fd    int
-	close func() error
+	fd      int
+	witness witness // nil if nobody knows what the files were like
+	close   func() error
+}
+
+// witness says whether a directory or file, by its path relative to the root,
+// is what was committed: a digest of anything else would be a lie.
+type witness interface {
+	Dir(ctx context.Context, path string) error
+	File(ctx context.Context, path string, st *unix.Stat_t) error
 }
 
 type refRecord struct{ *cache.Ref }
@@ -92,7 +101,11 @@ func (r refRecord) openRoot(ctx context.Context) (rootDir, error) {
 	if err != nil {
 		return rootDir{}, err
 	}
-	return rootDir{v.FD(), v.Close}, nil
+	w, err := r.Witness(ctx)
+	if err != nil {
+		return rootDir{}, errors.Join(err, v.Close())
+	}
+	return rootDir{v.FD(), w, func() error { return errors.Join(v.Close(), w.Close()) }}, nil
 }
 
 func checksum(ctx context.Context, rec record, p string, opts Options) (d digest.Digest, err error) {

@@ -65,7 +65,7 @@ func (r *fakeRecord) openRoot(context.Context) (rootDir, error) {
 		return rootDir{}, errors.New("nothing to open")
 	}
 	fd, err := unix.Open(r.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	return rootDir{fd, func() error { return unix.Close(fd) }}, err
+	return rootDir{fd: fd, close: func() error { return unix.Close(fd) }}, err
 }
 
 // golden reads testdata/golden.json: trees, questions and the answers of the

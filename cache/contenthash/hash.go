@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io/fs"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -76,7 +77,7 @@ func (s *scanner) hashAll(ctx context.Context, todo work, next *atomic.Int64) er
 		if i >= len(todo) {
 			return nil
 		}
-		if err := h.batch(ctx, s.root.fd, todo[i]); err != nil {
+		if err := h.batch(ctx, s.root, todo[i]); err != nil {
 			return err
 		}
 	}
@@ -93,8 +94,8 @@ var hashers = sync.Pool{New: func() any {
 	return &hasher{sha: sha256.New(), buf: make([]byte, 128<<10), sum: make([]byte, 0, sha256.Size)}
 }}
 
-func (h *hasher) batch(ctx context.Context, root int, b batch) error {
-	fd, err := openBelow(root, b.at)
+func (h *hasher) batch(ctx context.Context, root rootDir, b batch) error {
+	fd, err := openBelow(root.fd, b.at)
 	if err != nil {
 		return err
 	}
@@ -108,7 +109,13 @@ func (h *hasher) batch(ctx context.Context, root int, b batch) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if err := h.file(ctx, fd, n); err != nil {
+		st, err := h.file(ctx, fd, n)
+		if err == nil && root.witness != nil {
+			if err = root.witness.File(ctx, strings.TrimPrefix(b.at+"/"+n.name, "/"), &st); err != nil {
+				n.hashed = false
+			}
+		}
+		if err != nil {
 			return &fs.PathError{Op: "hash", Path: b.at + "/" + n.name, Err: err}
 		}
 	}
@@ -128,43 +135,42 @@ func (h *hasher) header(fd int, b batch) error {
 	return h.finish(b.self, entryOf(&st, "", xattrs))
 }
 
-// file hashes the file, link or special file n in the directory dirfd.
-func (h *hasher) file(ctx context.Context, dirfd int, n *node) error {
-	var st unix.Stat_t
+// file hashes the file, link or special file n in the directory dirfd, and
+// returns what it looked like before.
+func (h *hasher) file(ctx context.Context, dirfd int, n *node) (st unix.Stat_t, err error) {
 	if err := unix.Fstatat(dirfd, n.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+		return st, err
 	}
 	xattrsOf := pathXattrs(procPath(dirfd) + "/" + n.name)
 	fd := -1
 	if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 {
-		var err error
 		if fd, err = openFile(dirfd, n.name); err != nil {
-			return err
+			return st, err
 		}
 		defer unix.Close(fd)
 		xattrsOf = openXattrs(fd)
 	}
 	xattrs, err := readXattrs(xattrsOf)
 	if err != nil {
-		return err
+		return st, err
 	}
 	if n.kind == symlink && !n.linked {
 		if n.link, err = readlinkat(dirfd, n.name); err != nil {
-			return err
+			return st, err
 		}
 		n.linked = true
 	}
 	h.sha.Reset()
 	if err := h.write(entryOf(&st, n.link, xattrs)); err != nil {
-		return err
+		return st, err
 	}
 	if fd >= 0 {
 		if err := h.content(ctx, fd); err != nil {
-			return err
+			return st, err
 		}
 	}
 	h.take(n)
-	return nil
+	return st, nil
 }
 
 func (h *hasher) finish(n *node, e Entry) error {

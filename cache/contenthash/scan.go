@@ -101,6 +101,11 @@ func (s *scanner) list(n *node, at string) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("list %s: %w", shown(at), err)
 	}
+	if s.root.witness != nil {
+		if err := s.root.witness.Dir(s.ctx, strings.TrimPrefix(at, "/")); err != nil {
+			return err
+		}
+	}
 	slab := make([]node, len(entries))
 	children := make([]*node, len(entries))
 	for i, e := range entries {

@@ -307,6 +307,44 @@ func (d *daemon) loseSnapshot(name string) func() {
 	return func() { d.must(os.RemoveAll(d.snapshotOf(name))) }
 }
 
+// damageFile changes the file that the step name wrote, inside its snapshot.
+func (d *daemon) damageFile(name string, change func(path string)) func() {
+	return func() {
+		d.tick()
+		change(filepath.Join(d.snapshotOf(name), "fs", name))
+	}
+}
+
+// tick waits, for some milliseconds at most, until what is written now has a
+// later time than what was written before.
+func (d *daemon) tick() {
+	path := filepath.Join(d.t.TempDir(), "tick")
+	for start := time.Now(); ; {
+		d.must(os.WriteFile(path, []byte("tick"), 0o600))
+		st, err := os.Stat(path)
+		d.must(err)
+		if st.ModTime().After(start) {
+			return
+		}
+	}
+}
+
+// damageCopy changes a file that the step copy wrote.
+func (d *daemon) damageCopy(change func(path string)) func() {
+	return func() {
+		copies, err := filepath.Glob(filepath.Join(d.root, "snapshots", "*", "fs", "one"))
+		d.must(err)
+		for _, f := range copies {
+			if names, _ := os.ReadDir(filepath.Dir(f)); len(names) > 1 {
+				d.tick()
+				change(f)
+				return
+			}
+		}
+		d.t.Fatalf("none of %q is a copy of all", copies)
+	}
+}
+
 // damageBlobs changes every stored blob of a layer.
 func (d *daemon) damageBlobs(change func(path string)) func() {
 	return func() {
@@ -420,6 +458,22 @@ func TestLost(t *testing.T) {
 			name: "parent's snapshot deleted/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.loseSnapshot("one"))} },
 			again: "one two", logged: "one",
 		},
+		{name: "file deleted/before load", before: func(d *daemon) func() { return d.damageFile("two", d.deleteFile) }, again: "two top", logged: "two"},
+		{name: "file truncated/before load", before: func(d *daemon) func() { return d.damageFile("two", d.truncateFile) }, again: "two top", logged: "two"},
+		{name: "file bit flipped/before load", before: func(d *daemon) func() { return d.damageFile("one", d.flipBit) }, again: "one two top", logged: "one"},
+		{name: "file deleted/while mounting", during: func(d *daemon) trouble { return trouble{mounting: d.damageFile("two", d.deleteFile)} }, again: "two top", logged: "two"},
+		{name: "file truncated/while mounting", during: func(d *daemon) trouble { return trouble{mounting: d.damageFile("one", d.truncateFile)} }, again: "one two top", logged: "one"},
+		{name: "file bit flipped/while mounting", during: func(d *daemon) trouble { return trouble{mounting: d.damageFile("two", d.flipBit)} }, again: "two top", logged: "two"},
+		{name: "file deleted/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageFile("two", d.deleteFile)} }, again: "two top", logged: "two"},
+		{name: "file truncated/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageFile("one", d.truncateFile)} }, again: "one two top", logged: "one"},
+		{name: "file bit flipped/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageFile("base", d.flipBit)} }, again: "base one two top", logged: "base"},
+		{
+			name: "file deleted/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.damageFile("two", d.deleteFile))} },
+			again: "two top", logged: "two",
+		},
+		{name: "file deleted/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.deleteFile)} }, again: "copy", logged: "copy"},
+		{name: "file truncated/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.truncateFile)} }, again: "copy", logged: "copy"},
+		{name: "file bit flipped/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.flipBit)} }, again: "copy", logged: "copy"},
 		{name: "blob deleted/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.deleteFile) }},
 		{name: "blob truncated/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.truncateFile) }, logged: "stored blob"},
 		{name: "blob bit flipped/before load", result: "top", before: func(d *daemon) func() { return d.afterRestart(d.damageBlobs(d.flipBit)) }, logged: "stored blob"},
