@@ -32,10 +32,10 @@ const (
 	// records wait for.
 	evictBatch = 128
 	// syncEvery is after how many batches their removal is awaited, so that no
-	// commit, which others may wait for, becomes long: some tenths of a second.
-	// In a big cache each record of a commit costs pages of its own, which those
-	// of a commit that is much smaller would be rewritten for more often.
-	syncEvery = 32
+	// commit becomes long. With four times as many a prune of a big cache writes
+	// half as much, as each record of a commit costs pages of its own there; but
+	// the slowest builds beside it take twice as long.
+	syncEvery = 8
 )
 
 // Prune removes unused records as opts say and calls removed, unless nil, for

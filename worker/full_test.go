@@ -33,7 +33,7 @@ func smallDisk(t *testing.T, size int) string {
 }
 
 // mkfile builds a file of size bytes, all of them fill.
-func mkfile(t *testing.T, w *Worker, size int, fill byte) error {
+func mkfile(t testing.TB, w *Worker, size int, fill byte) error {
 	t.Helper()
 	file, err := proto.Marshal(&pb.Op{
 		Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{
