@@ -173,19 +173,8 @@ func (c *shared) joinHere(ctx context.Context, s *native.Setup, spec *specs.Spec
 	if err := c.group.Join(child.Pid); err != nil {
 		return nil, err
 	}
-	if err := child.Continue(); err != nil {
+	if err := child.Execute(ctx); err != nil {
 		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { child.Signal(unix.SIGKILL) }) //nolint:errcheck // it is waited for in any case
-	defer stop()
-	executed, err := child.Await()
-	switch {
-	case err != nil:
-		return nil, err
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case !executed:
-		return nil, fmt.Errorf("internal error: process %d waits at a gate that nobody knows", child.Pid)
 	}
 	undo.Keep()
 	return child.Process, nil

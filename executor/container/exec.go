@@ -75,20 +75,8 @@ func (c *Container) enterHere(ctx context.Context, s *native.Setup, pidfd *os.Fi
 	if err := protect(p.Pid, s.Spec.Process.OOMScoreAdj); err != nil {
 		return nil, err
 	}
-	if err := child.Continue(); err != nil {
+	if err := child.Execute(ctx); err != nil { // in a paused container it waits until that is resumed
 		return nil, err
-	}
-	// In a paused container this waits until it is resumed.
-	stop := context.AfterFunc(ctx, func() { p.Signal(unix.SIGKILL) }) //nolint:errcheck // it is waited for in any case
-	defer stop()
-	executed, err := child.Await()
-	switch {
-	case err != nil:
-		return nil, err
-	case ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	case !executed:
-		return nil, fmt.Errorf("internal error: process %d waits at a gate that nobody knows", p.Pid)
 	}
 	undo.Keep()
 	return p, nil

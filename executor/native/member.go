@@ -3,6 +3,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -269,6 +270,27 @@ func (c *Child) Await() (done bool, err error) {
 		return false, fmt.Errorf("wait for process %d: %w", c.Pid, rerr)
 	}
 	return true, nil
+}
+
+// Execute lets the child go on from its last gate and returns when it has
+// executed its program. When ctx ends before that, the child is killed; it must
+// be waited for after an error.
+func (c *Child) Execute(ctx context.Context) error {
+	if err := c.Continue(); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Signal(unix.SIGKILL) }) //nolint:errcheck // it is waited for in any case
+	defer stop()
+	executed, err := c.Await()
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case !executed:
+		return fmt.Errorf("internal error: process %d waits at a gate that nobody knows", c.Pid)
+	}
+	return nil
 }
 
 // Failure says what the child failed at, if it did.
