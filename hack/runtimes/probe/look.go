@@ -44,7 +44,7 @@ func (r *report) process() {
 	for line := range strings.Lines(text("/proc/self/status")) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		value = strings.TrimSpace(value)
-		if value == fmt.Sprint(os.Getpid()) && os.Getpid() != 1 {
+		if strings.HasPrefix(name, "NS") && value == fmt.Sprint(os.Getpid()) && os.Getpid() != 1 {
 			value = "its own"
 		}
 		if slices.Contains(statusFields, name) {
