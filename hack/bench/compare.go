@@ -221,36 +221,71 @@ func (d *daemon) stop() error {
 	return nil
 }
 
-// cpu is what the daemon and the processes it waited for have used.
+// processes are the daemon and its children that run: kiln's supervisor is one.
+func (d *daemon) processes() ([]string, error) {
+	pid := strconv.Itoa(d.cmd.Process.Pid)
+	lists, err := filepath.Glob("/proc/" + pid + "/task/*/children")
+	if err != nil {
+		return nil, err
+	}
+	pids := []string{pid}
+	for _, list := range lists {
+		data, err := os.ReadFile(list)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // a thread that has ended
+			return nil, err
+		}
+		pids = append(pids, strings.Fields(string(data))...)
+	}
+	return pids, nil
+}
+
+// cpu is what the daemon, its children and the processes they waited for have
+// used.
 func (d *daemon) cpu() (time.Duration, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	pids, err := d.processes()
 	if err != nil {
 		return 0, err
 	}
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
 	var ticks int64
-	for _, f := range fields[11:15] { // utime, stime, cutime, cstime
-		n, err := strconv.ParseInt(f, 10, 64)
+	for _, pid := range pids {
+		data, err := os.ReadFile("/proc/" + pid + "/stat")
 		if err != nil {
 			return 0, err
 		}
-		ticks += n
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		for _, f := range fields[11:15] { // utime, stime, cutime, cstime
+			n, err := strconv.ParseInt(f, 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			ticks += n
+		}
 	}
 	return time.Duration(ticks) * (time.Second / 100), nil
 }
 
-func (d *daemon) peakMB() (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.cmd.Process.Pid))
+// peakMB is the sum of what the daemon's processes had in memory at most.
+func (d *daemon) peakMB() (sum float64, err error) {
+	pids, err := d.processes()
 	if err != nil {
 		return 0, err
 	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return kb / 1024, err
+	for _, pid := range pids {
+		data, err := os.ReadFile("/proc/" + pid + "/status")
+		if err != nil {
+			return 0, err
 		}
+		_, rest, ok := strings.Cut(string(data), "VmHWM:")
+		if !ok {
+			return 0, fmt.Errorf("no VmHWM in the status of process %s", pid)
+		}
+		kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += kb / 1024
 	}
-	return 0, errors.New("no VmHWM in the daemon's status")
+	return sum, nil
 }
 
 // runner is a client of one run's daemon.
