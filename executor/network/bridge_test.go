@@ -248,7 +248,9 @@ func TestUseAgain(t *testing.T) {
 		t.Error("a clean namespace was not used again")
 	}
 	var fd int
-	in(t, ns, func() { fd, _ = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) })
+	var err error
+	in(t, ns, func() { fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) })
+	must(t, err)
 	release()
 	if ns = take(t, n.Default); inode(t, ns.FD()) == used {
 		t.Error("a namespace was used again in which somebody has a socket")
@@ -262,7 +264,8 @@ func TestUseAgain(t *testing.T) {
 	used = inode(t, ns.FD())
 	// The end that closes first remembers the connection for a while.
 	var l net.Listener
-	in(t, world, func() { l, _ = net.Listen("tcp", "192.0.2.2:80") })
+	in(t, world, func() { l, err = net.Listen("tcp", "192.0.2.2:80") })
+	must(t, err)
 	defer l.Close()
 	in(t, ns, func() {
 		c, err := net.Dial("tcp", "192.0.2.2:80")

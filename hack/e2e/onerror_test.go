@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"io"
 	"os"
 	"os/exec"
@@ -14,8 +13,6 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
-	bkclient "github.com/moby/buildkit/client"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
 )
 
 // onError is kiln's buildctl building a Dockerfile with --on-error=shell.
@@ -209,17 +206,6 @@ func TestDebugExec(t *testing.T) {
 		t.Errorf("the build ended with %v:\n%s", err, out)
 	}
 	d.kiln("debug", "exec", id, "true").fails(t, id)
-	// In what another client drives, a container is made.
-	if err := d.driven(bkclient.SolveOpt{Ref: "driven"}, func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
-		d.kiln("debug", "exec", "driven", "true").fails(t, "no step of build driven has failed")
-		_, err := solveImage(ctx, g, `sh -c "echo half > /half; exit 7"`)
-		if got := d.kiln("debug", "exec", "driven", "cat", "/half").must(t).stdout; got != "half\n" {
-			t.Errorf("printed %q", got)
-		}
-		return nil, err
-	}); err == nil {
-		t.Error("the build succeeded")
-	}
 }
 
 // On a terminal the shell has one of its own, of the same size, and the
