@@ -190,11 +190,11 @@ func TestTail(t *testing.T) {
 // must be in the last lines of standard error.
 func TestHints(t *testing.T) {
 	for line, want := range map[string]CauseKind{
-		"curl: (6) Could not resolve host: deb.debian.org":                                    CauseDNS,
-		"E: Temporary failure resolving 'deb.debian.org'":                                     CauseDNS,
-		"dial tcp: lookup proxy.golang.org: no such host":                                     CauseDNS,
+		"curl: (6) Could not resolve host: deb.example.org":                                   CauseDNS,
+		"E: Temporary failure resolving 'deb.example.org'":                                    CauseDNS,
+		"dial tcp: lookup proxy.example.org: no such host":                                    CauseDNS,
 		"fatal: unable to access: Could not resolve host: github.com":                         CauseDNS,
-		"npm ERR! getaddrinfo ENOTFOUND registry.npmjs.org":                                   CauseDNS,
+		"npm ERR! getaddrinfo ENOTFOUND registry.example.org":                                 CauseDNS,
 		"./app: error while loading shared libraries: libssl.so.3: cannot open shared object": CauseNoInterpreter,
 		"mount: permission denied (are you root?)":                                            CausePolicy,
 		"cat: /x: Permission denied":                                                          CausePermission,
