@@ -108,8 +108,8 @@ var errSender = errors.New("error from the client")
 
 // run receives until the client is done. When it returns, nothing it started
 // runs any more. On failure the tree is in no defined state.
-func (r *receiver) run(ctx context.Context, s stream) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+func (r *receiver) run(parent context.Context, s stream) error {
+	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	r.walk = newWalk()
 	r.waiting = map[uint32]*file{}
@@ -129,16 +129,29 @@ func (r *receiver) run(ctx context.Context, s stream) error {
 		err = r.finish()
 	}
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
+		err = why(err, ctx, parent)
 		r.requests.fail(err)
 		return err
 	}
 	if err := r.requests.done(); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	return goodbye(ctx, s) // it knows why, if the client ended the stream
+	return why(goodbye(s), ctx, parent) // it knows why, if the client ended the stream
+}
+
+// why returns what ended the first of the contexts that has ended, and err if
+// none has. A stream sees the end of a context before the contexts made from
+// it do, so the parent is asked, too.
+func why(err error, contexts ...context.Context) error {
+	if err == nil {
+		return nil
+	}
+	for _, ctx := range contexts {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+	}
+	return err
 }
 
 // receive reads until every entry is described and all data has arrived.
@@ -259,7 +272,7 @@ func (r *receiver) filter(e entry) error {
 }
 
 // goodbye waits until the client has ended its side, too.
-func goodbye(ctx context.Context, s stream) error {
+func goodbye(s stream) error {
 	for {
 		var p types.Packet
 		err := s.RecvMsg(&p)
@@ -267,9 +280,6 @@ func goodbye(ctx context.Context, s stream) error {
 			return nil
 		}
 		if err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				return cause
-			}
 			return err
 		}
 		if p.Type == types.PACKET_ERR {
