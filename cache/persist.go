@@ -97,6 +97,7 @@ type put struct {
 	version int
 	uses    int
 	size    int64
+	first   bool // it wasn't persisted before
 }
 
 func (m *Manager) putOf(r *record) (put, error) {
@@ -175,9 +176,25 @@ func (m *Manager) changedLocked(r *record) {
 	}
 }
 
+// storingLocked notes that puts are about to go into a batch: from now on a
+// removal of one of the records has to remove it from the store, too.
+func storingLocked(puts []put) {
+	for i := range puts {
+		r := puts[i].r
+		puts[i].first = !r.persisted
+		r.persisted = true
+	}
+}
+
+// notStoredLocked takes back that p is about to go into a batch.
+func notStoredLocked(p put) {
+	if p.first && p.r.state != gone {
+		p.r.persisted = false
+	}
+}
+
 // storedLocked notes that p went into a batch.
 func (m *Manager) storedLocked(p put) {
-	p.r.persisted = true
 	if p.uses == p.r.uses && p.size == p.r.snapSize {
 		delete(m.used, p.r)
 	}
@@ -212,6 +229,7 @@ func (r *Ref) Persist(b *store.Batch) error {
 		m.mu.Unlock()
 		return err
 	}
+	storingLocked(puts)
 	for _, p := range puts {
 		p.r.persisting++
 	}
@@ -226,6 +244,7 @@ func (r *Ref) Persist(b *store.Batch) error {
 	for _, p := range puts {
 		if err != nil {
 			p.r.persisting--
+			notStoredLocked(p)
 			continue
 		}
 		m.storedLocked(p)
@@ -317,6 +336,9 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 			puts = append(puts, p)
 		}
 	}
+	if err == nil {
+		storingLocked(puts)
+	}
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Error("store cache records", "error", err)
@@ -337,8 +359,12 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 		written = append(written, p)
 	}
 	m.mu.Lock()
-	for _, p := range written {
-		m.storedLocked(p)
+	for _, p := range puts {
+		if failed[p.r] {
+			notStoredLocked(p)
+		} else {
+			m.storedLocked(p)
+		}
 	}
 	m.mu.Unlock()
 	b.OnDurable(func() {
