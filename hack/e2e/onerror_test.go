@@ -135,8 +135,13 @@ func TestShellIsAbandoned(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			if left := d.left(); !strings.Contains(left, "sleep 1000") {
-				t.Errorf("what runs in the shell isn't among what could be left: %s", left)
+			if err := harness.WaitFor(30*time.Second, func() error { // the shell forks, then executes it
+				if left := d.left(); !strings.Contains(left, "sleep 1000") {
+					return &notYet{left}
+				}
+				return nil
+			}); err != nil {
+				t.Fatalf("what runs in the shell isn't among what could be left: %v", err)
 			}
 			end(t, d, client)
 			if name == "ClientInterrupted" || name == "ClientKilled" {
