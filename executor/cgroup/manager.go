@@ -169,6 +169,9 @@ func (m *Manager) sweep(parent string) error {
 
 // confineDevices prepares what denies devices to confined processes.
 func (m *Manager) confineDevices() (err error) {
+	if m.tree.Unprivileged {
+		return nil
+	}
 	if m.tree.V2 != "" {
 		m.filter, err = loadDeviceProgram(DefaultDevices)
 		return err
@@ -192,6 +195,10 @@ func (m *Manager) confineDevices() (err error) {
 // IsV2 says whether groups are version 2, so that a cgroup namespace makes
 // sense.
 func (m *Manager) IsV2() bool { return m.tree.V2 != "" }
+
+// HasGroups says whether processes are in groups at all, so that they can be
+// limited and counted.
+func (m *Manager) HasGroups() bool { return m.tree.V2 != "" || len(m.tree.V1) > 0 }
 
 // Existing returns the group that spec names, for a runtime that makes it
 // itself. It is not released but removed.
@@ -287,7 +294,7 @@ func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
 			return nil, err
 		}
 		g.dirs = append(g.dirs, d)
-		if !spec.AllDevices {
+		if !spec.AllDevices && m.filter >= 0 {
 			err = attachDevices(d.join, m.filter)
 		}
 		return g, err
@@ -311,7 +318,7 @@ func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
 			}
 		}
 	}
-	if parent == m.parent && !spec.AllDevices {
+	if parent == m.parent && !spec.AllDevices && m.devices.path != "" {
 		g.dirs = append(g.dirs, m.devices)
 	}
 	return g, nil

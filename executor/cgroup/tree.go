@@ -33,6 +33,9 @@ type Tree struct {
 	// Bare are the mount points of hierarchies without controllers. Groups are
 	// never made there, but runtimes such as runc make them.
 	Bare []string
+	// Unprivileged: devices are not confined here. The processes are in a user
+	// namespace, whose root can't make device nodes.
+	Unprivileged bool
 }
 
 // Hierarchy is one version 1 mount.

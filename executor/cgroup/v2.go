@@ -45,7 +45,7 @@ func enableControllers(dir string, top bool) error {
 }
 
 func moveToInit(dir string) error {
-	child := filepath.Join(dir, "init")
+	child := filepath.Join(dir, leaf)
 	if err := os.Mkdir(child, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make cgroup for processes in the way of controllers: %w", err)
 	}
