@@ -141,6 +141,9 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 	if t.netns != nil {
 		c.Netns = t.netns.FD()
 	}
+	if c.Machine, err = machineMounts(t, &undo); err != nil {
+		return nil, nil, err
+	}
 	c.Cgroup = native.Cgroup{Join: group.JoinFDs(), Dir: group.CloneFD()}
 	for _, m := range group.Mounts() {
 		c.Cgroup.Mounts = append(c.Cgroup.Mounts, native.CgroupMount(m))
@@ -160,8 +163,11 @@ func (r *running) kill(ctx context.Context, exit *exit) error {
 	ctx = context.WithoutCancel(ctx)
 	exit.killed = true
 	signal := r.proc.Signal
-	if r.proc == r.first {
+	switch {
+	case r.proc == r.first && r.cgroups.HasGroups():
 		signal = r.group.Signal
+	case r.proc == r.first:
+		signal = func(sig unix.Signal) error { return signalTree(r.first.Pid, sig) }
 	}
 	err := signal(unix.SIGTERM)
 	status, werr := r.proc.Wait(ctx, r.grace)

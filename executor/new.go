@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/network"
+	"github.com/kilnbuild/kiln/internal/rootless"
 )
 
 const (
@@ -33,6 +34,9 @@ func New(cfg Config) (Executor, error) { return newExecutor(cfg, openSnapshot) }
 func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	if err := checkKernel(); err != nil {
 		return nil, err
+	}
+	if cfg.Binary != "" && rootless.Here().Mapped() {
+		return nil, fmt.Errorf("runtime %s: a rootless daemon has the built-in runtime only", cfg.Binary)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -55,7 +59,11 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	}
 	tree := cfg.Cgroups
 	if tree == nil {
-		if tree, err = cgroup.Detect(); err != nil {
+		detect := cgroup.Detect
+		if rootless.Here().Mapped() {
+			detect = cgroup.Delegated
+		}
+		if tree, err = detect(); err != nil {
 			return nil, err
 		}
 	}

@@ -163,6 +163,10 @@ func (e *executor) prepare(ctx context.Context, p Process, undo *cleanup.Stack) 
 	if err != nil {
 		return nil, err
 	}
+	if p, err = e.permit(p, user); err != nil {
+		return nil, err
+	}
+	t.p = p
 	if t.sources, err = e.openFiles(p, undo); err != nil {
 		return nil, err
 	}

@@ -135,10 +135,12 @@ func environment(env []string, home string) ([]string, error) {
 
 func rlimits(limits []Ulimit) (list []specs.POSIXRlimit) {
 	for _, u := range limits {
-		list = append(list, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+		list = append(list, specs.POSIXRlimit{Type: rlimitType(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
 	}
 	return list
 }
+
+func rlimitType(name string) string { return "RLIMIT_" + strings.ToUpper(name) }
 
 // namespaces are all that a container has but that of its network.
 func namespaces(cgroupNS bool) []specs.LinuxNamespace {

@@ -13,11 +13,13 @@ import (
 	"unsafe"
 
 	"github.com/kilnbuild/kiln/executor/thread"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"golang.org/x/sys/unix"
 )
 
 // Staging is a directory in the file system that a child starts in, for
-// mounting its root on. The rest of that file system is empty.
+// mounting its root on. The rest of that file system is empty, but for the
+// machine's /proc and /sys in a user namespace.
 const Staging = "/root"
 
 // Launcher starts programs. All methods are safe for concurrent use.
@@ -93,8 +95,13 @@ func enterEmptyRoot(dir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("kiln", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=4"); err != nil {
+	if err := unix.Mount("kiln", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=8"); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+	}
+	if rootless.Here().Mapped() {
+		if err := keepVisible(dir); err != nil {
+			return err
+		}
 	}
 	if err := unix.Chdir(dir); err != nil {
 		return fmt.Errorf("enter %s: %w", dir, err)
@@ -110,6 +117,21 @@ func enterEmptyRoot(dir string) error {
 	}
 	if err := unix.Mkdir(Staging, 0o755); err != nil {
 		return fmt.Errorf("make %s: %w", Staging, err)
+	}
+	return nil
+}
+
+// keepVisible leaves the machine's /proc and /sys in the file system: where they
+// aren't seen in full, the kernel lets root of a user namespace mount none of
+// that kind.
+func keepVisible(dir string) error {
+	for _, name := range []string{"/proc", "/sys"} {
+		if err := unix.Mkdir(dir+name, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", name, err)
+		}
+		if err := unix.Mount(name, dir+name, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", name, err)
+		}
 	}
 	return nil
 }

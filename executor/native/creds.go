@@ -23,6 +23,12 @@ var rlimitTypes = map[string]uintptr{
 	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
+// RlimitType is the number of a limit as a spec names it.
+func RlimitType(name string) (int, bool) {
+	kind, ok := rlimitTypes[name]
+	return int(kind), ok
+}
+
 func (b *builder) hostname() error {
 	if name := b.spec.Hostname; name != "" {
 		b.Call("hostname "+name, unix.SYS_SETHOSTNAME, b.Bytes([]byte(name)), uintptr(len(name)))

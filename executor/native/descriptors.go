@@ -3,6 +3,7 @@
 package native
 
 import (
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -49,6 +50,7 @@ func (b *builder) closeForeign() error {
 	for _, m := range b.c.Binds {
 		needed = append(needed, m.FD)
 	}
+	needed = slices.AppendSeq(needed, maps.Values(b.c.Machine))
 	needed = append(needed, b.terminalFiles(b.c.Terminal)...)
 	b.closeBut(3, needed...)
 	return nil

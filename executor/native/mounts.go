@@ -37,6 +37,13 @@ func (b *builder) mounts() error {
 		if path.Dir(m.Destination) != "/" {
 			b.mkdir(m.Destination)
 		}
+		if fd, ok := b.c.Machine[m.Destination]; ok {
+			b.attach(fd, m.Destination)
+			continue
+		}
+		if b.c.Machine != nil && visibleOnly(m) {
+			continue // mountWhileVisible has
+		}
 		b.mount(m.Type, m.Source, m.Destination, m.Options)
 		if m.Destination == "/dev" {
 			b.devices()
@@ -107,11 +114,18 @@ var defaultNodes = []node{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"tty"
 
 var hasKcore = sync.OnceValue(func() bool { _, err := os.Lstat("/proc/kcore"); return err == nil })
 
+// DefaultDevices are the paths of the nodes that every container has.
+func DefaultDevices() (paths []string) {
+	for _, n := range defaultNodes {
+		paths = append(paths, "/dev/"+n.name)
+	}
+	return paths
+}
+
 // devices fills /dev.
 func (b *builder) devices() {
 	for _, n := range defaultNodes {
-		name := "/dev/" + n.name
-		b.Call(name, unix.SYS_MKNODAT, atCWD, b.String(name), unix.S_IFCHR|0o666, uintptr(unix.Mkdev(n.major, n.minor)))
+		b.device("/dev/"+n.name, unix.S_IFCHR, unix.Mkdev(n.major, n.minor))
 	}
 	b.deviceLinks()
 	for _, d := range b.spec.Linux.Devices {
@@ -122,8 +136,18 @@ func (b *builder) devices() {
 		if d.Type == "b" {
 			mode = unix.S_IFBLK
 		}
-		b.Call(d.Path, unix.SYS_MKNODAT, atCWD, b.String(d.Path), mode|0o666, uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Tolerate(unix.EEXIST)
+		b.device(d.Path, mode, unix.Mkdev(uint32(d.Major), uint32(d.Minor))).Tolerate(unix.EEXIST)
 	}
+}
+
+// device makes a node, or has the machine's in its place.
+func (b *builder) device(name string, kind uintptr, number uint64) launch.Step {
+	fd, ok := b.c.Machine[name]
+	if !ok {
+		return b.Call(name, unix.SYS_MKNODAT, atCWD, b.String(name), kind|0o666, uintptr(number))
+	}
+	b.Call(name, unix.SYS_MKNODAT, atCWD, b.String(name), unix.S_IFREG|0o666, 0)
+	return b.attach(fd, name)
 }
 
 func (b *builder) deviceLinks() {

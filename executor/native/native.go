@@ -51,12 +51,15 @@ import (
 // Container is what to start. File descriptors stay the caller's and may be
 // closed when Start has returned.
 type Container struct {
-	Spec   *specs.Spec
-	Root   int // detached mount of the root file system
-	Binds  []Bind
-	Cgroup Cgroup
-	Netns  int    // namespace to enter, or -1: the machine's or a new one, as Spec says
-	Stdio  [3]int // of a process without terminal; -1: the container's /dev/null
+	Spec  *specs.Spec
+	Root  int // detached mount of the root file system
+	Binds []Bind
+	// Machine are detached mounts of what root of a user namespace can't make, by
+	// destination: device nodes and file systems. It is nil on the machine itself.
+	Machine map[string]int
+	Cgroup  Cgroup
+	Netns   int    // namespace to enter, or -1: the machine's or a new one, as Spec says
+	Stdio   [3]int // of a process without terminal; -1: the container's /dev/null
 	// Terminal is opened in the container, if it has a socket.
 	Terminal Terminal
 	// Alive is a pidfd of this process, by which the child sees whether it
@@ -277,11 +280,28 @@ func (b *builder) enterRoot() error {
 		b.Call("clone", unix.SYS_MOUNT, staging, staging, 0, unix.MS_BIND|unix.MS_REC)
 	}
 	b.Call("enter", unix.SYS_CHDIR, staging)
+	b.mountWhileVisible()
 	b.Call("pivot", unix.SYS_PIVOT_ROOT, dot, dot)
 	b.Call("detach old", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
 	b.Call("enter", unix.SYS_CHDIR, b.String("/"))
 	return nil
 }
+
+// mountWhileVisible mounts proc and sysfs in a user namespace, which can do so
+// only where the machine's are seen. The mount points are directories of the root
+// itself.
+func (b *builder) mountWhileVisible() {
+	if b.c.Machine == nil {
+		return
+	}
+	for _, m := range b.spec.Mounts {
+		if _, ok := b.c.Machine[m.Destination]; !ok && visibleOnly(m) {
+			b.mount(m.Type, m.Source, "."+m.Destination, m.Options)
+		}
+	}
+}
+
+func visibleOnly(m specs.Mount) bool { return m.Type == "proc" || m.Type == "sysfs" }
 
 // cwd enters the working directory, which can still be missing if it is below
 // a mount.

@@ -17,6 +17,7 @@ import (
 	"runtime"
 
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/rootless"
 )
 
 // Mode is a kind of network.
@@ -152,8 +153,18 @@ func (cfg Config) Resolve(log *slog.Logger) (Config, error) {
 	setDefault(&cfg.CNIBinaries, DefaultCNIBinaries)
 	setDefault(&cfg.BridgeName, defaultBridgeName)
 	setDefault(&cfg.BridgeSubnet, defaultBridgeSubnet)
-	if err := cfg.Check(); err != nil || cfg.Mode != Auto {
+	if err := cfg.Check(); err != nil {
 		return cfg, err
+	}
+	owned := rootless.OwnsNetwork()
+	switch {
+	case cfg.Mode == Auto && !owned:
+		cfg.Mode = Host
+		return cfg, nil
+	case (cfg.Mode == Bridge || cfg.Mode == CNI) && !owned:
+		return cfg, fmt.Errorf("network mode %s: a rootless daemon can't change the machine's network; use the mode host or none, or give the daemon a network of its own: rootlesskit --net=slirp4netns --copy-up=/etc kilnd", cfg.Mode)
+	case cfg.Mode != Auto:
+		return cfg, nil
 	}
 	_, err := os.Stat(cfg.CNIConfig)
 	switch {
