@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/pelletier/go-toml/v2"
@@ -17,11 +19,8 @@ import (
 )
 
 const (
-	defaultConfigPath = "/etc/buildkit/buildkitd.toml"
-	defaultRoot       = "/var/lib/kiln"
-	defaultAddress    = "unix:///run/buildkit/buildkitd.sock"
-	defaultGrace      = 10 * time.Second
-	defaultUnclaimed  = 5 * time.Minute
+	defaultGrace     = 10 * time.Second
+	defaultUnclaimed = 5 * time.Minute
 )
 
 // config is what the daemon runs with: the file's keys, overridden by flags
@@ -132,7 +131,8 @@ func parseDuration(key string, value any) (time.Duration, error) {
 func loadConfig(c *cli.Command) (*config, []string, error) {
 	cfg := &config{}
 	cfg.History.MaxAge, cfg.History.MaxEntries = "48h", 50
-	warnings, err := cfg.readFile(c.String("config"), c.IsSet("config"))
+	paths := defaultPaths(c)
+	warnings, err := cfg.readFile(cmp.Or(c.String("config"), paths.Config), c.IsSet("config"))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -140,12 +140,25 @@ func loadConfig(c *cli.Command) (*config, []string, error) {
 		return nil, nil, fmt.Errorf("--oci-worker %s: the OCI worker is the only one there is; auto or true", c.String("oci-worker"))
 	}
 	cfg.applyFlags(c)
+	cfg.Root = cmp.Or(cfg.Root, paths.Root)
+	if len(cfg.GRPC.Address) == 0 {
+		cfg.GRPC.Address = []string{paths.Address}
+	}
 	more, err := cfg.Worker.OCI.gcConfig.applyFlags(c)
 	if err != nil {
 		return nil, nil, err
 	}
 	warnings = slices.Concat(warnings, more, unbuiltWarnings(c))
 	return cfg, warnings, cfg.check()
+}
+
+// defaultPaths are a user's own with --rootless, and where an ordinary user
+// started the daemon.
+func defaultPaths(c *cli.Command) rootless.Paths {
+	if c.Bool("rootless") {
+		return rootless.User()
+	}
+	return rootless.Defaults()
 }
 
 // readFile reads the config file. The default one may be missing.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/network"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/internal/suggest"
 	"github.com/kilnbuild/kiln/internal/version"
 	"github.com/urfave/cli/v3"
@@ -21,7 +22,6 @@ func unbuilt() []cli.Flag {
 		&cli.BoolFlag{Name: "cdi-disabled", Usage: "disable CDI devices"},
 		&cli.StringSliceFlag{Name: "cdi-spec-dir", Usage: "directory of CDI specs"},
 		&cli.BoolFlag{Name: "save-cache-debug", Usage: "record what cache keys are made of"},
-		&cli.BoolFlag{Name: "rootless", Usage: "rootless defaults"},
 		&cli.BoolFlag{Name: "oci-worker-rootless", Usage: "rootless mode"},
 		&cli.BoolFlag{Name: "oci-worker-no-process-sandbox", Usage: "host PID namespace"},
 		&cli.StringFlag{Name: "oci-worker-proxy-snapshotter-path", Usage: "proxy snapshotter socket"},
@@ -49,10 +49,12 @@ func unbuilt() []cli.Flag {
 
 // built flags take effect.
 func built() []cli.Flag {
+	paths := rootless.Defaults()
 	return []cli.Flag{
-		&cli.StringFlag{Name: "config", Usage: "path to config file", Value: defaultConfigPath},
-		&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: defaultRoot},
-		&cli.StringSliceFlag{Name: "addr", Usage: "listening address (unix:// or tcp://), repeatable", Value: []string{defaultAddress}},
+		&cli.StringFlag{Name: "config", Usage: "path to config file", DefaultText: paths.Config},
+		&cli.StringFlag{Name: "root", Usage: "path to state directory", DefaultText: paths.Root},
+		&cli.StringSliceFlag{Name: "addr", Usage: "listening address (unix:// or tcp://), repeatable", DefaultText: paths.Address},
+		&cli.BoolFlag{Name: "rootless", Usage: "a user's own config, state directory and address by default, as an ordinary user's daemon has them anyway"},
 		&cli.StringFlag{Name: "group", Usage: "group (name or gid) that will own the unix sockets"},
 		&cli.BoolFlag{Name: "debug", Usage: "enable debug output in logs"},
 		&cli.BoolFlag{Name: "trace", Usage: "deprecated: as --debug", Hidden: true},
@@ -105,7 +107,7 @@ func command() *cli.Command {
 			}
 			return serve(ctx, cfg, warnings)
 		},
-		Commands:     []*cli.Command{superviseCommand(), fsckCommand()},
+		Commands:     []*cli.Command{superviseCommand(), holdCommand(), fsckCommand()},
 		OnUsageError: func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
 	}
 }

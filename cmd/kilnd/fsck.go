@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/urfave/cli/v3"
 )
@@ -17,7 +18,7 @@ func fsckCommand() *cli.Command {
 		Description: "Checks every page of the database and the journal, every record with its parents, snapshots and blobs, and every cache key, " +
 			"and prints counts. Nothing is changed without --repair.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: defaultRoot},
+			&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: rootless.Defaults().Root},
 			&cli.BoolFlag{Name: "deep", Usage: "also read every blob and compare its digest, and measure every snapshot"},
 			&cli.BoolFlag{Name: "repair", Usage: "rebuild a damaged database, drop what has lost its files, and check again"},
 		},
@@ -27,6 +28,12 @@ func fsckCommand() *cli.Command {
 
 func fsck(ctx context.Context, c *cli.Command) error {
 	root, deep := c.String("root"), c.Bool("deep")
+	if err := rootless.Enter(); err != nil {
+		return err
+	}
+	if err := rootless.Check(root); err != nil {
+		return err
+	}
 	report, err := check(ctx, root, deep)
 	if err != nil {
 		return err

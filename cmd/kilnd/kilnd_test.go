@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/executor/network"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/urfave/cli/v3"
 )
@@ -55,7 +56,7 @@ func loaded(t *testing.T, file string, args ...string) (cfg *config, warnings []
 func TestPrecedence(t *testing.T) {
 	cfg, _, err := loaded(t, "")
 	must(t, err)
-	if cfg.Root != defaultRoot || !slices.Equal(cfg.GRPC.Address, []string{defaultAddress}) || cfg.historyAge != 48*time.Hour || cfg.History.MaxEntries != 50 ||
+	if paths := rootless.Defaults(); cfg.Root != paths.Root || !slices.Equal(cfg.GRPC.Address, []string{paths.Address}) || cfg.historyAge != 48*time.Hour || cfg.History.MaxEntries != 50 ||
 		cfg.Log.Format != "text" || cfg.Worker.OCI.Snapshotter != "auto" || cfg.grace != defaultGrace {
 		t.Errorf("defaults %+v", cfg)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -16,10 +17,12 @@ import (
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
 	"github.com/kilnbuild/kiln/control/monitor"
+	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
@@ -38,14 +41,20 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return errors.New("kilnd needs root: it mounts file systems and makes namespaces")
+	if err := rootless.Enter(); err != nil {
+		return err
 	}
 	if err := seal.Self(); err != nil {
 		return err
 	}
 	for _, w := range warnings {
 		log.Warn(w)
+	}
+	if err := rootless.Claim(cfg.Root); err != nil {
+		return err
+	}
+	if err := sayRootless(log); err != nil {
+		return err
 	}
 	// The process takes its signals from the beginning to the end: one that
 	// comes while it opens or closes its state must not kill it in the middle.
@@ -88,6 +97,15 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		undo.Add(serveDebug(debug, d.monitor.Handler(), log))
 	}
 	return d.run(listeners, signals)
+}
+
+// sayRootless logs what the daemon can't do if it isn't the machine's root.
+func sayRootless(log *slog.Logger) error {
+	missing, err := executor.Unavailable()
+	if len(missing) > 0 {
+		log.Warn("rootless: builds can't have "+strings.Join(missing, "; "), "user", rootless.Here().UIDs[0].Outside)
+	}
+	return err
 }
 
 func ignoreClosed(err error) error {
