@@ -7,21 +7,35 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/rootless"
 )
 
 // privateIdle is how long a private daemon stays without a client.
 const privateIdle = 5 * time.Minute
 
-// findDaemon returns the address to use when none is given: the default one if
-// a daemon listens there, else that of a private daemon, which is started when
-// it doesn't run yet.
+// defaultAddresses are where daemons listen when nothing is said: this user's
+// own, if it is an ordinary user, and the machine's.
+func defaultAddresses() []string {
+	return slices.Compact([]string{rootless.Defaults().Address, rootless.Machine().Address})
+}
+
+// findDaemon returns the address to use when none is given: a default one if a
+// daemon listens there that this user may use, else that of a private daemon,
+// which is started when it doesn't run yet.
 func findDaemon(ctx context.Context, noAutostart bool, timeout time.Duration) (addr, why string, err error) {
-	if dial(ctx, defaultAddress) == nil {
-		return defaultAddress, "the default", nil
+	defaults := defaultAddresses()
+	for _, addr := range defaults {
+		if dial(ctx, addr) == nil {
+			return addr, "the default", nil
+		}
 	}
+	nobody := "no daemon listens at " + strings.Join(defaults, " or ")
 	p, err := privateDaemon()
 	if err != nil {
 		return "", "", err
@@ -30,10 +44,10 @@ func findDaemon(ctx context.Context, noAutostart bool, timeout time.Duration) (a
 		return p.addr(), "private, running", nil
 	}
 	if noAutostart {
-		return "", "", fmt.Errorf("no daemon listens at %s and --no-autostart is given; start kilnd, or name another with --addr", defaultAddress)
+		return "", "", fmt.Errorf("%s and --no-autostart is given; start kilnd, or name another with --addr", nobody)
 	}
 	if err := p.start(ctx, timeout); err != nil {
-		return "", "", fmt.Errorf("no daemon listens at %s, and a private one can't be started: %w", defaultAddress, err)
+		return "", "", fmt.Errorf("%s, and a private one can't be started: %w", nobody, err)
 	}
 	return p.addr(), "private, just started", nil
 }

@@ -16,12 +16,10 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-const defaultAddress = "unix:///run/buildkit/buildkitd.sock"
-
 // connectionFlags say which daemon is meant, and how to reach it.
 func connectionFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "addr", Usage: "address of the daemon (default: " + defaultAddress + ", else a private daemon)", Sources: cli.EnvVars("BUILDKIT_HOST")},
+		&cli.StringFlag{Name: "addr", Usage: "address of the daemon (default: " + strings.Join(defaultAddresses(), " or ") + ", else a private daemon)", Sources: cli.EnvVars("BUILDKIT_HOST")},
 		&cli.StringFlag{Name: "tlsservername", Usage: "server name of the daemon's certificate"},
 		&cli.StringFlag{Name: "tlscacert", Usage: "CA certificate"},
 		&cli.StringFlag{Name: "tlscert", Usage: "client certificate"},

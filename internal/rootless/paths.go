@@ -13,8 +13,10 @@ type Paths struct {
 	Address string
 }
 
-// machine's are those of the machine's daemon.
-var machines = Paths{Config: "/etc/buildkit/buildkitd.toml", Root: "/var/lib/kiln", Address: "unix:///run/buildkit/buildkitd.sock"}
+// Machine are the paths of the machine's daemon.
+func Machine() Paths {
+	return Paths{Config: "/etc/buildkit/buildkitd.toml", Root: "/var/lib/kiln", Address: "unix:///run/buildkit/buildkitd.sock"}
+}
 
 // Defaults are those of this process: a user's own if it is an ordinary user's,
 // or if its user has become root of a user namespace, which leaves USER as it
@@ -24,13 +26,13 @@ func Defaults() Paths {
 	if os.Geteuid() != 0 || Here().Mapped() && name != "" && name != "root" {
 		return User()
 	}
-	return machines
+	return Machine()
 }
 
 // User are the paths of a user's own daemon. What the environment says nothing of
 // is the machine's.
 func User() Paths {
-	p := machines
+	p := Machine()
 	if dir := xdg("XDG_CONFIG_HOME", ".config"); dir != "" {
 		p.Config = filepath.Join(dir, "buildkit", "buildkitd.toml")
 	}

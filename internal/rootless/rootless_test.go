@@ -155,13 +155,13 @@ func TestUserPaths(t *testing.T) {
 	t.Setenv("XDG_DATA_HOME", "/data")
 	t.Setenv("XDG_CONFIG_HOME", "/conf")
 	t.Setenv("XDG_RUNTIME_DIR", "")
-	if got := User(); got != (Paths{"/conf/buildkit/buildkitd.toml", "/data/kiln", machines.Address}) {
+	if got := User(); got != (Paths{"/conf/buildkit/buildkitd.toml", "/data/kiln", Machine().Address}) {
 		t.Errorf("%+v", got)
 	}
 	t.Setenv("HOME", "")
 	t.Setenv("XDG_DATA_HOME", "")
 	t.Setenv("XDG_CONFIG_HOME", "")
-	if got := User(); got != machines {
+	if got := User(); got != Machine() {
 		t.Errorf("%+v", got)
 	}
 }
