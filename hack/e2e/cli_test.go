@@ -163,7 +163,7 @@ func stopByRoot(t *testing.T, root string) {
 // compat: DMN-001, DMN-003, DMN-008, DMN-023, DMN-048, DMN-124
 func TestFlagsAndConfig(t *testing.T) {
 	kilnd := func(args ...string) result {
-		return runCommand(t, exec.Command(filepath.Join(env.bin, "kilnd"), args...))
+		return runCommand(t, kilndCommand(args...))
 	}
 	dir := t.TempDir()
 	conf := func(text string) string {
@@ -193,7 +193,7 @@ func TestFlagsAndConfig(t *testing.T) {
 			t.Errorf("the log says %d times %q:\n%s", n, want, d.log)
 		}
 	}
-	second := runCommand(t, exec.Command(filepath.Join(env.bin, "kilnd"), "--root", d.root, "--addr", "unix://"+dir+"/second.sock", "--config", d.config))
+	second := runCommand(t, kilndCommand("--root", d.root, "--addr", "unix://"+dir+"/second.sock", "--config", d.config))
 	second.fails(t, "in use")
 }
 

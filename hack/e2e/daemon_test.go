@@ -65,6 +65,7 @@ func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 	if err := os.Mkdir(d.tmp(), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	d.giveAway()
 	d.before = survey(t, d.root, d.dir)
 	d.addr = "unix://" + filepath.Join(d.dir, "s")
 	d.cgroup = fmt.Sprintf("/kiln-e2e-%d-%d", os.Getpid(), daemons.Add(1))
@@ -80,6 +81,22 @@ func newDaemonAt(t *testing.T, root, config string, args ...string) *daemon {
 	d.start()
 	t.Cleanup(d.finish)
 	return d
+}
+
+// giveAway makes the daemon's directories those of the user that it runs as.
+func (d *daemon) giveAway() {
+	d.t.Helper()
+	if env.user == nil {
+		return
+	}
+	err := os.MkdirAll(d.root, 0o755)
+	// What a test has for its daemon, such as certificates, is below its directory.
+	for dir := filepath.Dir(d.root); err == nil && dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err = errors.Join(err, env.user.Own(d.root, d.dir, d.tmp())); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 // tmp is where the daemon puts temporary files.
@@ -102,8 +119,8 @@ func (d *daemon) left() string {
 func (d *daemon) start() {
 	d.t.Helper()
 	args := append([]string{"--root", d.root, "--addr", d.addr, "--config", d.config, "--debug"}, d.args...)
-	d.cmd = exec.Command(filepath.Join(env.bin, "kilnd"), args...)
-	d.cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp())
+	d.cmd = kilndCommand(args...)
+	d.cmd.Env = append(d.cmd.Environ(), "TMPDIR="+d.tmp())
 	d.cmd.Stdout, d.cmd.Stderr = d.output, d.output
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -180,7 +197,7 @@ func (d *daemon) finish() {
 // fsck checks the store of a daemon that isn't running.
 func (d *daemon) fsck() {
 	d.t.Helper()
-	out, err := exec.Command(filepath.Join(env.bin, "kilnd"), "fsck", "--deep", "--root", d.root).CombinedOutput()
+	out, err := kilndCommand("fsck", "--deep", "--root", d.root).CombinedOutput()
 	if err != nil {
 		d.t.Errorf("kilnd fsck: %v\n%s", err, out)
 	}

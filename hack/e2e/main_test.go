@@ -9,6 +9,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -24,7 +25,9 @@ var env struct {
 	registry string            // its host:port
 	base     string            // reference of the busybox image in it
 	layout   testimage.Layout
-	runtime  string // --oci-worker-binary of the daemons; "" is the built-in one
+	runtime  string                // --oci-worker-binary of the daemons; "" is the built-in one
+	user     *harness.Unprivileged // whose the daemons are; nil: root's
+	kilnd    string                // the program, where that user can execute it
 }
 
 func TestMain(m *testing.M) {
@@ -46,6 +49,7 @@ func setUpAndRun(m *testing.M) (int, error) {
 	}
 	env.bin, env.peer = filepath.Join(top, "bin"), filepath.Join(top, "bin", "peer")
 	env.runtime = os.Getenv("KILN_E2E_RUNTIME")
+	env.kilnd = filepath.Join(env.bin, "kilnd")
 	for _, f := range []string{filepath.Join(env.bin, "kilnd"), filepath.Join(env.peer, "buildctl")} {
 		if _, err := os.Stat(f); err != nil {
 			return 0, fmt.Errorf("%w: run make build peer first", err)
@@ -59,6 +63,11 @@ func setUpAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	if os.Getenv("KILN_E2E_ROOTLESS") != "" {
+		if env.user, env.kilnd, err = unprivileged(dir); err != nil {
+			return 0, err
+		}
+	}
 	reg, err := harness.StartRegistry(dir)
 	if err != nil {
 		return 0, err
@@ -69,4 +78,30 @@ func setUpAndRun(m *testing.M) (int, error) {
 		return 0, err
 	}
 	return m.Run(), nil
+}
+
+// unprivileged makes an ordinary user below dir, and a copy of kilnd that it can
+// execute wherever the other is.
+func unprivileged(dir string) (*harness.Unprivileged, string, error) {
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return nil, "", err
+	}
+	u, err := harness.NewUnprivileged(dir, 65536)
+	if err != nil {
+		return nil, "", err
+	}
+	program, err := os.ReadFile(filepath.Join(env.bin, "kilnd"))
+	if err != nil {
+		return nil, "", err
+	}
+	kilnd := filepath.Join(dir, "kilnd")
+	return u, kilnd, os.WriteFile(kilnd, program, 0o755)
+}
+
+// kilndCommand is a command of the daemon's program, as the user that daemons run as.
+func kilndCommand(args ...string) *exec.Cmd {
+	if env.user != nil {
+		return env.user.Command(env.kilnd, args...)
+	}
+	return exec.Command(env.kilnd, args...)
 }

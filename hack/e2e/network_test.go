@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -341,7 +340,7 @@ func TestBadNetworks(t *testing.T) {
 		dir := files{"c.toml": c.toml}.write(t)
 		var r result
 		machine.in(func() {
-			r = runCommand(t, exec.Command(filepath.Join(env.bin, "kilnd"), append([]string{"--root", dir + "/state", "--addr", "unix://" + dir + "/s", "--config", dir + "/c.toml"}, c.args...)...))
+			r = runCommand(t, kilndCommand(append([]string{"--root", dir + "/state", "--addr", "unix://" + dir + "/s", "--config", dir + "/c.toml"}, c.args...)...))
 		})
 		r.fails(t, c.want...)
 		if after := machine.content(); !slices.Equal(after, before) {
