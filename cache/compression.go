@@ -21,6 +21,12 @@ const (
 	zstandard    = "zstd"
 )
 
+// Check refuses types and levels that Layers would refuse.
+func (c Compression) Check() error {
+	_, err := c.normalise()
+	return err
+}
+
 // normalise fills in the default and refuses what isn't known.
 func (c Compression) normalise() (Compression, error) {
 	lowest, highest := 0, 9

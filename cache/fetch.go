@@ -32,10 +32,10 @@ func (m *Manager) ensureBlob(ctx context.Context, r *record, desc ocispec.Descri
 	return err
 }
 
-// fetch asks the sources of r for the blob, newest first.
+// fetch asks the sources of r for the blob, newest first, and then who offers it.
 func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor, sink func(context.Context, io.Reader) error) error {
 	m.mu.Lock()
-	sources := slices.Clone(r.sources)
+	sources := append(slices.Clone(r.sources), m.offers[desc.Digest]...)
 	m.mu.Unlock()
 	var problems []error
 	for _, src := range sources {

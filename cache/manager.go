@@ -69,6 +69,7 @@ type Manager struct {
 	proven      map[digest.Digest]proof // stored blobs whose bytes were right
 	images      map[string]Image
 	holds       map[digest.Digest]int
+	offers      map[digest.Digest][]BlobSource
 	dirty       map[*record]struct{} // persisted records that changed
 	used        map[*record]struct{} // persisted records whose last use or size isn't written
 	hooks       []removeHook
@@ -104,6 +105,7 @@ func newManager(cfg Config) *Manager {
 		proven:      map[digest.Digest]proof{},
 		images:      map[string]Image{},
 		holds:       map[digest.Digest]int{},
+		offers:      map[digest.Digest][]BlobSource{},
 		dirty:       map[*record]struct{}{},
 		used:        map[*record]struct{}{},
 		adopted:     map[string]*record{},

@@ -4,6 +4,7 @@ import "time"
 
 // Origin says when and how a layer came to be.
 type Origin struct {
+	ID          string // of the layer's record
 	CreatedAt   time.Time
 	Description string
 }
@@ -18,7 +19,7 @@ func (r *Ref) Origins() []Origin {
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
 	for i, l := range stack {
-		out[i] = Origin{CreatedAt: l.opts.CreatedAt, Description: l.opts.Description}
+		out[i] = Origin{ID: l.id, CreatedAt: l.opts.CreatedAt, Description: l.opts.Description}
 	}
 	return out
 }

@@ -3,6 +3,7 @@ package solver
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -46,6 +47,8 @@ func (s *Solver) Close() { s.flights.running.Wait() }
 // its keys, and those of the steps that it stands on.
 type Import struct {
 	Name string // what users know it by
+	// Keys may wait for the import to be read, as long as the build goes on: other
+	// lookups of the build wait with it.
 	Keys KeyIndex
 	// Results loads what Keys names, as a result that the solver's own
 	// ResultStore knows by its ID from then on. It transfers no content: a
@@ -60,7 +63,8 @@ type BuildOptions struct {
 	// Domain must agree for two builds to share executions; it is never part
 	// of a cache key.
 	Domain string
-	// Imports are asked beside the solver's own stores, after them.
+	// Imports are asked beside the solver's own stores, after them. AddImport adds
+	// more.
 	Imports  []Import
 	Progress progress.Writer
 	// Trace, if set, gets every event with its effects before they are performed.
@@ -88,6 +92,7 @@ type Build struct {
 	owner   sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below; never held across I/O
+	imports []Import   // only ever added to: records name them by number
 	calls   map[int]chan answer
 	next    int
 	running map[*Vertex]context.CancelCauseFunc
@@ -107,7 +112,7 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	}
 	b := &Build{
 		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[nodeID]*shown{}},
-		calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
+		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
 	}
 	if b.opts.Observer == nil {
 		b.opts.Observer = unobserved{}
@@ -115,6 +120,19 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	b.owner.Go(b.own)
 	return b
+}
+
+// AddImport lets the build ask im, too: for edges that are solved from now on.
+func (b *Build) AddImport(im Import) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.imports = append(b.imports, im)
+}
+
+func (b *Build) importsNow() []Import {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.imports
 }
 
 var errClosed = errors.New("the build has ended")

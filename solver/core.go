@@ -412,7 +412,7 @@ func (c *Core) lose(e *edge, why error) {
 	id := e.result.ID()
 	c.avoid[id], c.avoid[e.record] = true, true
 	e.record, e.lost = "", true
-	c.do(&Drop{Records: []string{id}, Reason: why.Error()})
+	c.do(&Drop{Edge: e.ref(), Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1
 	for in := e.users; in != nil; in = in.next {

@@ -194,7 +194,8 @@ func (e *edge) identity(all bool) Lookup {
 	keys := make([]InputKey, 0, e.candidates())
 	for i := range n.inputs {
 		in, start := &n.inputs[i], len(keys)
-		if all || !in.edge.byContentOnly {
+		// A key that tells who is asked leads nobody anywhere.
+		if !in.edge.byContentOnly || all && !(in.edge.node.transient && in.digest == digested) {
 			for _, k := range in.edge.keys {
 				keys = append(keys, InputKey{Key: k, Selector: n.deps[i].Selector})
 			}

@@ -101,6 +101,7 @@ type Adopt struct {
 
 // Drop forgets records that are lost.
 type Drop struct {
+	Edge    Edge // of which they were
 	Records []string
 	Reason  string
 }

@@ -157,7 +157,7 @@ func (ev *Loaded) apply(c *Core) {
 	if ev.Err != nil {
 		c.avoid[ev.Record.String()], e.lost = true, true
 		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
-			c.do(&Drop{Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
+			c.do(&Drop{Edge: e.ref(), Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}
 		e.found.Records = e.found.Records[1:]
 		e.status = unresolved

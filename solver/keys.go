@@ -23,9 +23,11 @@ func RootKey(op digest.Digest, output int) Key {
 	return sha256.Sum256(append(append([]byte(op), '@'), itoa(output)...))
 }
 
-// ContentKey identifies an input by what is in it, whatever made it.
+// ContentKey identifies an input by what is in it, whatever made it. Its preimage
+// is that of the protocol's cache records, too: a step that has only one output,
+// the one that comes before the first.
 func ContentKey(content digest.Digest) Key {
-	return sha256.Sum256([]byte("content:" + content))
+	return sha256.Sum256([]byte(content + "@-1"))
 }
 
 // rootKeys identify the output of an op without inputs, by each of its cache
@@ -139,7 +141,7 @@ type Save struct {
 
 // KeyIndex can be asked what a step's identity leads to. Root keys and content
 // keys are the same in all of them; the others are names that only their own
-// index has to know. It answers at once, without asking anyone.
+// index has to know.
 type KeyIndex interface {
 	Lookup(Lookup) (Found, error)
 }

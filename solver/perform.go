@@ -83,7 +83,7 @@ func (b *Build) query(eff *Query) {
 		b.solver.opts.Warn("look up cache keys", "vertex", eff.Edge.Vertex.Name, "error", err)
 		found = Found{Keys: eff.Lookup.Roots, Matched: make([]bool, len(eff.Lookup.Inputs))}
 	}
-	for i, im := range b.opts.Imports {
+	for i, im := range b.importsNow() {
 		more, ierr := im.Keys.Lookup(eff.Lookup)
 		if ierr != nil {
 			b.solver.opts.Warn("look up imported cache keys", "import", im.Name, "vertex", eff.Edge.Vertex.Name, "error", ierr)
@@ -129,7 +129,7 @@ func (b *Build) results(r Record) ResultStore {
 	if r.Import == 0 {
 		return b.solver.opts.Results
 	}
-	return b.opts.Imports[r.Import-1].Results
+	return b.importsNow()[r.Import-1].Results
 }
 
 // save warns if it can't: the result is good, it is only not found again.

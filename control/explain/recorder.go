@@ -128,7 +128,8 @@ func (r *Recorder) Dropped(eff *solver.Drop) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range r.order {
-		if s.load != nil && slices.Contains(eff.Records, s.load.Record.Result) {
+		// A record of an import has another name here than there.
+		if s.load != nil && (s.vertex == eff.Edge.Vertex || slices.Contains(eff.Records, s.load.Record.Result)) {
 			s.dropped = eff.Reason
 		}
 	}

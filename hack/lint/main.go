@@ -24,7 +24,7 @@ var rows = [][]string{
 	{"solver", "snapshot"},
 	{"cache", "executor"},
 	{"ops", "client/llb"},
-	{"worker", "worker/export", "worker/verify", "frontend", "client"},
+	{"worker", "worker/export", "worker/remotecache", "worker/verify", "frontend", "client"},
 	{"control", "control/build", "control/history", "control/explain", "control/monitor"},
 	{"cmd", "hack", "examples"},
 }
@@ -32,7 +32,7 @@ var rows = [][]string{
 // inner are the rows inside an entry, lowest first, for entries whose packages
 // have an order of their own.
 var inner = map[string][]string{
-	"cache":    {"cache", "cache/contenthash", "cache/keys"},
+	"cache":    {"cache", "cache/contenthash", "cache/keys", "cache/remote"},
 	"ops":      {"ops", "ops/source/registry", "ops/source/image", "ops/source/ocilayout", "ops/source/local"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
 	"control":  {"control/history", "control/explain", "control/build", "control/monitor", "control"},
