@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"syscall"
@@ -142,17 +143,20 @@ func (g *group) apply(tx *bbolt.Tx) (at position, err error) {
 		if err != nil {
 			return at, fmt.Errorf("bucket %s: %w", bucket, err)
 		}
-		p, h := g.buckets[bucket], hashBucket(bucket)
+		p, h, c := g.buckets[bucket], hashBucket(bucket), b.Cursor()
 		for _, name := range p.sorted {
 			key, e := []byte(name), p.entries[name]
-			if old := b.Get(key); old != nil {
+			found, old := c.Seek(key)
+			there := bytes.Equal(found, key)
+			if there {
 				at.sum -= h.record(key, old)
 			}
-			if e.deleted {
-				err = b.Delete(key)
-			} else {
+			switch {
+			case !e.deleted:
 				err = b.Put(key, e.value)
 				at.sum += h.record(key, e.value)
+			case there:
+				err = c.Delete()
 			}
 			if err != nil {
 				return at, fmt.Errorf("key %q of bucket %s: %w", name, bucket, err)

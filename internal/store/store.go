@@ -31,7 +31,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -212,80 +211,16 @@ func (d *DB) Get(bucket, key string) (value []byte, ok bool) {
 	return value, ok
 }
 
-// pair is one record a Scan found.
-type pair struct {
-	key     string
-	value   []byte
-	deleted bool
+// view runs fn in a read transaction.
+func (d *DB) view(fn func(tx *bbolt.Tx) error) error {
+	return d.attempt(func() error { return d.bolt.View(fn) })
 }
 
-// Scan calls fn for every key of bucket that starts with prefix, in order,
-// until it returns false. fn may call Write but sees the state as of the call
-// of Scan.
-//
-// It copies what it finds before it calls fn: a bbolt transaction kept open
-// meanwhile would block commits that grow the file, and with them any fn that
-// reads.
-func (d *DB) Scan(bucket, prefix string, fn func(key string, value []byte) bool) {
-	for _, p := range merge(d.collect(bucket, prefix)) {
-		if !p.deleted && !fn(p.key, p.value) {
-			return
-		}
-	}
-}
-
-// collect returns the matching records of bbolt and the pending changes to
-// them, both in order, as of one moment.
-func (d *DB) collect(bucket, prefix string) (stored, pending []pair) {
-	d.mu.Lock() // not RLock: looking for a range puts the group's keys in order
-	defer d.mu.Unlock()
-	pending = merge(d.flying.scan(bucket, prefix), d.current.scan(bucket, prefix))
-	// The lock is held until the transaction has begun. A commit in flight may
-	// or may not be in it, which makes no difference, as it is pending too.
-	err := d.view(func(tx *bbolt.Tx) error {
-		b := tx.Bucket([]byte(bucket))
-		if b == nil {
-			return nil
-		}
-		c := b.Cursor()
-		for k, v := c.Seek([]byte(prefix)); k != nil && strings.HasPrefix(string(k), prefix); k, v = c.Next() {
-			stored = append(stored, pair{key: string(k), value: append(make([]byte, 0, len(v)), v...)})
-		}
-		return nil
-	})
-	if err != nil {
-		stored = nil
-	}
-	return stored, pending
-}
-
-// merge returns the union of two ordered lists; above wins.
-func merge(below, above []pair) []pair {
-	switch {
-	case len(above) == 0:
-		return below
-	case len(below) == 0:
-		return above
-	}
-	out := make([]pair, 0, len(below)+len(above))
-	for len(below) > 0 && len(above) > 0 {
-		switch c := strings.Compare(below[0].key, above[0].key); {
-		case c < 0:
-			out, below = append(out, below[0]), below[1:]
-		case c > 0:
-			out, above = append(out, above[0]), above[1:]
-		default:
-			below = below[1:]
-		}
-	}
-	return append(append(out, below...), above...)
-}
-
-// view runs fn in a read transaction. A damaged file makes bbolt panic or the
+// attempt runs fn, which reads with bbolt. A damaged file makes bbolt panic or the
 // memory map fault; readers then see nothing rather than the daemon dying, and
 // the next start finds out.
-func (d *DB) view(fn func(tx *bbolt.Tx) error) error {
-	err := guard(func() error { return d.bolt.View(fn) })
+func (d *DB) attempt(fn func() error) error {
+	err := guard(fn)
 	var p *panicError
 	if errors.As(err, &p) {
 		d.tellSuspect(err)
