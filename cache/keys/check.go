@@ -16,7 +16,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	defer s.mu.Unlock()
 	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	leads, dead := s.leading(), map[solver.Key]bool{}
-	s.scan(links, "", func(k string) bool {
+	s.scan(s.db, links, "", func(k string) bool {
 		c.Links++
 		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
 		if _, ok := s.db.Get(backs, key+in); !ok {
@@ -28,14 +28,14 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 		}
 		return true
 	})
-	s.scan(backs, "", func(k string) bool {
+	s.scan(s.db, backs, "", func(k string) bool {
 		key, in := k[:keyLen], k[keyLen:]
 		if _, ok := s.db.Get(links, in+key); !ok {
 			report("key %x: the link from %x is known only at its end", key, in[:keyLen])
 		}
 		return true
 	})
-	s.scan(results, "", func(k string) bool {
+	s.scan(s.db, results, "", func(k string) bool {
 		c.Results++
 		key, id := k[:keyLen], k[keyLen:]
 		if _, ok := s.db.Get(byID, id+"\x00"+key); !ok {
@@ -46,7 +46,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 		}
 		return true
 	})
-	s.scan(byID, "", func(k string) bool {
+	s.scan(s.db, byID, "", func(k string) bool {
 		id, key := k[:len(k)-keyLen-1], k[len(k)-keyLen:]
 		if _, ok := s.db.Get(results, key+id); !ok {
 			report("key %x: its result %s is known only by id", key, id)

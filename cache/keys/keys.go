@@ -125,7 +125,7 @@ func (s *Store) Save(v solver.Save) error {
 // time they are there.
 func (s *Store) link(b *store.Batch, v solver.Save) (missing bool) {
 	for _, key := range v.Keys {
-		if !s.any(results, string(key[:])) && !s.any(links, string(key[:])) {
+		if !s.any(s.db, results, string(key[:])) && !s.any(s.db, links, string(key[:])) {
 			continue
 		}
 		eachLink(v, key, func(link, back entry) {
@@ -158,11 +158,16 @@ func (s *Store) put(b *store.Batch, e entry, value []byte) {
 	}
 }
 
+// scanner is the database, or a reader of it.
+type scanner interface {
+	Scan(bucket, prefix string, fn func(key string, value []byte) bool)
+}
+
 // scan calls fn for every entry with the prefix that stays, until it returns
 // false.
-func (s *Store) scan(bucket, prefix string, fn func(key string) bool) {
+func (s *Store) scan(in scanner, bucket, prefix string, fn func(key string) bool) {
 	more := true
-	s.db.Scan(bucket, prefix, func(k string, _ []byte) bool {
+	in.Scan(bucket, prefix, func(k string, _ []byte) bool {
 		e := entry{bucket, k}
 		if s.removing[e] > 0 {
 			return true // or it is in again
@@ -170,7 +175,7 @@ func (s *Store) scan(bucket, prefix string, fn func(key string) bool) {
 		more = fn(k)
 		return more
 	})
-	if !more {
+	if !more || len(s.again) == 0 {
 		return
 	}
 	for _, e := range slices.Collect(maps.Keys(s.again)) {
@@ -181,8 +186,8 @@ func (s *Store) scan(bucket, prefix string, fn func(key string) bool) {
 }
 
 // any reports whether an entry with the prefix stays.
-func (s *Store) any(bucket, prefix string) (found bool) {
-	s.scan(bucket, prefix, func(string) bool {
+func (s *Store) any(in scanner, bucket, prefix string) (found bool) {
+	s.scan(in, bucket, prefix, func(string) bool {
 		found = true
 		return false
 	})
@@ -210,41 +215,43 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 		b.Delete(e.bucket, e.key)
 		gone = append(gone, e)
 	}
-	var bare []solver.Key
 	keys = map[string][]string{}
-	for _, id := range ids {
-		for _, key := range s.keysOf(id) {
-			remove(entry{byID, id + "\x00" + key})
-			remove(entry{results, key + id})
-			bare = append(bare, solver.Key([]byte(key)))
-			keys[id] = append(keys[id], key)
+	s.db.Read(func(in *store.Reader) {
+		var bare []solver.Key
+		for _, id := range ids {
+			for _, key := range s.keysOf(in, id) {
+				remove(entry{byID, id + "\x00" + key})
+				remove(entry{results, key + id})
+				bare = append(bare, solver.Key([]byte(key)))
+				keys[id] = append(keys[id], key)
+			}
 		}
-	}
-	for _, key := range s.deadEnds(bare) {
-		s.scan(backs, string(key[:]), func(k string) bool {
-			remove(entry{backs, k})
-			remove(entry{links, k[keyLen:] + string(key[:])})
-			return true
-		})
-	}
+		for _, key := range s.deadEnds(in, bare) {
+			s.scan(in, backs, string(key[:]), func(k string) bool {
+				remove(entry{backs, k})
+				remove(entry{links, k[keyLen:] + string(key[:])})
+				return true
+			})
+		}
+	})
 	if gone != nil {
 		b.OnDurable(func() { s.removed(gone) })
 	}
 	return keys
 }
 
-func (s *Store) deadEnds(bare []solver.Key) []solver.Key {
+func (s *Store) deadEnds(in scanner, bare []solver.Key) []solver.Key {
 	return keygraph.DeadEnds(bare,
-		func(key solver.Key) bool { return s.any(results, string(key[:])) },
+		func(key solver.Key) bool { return s.any(in, results, string(key[:])) },
 		func(key solver.Key) (out []solver.Key) {
-			s.scan(links, string(key[:]), func(k string) bool {
+			s.scan(in, links, string(key[:]), func(k string) bool {
 				out = append(out, solver.Key([]byte(k[keyLen+tagLen:])))
 				return true
 			})
 			return out
 		},
 		func(key solver.Key) (out []solver.Key) {
-			s.scan(backs, string(key[:]), func(k string) bool {
+			s.scan(in, backs, string(key[:]), func(k string) bool {
 				out = append(out, solver.Key([]byte(k[keyLen:2*keyLen])))
 				return true
 			})

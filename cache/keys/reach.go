@@ -8,7 +8,7 @@ func (s *Store) MadeOf(id string) []string {
 	out := []string{id}
 	known := map[string]bool{id: true}
 	seen := map[string]bool{}
-	work := s.keysOf(id)
+	work := s.keysOf(s.db, id)
 	for len(work) > 0 {
 		key := work[len(work)-1]
 		work = work[:len(work)-1]
@@ -16,10 +16,10 @@ func (s *Store) MadeOf(id string) []string {
 			continue
 		}
 		seen[key] = true
-		s.scan(links, key, func(k string) bool {
+		s.scan(s.db, links, key, func(k string) bool {
 			next := k[keyLen+tagLen:]
 			work = append(work, next)
-			s.scan(results, next, func(k string) bool {
+			s.scan(s.db, results, next, func(k string) bool {
 				if r := k[keyLen:]; !known[r] {
 					known[r] = true
 					out = append(out, r)
@@ -33,8 +33,8 @@ func (s *Store) MadeOf(id string) []string {
 }
 
 // keysOf returns the keys that the result hangs off.
-func (s *Store) keysOf(id string) (out []string) {
-	s.scan(byID, id+"\x00", func(k string) bool {
+func (s *Store) keysOf(in scanner, id string) (out []string) {
+	s.scan(in, byID, id+"\x00", func(k string) bool {
 		if len(k) == len(id)+1+keyLen { // else it is of a longer id
 			out = append(out, k[len(id)+1:])
 		}

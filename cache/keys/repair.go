@@ -26,7 +26,7 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 	}
 	b := &store.Batch{}
 	for bucket, ok := range sound {
-		s.scan(bucket, "", func(k string) bool {
+		s.scan(s.db, bucket, "", func(k string) bool {
 			if !ok(k) {
 				removed++
 				b.Delete(bucket, k)
@@ -38,7 +38,7 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 
 	b = &store.Batch{}
 	leads := s.leading()
-	s.scan(links, "", func(k string) bool {
+	s.scan(s.db, links, "", func(k string) bool {
 		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
 		if !leads[solver.Key([]byte(key))] {
 			removed += 2
@@ -55,7 +55,7 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 // It looks at the whole graph at once, which is quicker than asking key by key.
 func (s *Store) leading() map[solver.Key]bool {
 	from := map[solver.Key][]solver.Key{}
-	s.scan(links, "", func(k string) bool {
+	s.scan(s.db, links, "", func(k string) bool {
 		key := solver.Key([]byte(k[keyLen+tagLen:]))
 		from[key] = append(from[key], solver.Key([]byte(k[:keyLen])))
 		return true
@@ -68,7 +68,7 @@ func (s *Store) leading() map[solver.Key]bool {
 			todo = append(todo, key)
 		}
 	}
-	s.scan(results, "", func(k string) bool {
+	s.scan(s.db, results, "", func(k string) bool {
 		add(solver.Key([]byte(k[:keyLen])))
 		return true
 	})
