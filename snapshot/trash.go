@@ -85,7 +85,7 @@ func (t *trash) work() {
 		}
 		done, t.queue = t.queue[0], t.queue[1:]
 		t.mu.Unlock()
-		if err := os.RemoveAll(done); err != nil {
+		if err := removeTree(unix.AT_FDCWD, done); err != nil {
 			t.failed(fmt.Errorf("empty the trash: %w", err))
 		}
 	}

@@ -16,7 +16,6 @@ type walker struct {
 	xattr     string
 	dirs      map[string]*layerDir // open ones, by path
 	stale     bool                 // dirs must be forgotten before the next entry
-	removed   []byte               // buffer for reading what is removed
 	// stamp are the times of a directory that the tar needs but doesn't have.
 	stamp dirTimes
 	// onMkdir is told of new directories and the times they should end with.
@@ -327,33 +326,7 @@ func (w *walker) remove(d *layerDir, name string, st *unix.Stat_t) error {
 		return unix.Unlinkat(d.fd, name, 0)
 	}
 	w.stale = true
-	if w.removed == nil {
-		w.removed = make([]byte, 16<<10)
-	}
-	return removeTree(d.fd, name, w.removed)
-}
-
-// removeTree removes the directory name in dir.
-func removeTree(dir int, name string, buf []byte) error {
-	fd, err := openDir(dir, name)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	names, err := readNames(fd, buf)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		err := unix.Unlinkat(fd, n, 0)
-		if err == unix.EISDIR {
-			err = removeTree(fd, n, buf)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	return removeTree(d.fd, name)
 }
 
 // copyUp copies the parent's file name into the layer and describes it.
