@@ -47,6 +47,7 @@ type Manager struct {
 	rules     []PruneOptions
 	grown     func()
 	free      func(ctx context.Context) (free int64, err error)
+	breathe   func() // lets go of mu for a moment
 
 	extracting flights[*record]
 	fetching   flights[digest.Digest]
@@ -111,6 +112,10 @@ func newManager(cfg Config) *Manager {
 		adopted:     map[string]*record{},
 	}
 	m.free = m.freeSpace
+	m.breathe = func() {
+		m.mu.Unlock()
+		m.mu.Lock()
+	}
 	if m.grown == nil {
 		m.grown = func() {}
 	}
@@ -120,14 +125,12 @@ func newManager(cfg Config) *Manager {
 // Close writes what is only in memory. Handles that are still held are an
 // error that names their records; they must not be used any more.
 func (m *Manager) Close() error {
-	m.mu.Lock()
 	var held []string
-	for id, r := range m.records {
+	m.eachRecord(func(r *record) {
 		if r.handles > 0 {
-			held = append(held, fmt.Sprintf("%s (%s)", id, r.opts.Description))
+			held = append(held, fmt.Sprintf("%s (%s)", r.id, r.opts.Description))
 		}
-	}
-	m.mu.Unlock()
+	})
 	m.flush(flushClose)
 	m.mu.Lock()
 	m.closed = true
@@ -241,6 +244,28 @@ func (m *Manager) Search(key, value string) []string {
 	}
 	m.mu.Unlock()
 	return ids
+}
+
+// atOnce is how many records are gone through while mu is held: builds wait for
+// no more than that, however many there are.
+const atOnce = 256
+
+// eachRecord calls fn, with mu held, for every record. It lets go of mu between
+// some and the next, so that it doesn't show all records as of one moment: those
+// that come or go meanwhile may be among them or not, and one that is reopened
+// may be there twice.
+func (m *Manager) eachRecord(fn func(r *record)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	for _, r := range m.records { // what is removed before its turn doesn't come
+		if n++; n%atOnce == 0 {
+			m.breathe()
+		}
+		if r.state != gone {
+			fn(r)
+		}
+	}
 }
 
 // lifeLen is the length of Manager.life.

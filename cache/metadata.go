@@ -59,10 +59,15 @@ func (m *Manager) hasMetadata(r *record) bool {
 	return found
 }
 
-// deleteMetadata adds the removal of everything stored beside a record to b.
-func (m *Manager) deleteMetadata(b *store.Batch, birth string) {
-	m.db.Scan(bucketMetadata, birth+"/", func(key string, _ []byte) bool {
-		b.Delete(bucketMetadata, key)
-		return true
+// deleteMetadata adds to b the removal of everything that is stored beside the
+// records of these births.
+func (m *Manager) deleteMetadata(b *store.Batch, births ...string) {
+	m.db.Read(func(in *store.Reader) {
+		for _, birth := range births {
+			in.Scan(bucketMetadata, birth+"/", func(key string, _ []byte) bool {
+				b.Delete(bucketMetadata, key)
+				return true
+			})
+		}
 	})
 }

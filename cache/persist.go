@@ -281,12 +281,12 @@ type flushWhat int
 
 const (
 	flushChanged flushWhat = iota // records that changed
-	flushSome                     // some last uses too
+	flushSome                     // a batch of last uses too
 	flushAll                      // all last uses too
 	flushClose                    // everything; all batches of others are written
 )
 
-// someUsed is how many last uses flushSome writes.
+// someUsed is how many last uses go in one batch.
 const someUsed = 64
 
 // flush writes what changed since it was last written. What can't be written
@@ -298,11 +298,23 @@ func (m *Manager) flush(what flushWhat) {
 	if idle {
 		return
 	}
-	m.writes.Lock()
-	defer m.writes.Unlock()
-	b := &store.Batch{}
-	m.putLocked(b, what)
-	m.db.Write(b)
+	for range 1 + m.countUsed(what)/someUsed {
+		b := &store.Batch{}
+		m.writes.Lock()
+		m.putLocked(b, what)
+		m.db.Write(b)
+		m.writes.Unlock()
+	}
+}
+
+// countUsed is how many last uses flush writes.
+func (m *Manager) countUsed(what flushWhat) int {
+	if what < flushAll {
+		return 0
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.used)
 }
 
 // putLocked adds changed records to b, which the caller writes before it
@@ -323,7 +335,7 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 	if what != flushChanged && err == nil {
 		looked := 0
 		for r := range m.used {
-			if looked++; what == flushSome && looked > someUsed {
+			if looked++; looked > someUsed {
 				break
 			}
 			if seen[r] || r.persisting > 0 && what != flushClose {

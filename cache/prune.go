@@ -28,14 +28,14 @@ func (o *PruneOptions) limited() bool {
 }
 
 const (
-	// evictBatch is how many records go in one batch, which others who change
-	// records wait for.
-	evictBatch = 128
+	// evictBatch is how many records go in one batch. Builds that change records
+	// wait for no more than that.
+	evictBatch = 32
 	// syncEvery is after how many batches their removal is awaited, so that no
 	// commit becomes long. With four times as many a prune of a big cache writes
 	// half as much, as each record of a commit costs pages of its own there; but
 	// the slowest builds beside it take twice as long.
-	syncEvery = 8
+	syncEvery = 32
 )
 
 // Prune removes unused records as opts say and calls removed, unless nil, for
@@ -62,7 +62,6 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	m.flush(flushAll)
 	entries, _ := m.survey()
 	for i, rule := range rules {
 		victims, err := m.plan(ctx, entries, rule, parsed[i])
@@ -77,6 +76,7 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 		}
 		entries, _ = m.survey()
 	}
+	m.flush(flushAll) // of what is left
 	return nil
 }
 
@@ -108,7 +108,7 @@ func (m *Manager) evict(batch []*entry, rule string, removed func(Usage) error) 
 	m.mu.Lock()
 	for _, e := range batch {
 		r := e.r
-		if r.state == gone || r.handles > 0 || r.children > orphaned[r] {
+		if r.state == gone || r.handles > 0 || r.id != e.usage.ID || r.children > orphaned[r] {
 			continue
 		}
 		for _, n := range r.needs() {

@@ -307,10 +307,14 @@ func (m *Manager) removeSome(records []*record, stored bool) (later []*record, p
 		if r.persisted {
 			gone = append(gone, r)
 			b.Delete(bucketRecords, r.id)
-			m.deleteMetadata(b, r.birth)
 		}
 	}
 	if gone != nil {
+		births := make([]string, len(gone))
+		for i, r := range gone {
+			births[i] = r.birth
+		}
+		m.deleteMetadata(b, births...)
 		m.writeEvictions(b, gone, m.callHooks(b, ids(gone)))
 	}
 	m.db.Write(b)

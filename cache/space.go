@@ -81,14 +81,12 @@ func (m *Manager) space(ctx context.Context) (s Space, err error) {
 
 // writing measures the snapshots of mutable records in use.
 func (m *Manager) writing(ctx context.Context) (total int64, err error) {
-	m.mu.Lock()
 	var snaps []string
-	for _, r := range m.records {
+	m.eachRecord(func(r *record) {
 		if r.state == mutable && r.handles > 0 && r.owns() {
 			snaps = append(snaps, r.snap)
 		}
-	}
-	m.mu.Unlock()
+	})
 	for _, snap := range snaps {
 		u, err := m.snapshots.Usage(ctx, snap)
 		if err != nil && !isGone(err) {

@@ -15,10 +15,8 @@ type Totals struct {
 // Totals counts records as they are. It reads no files, unlike DiskUsage.
 func (m *Manager) Totals() Totals {
 	t := Totals{Records: map[RecordType]int{}, Evictions: m.evictions.Load(), EvictedBytes: m.evictedBytes.Load()}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	blobs := make(map[digest.Digest]struct{}, len(m.blobUse))
-	for _, r := range m.records {
+	blobs := map[digest.Digest]struct{}{}
+	m.eachRecord(func(r *record) {
 		t.Records[r.opts.Type]++
 		switch {
 		case !r.owns(), r.state == mutable && r.handles > 0:
@@ -33,6 +31,6 @@ func (m *Manager) Totals() Totals {
 				t.Bytes += b.disk
 			}
 		}
-	}
+	})
 	return t
 }

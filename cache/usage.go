@@ -132,19 +132,22 @@ func (m *Manager) survey() (entries []*entry, ownerless []digest.Digest) {
 	return entries, ownerless
 }
 
-// copyRecords copies what there is, and nothing else, under the lock, which
-// builds wait for.
+// copyRecords copies what there is, and does nothing else, under the lock.
 func (m *Manager) copyRecords() (entries []*entry, images []Image, holds []digest.Digest) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	backing := make([]entry, len(m.records))
+	images, holds = slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))
+	seen := make(map[*record]bool, len(m.records))
 	entries = make([]*entry, 0, len(m.records))
-	for _, r := range m.records {
-		e := &backing[len(entries)]
-		fillLocked(e, r)
-		entries = append(entries, e)
-	}
-	return entries, slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))
+	m.mu.Unlock()
+	m.eachRecord(func(r *record) {
+		if !seen[r] {
+			seen[r] = true
+			e := &entry{}
+			fillLocked(e, r)
+			entries = append(entries, e)
+		}
+	})
+	return entries, images, holds
 }
 
 func fillLocked(e *entry, r *record) {

@@ -1,0 +1,123 @@
+package cache
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/snapshot"
+)
+
+// removals counts the snapshots that are removed.
+type removals struct {
+	snapshot.Snapshotter
+	n int
+}
+
+func (r *removals) Remove(b *store.Batch, id string) error {
+	r.n++
+	return r.Snapshotter.Remove(b, id)
+}
+
+// step makes a record, persists it, reads it and lets go of it, as a build does
+// with a step: whatever lock somebody held meanwhile would make it wait for good.
+func (e *env) step(name string) {
+	e.t.Helper()
+	r := e.layer(nil, Options{Description: name}, "f="+name)
+	e.persist(r)
+	get(e.m.Get(e.t.Context(), r.ID()))(e.t).Release()
+	r.Release()
+	get(e.m.DiskUsage(e.t.Context(), []string{"id==" + r.ID()}, 0))(e.t)
+}
+
+// However much a prune removes, a build waits for a batch of it at most: whole
+// steps are built between one and the next.
+func TestPruneLetsBuildsIn(t *testing.T) {
+	e := newEnv(t)
+	const n = 3*evictBatch + 1
+	e.unused(n)
+	counted := &removals{Snapshotter: e.snaps}
+	e.m.snapshots = counted
+	batches, told := 0, 0
+	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, func(Usage) error {
+		if told++; told%evictBatch == 1 {
+			if counted.n == 0 || counted.n > evictBatch {
+				t.Errorf("batch %d removed %d records", batches, counted.n)
+			}
+			e.step(fmt.Sprint("step ", batches))
+			batches++
+			counted.n = 0
+		}
+		return nil
+	}))
+	if told != n || batches != 4 {
+		t.Errorf("%d records in %d batches", told, batches)
+	}
+	e.prune(PruneOptions{All: true})
+	e.empty()
+}
+
+// unused makes n small unused records.
+func (e *env) unused(n int) {
+	e.t.Helper()
+	for i := range n {
+		r := e.layer(nil, Options{Description: fmt.Sprint(i)})
+		e.persist(r)
+		r.Release()
+	}
+}
+
+// Whoever goes through all records, for du, prune or metrics, lets builds in
+// between some and the next.
+func TestSurveyLetsBuildsIn(t *testing.T) {
+	e := newEnv(t)
+	const n = 2*atOnce + 10
+	e.unused(n)
+	for name, survey := range map[string]func() int{
+		"du":     func() int { return len(get(e.m.DiskUsage(t.Context(), nil, 0))(t)) },
+		"totals": func() int { return e.m.Totals().Records[TypeRegular] },
+	} {
+		breathed := 0
+		letGo := e.m.breathe
+		e.m.breathe = func() {
+			breathed++
+			e.m.mu.Unlock()
+			e.m.breathe = letGo
+			r := e.layer(nil, Options{Description: "meanwhile"}, "f=x") // unpersisted: it goes again
+			r.Release()
+			e.m.mu.Lock()
+		}
+		if found := survey(); found < n || found > n+1 {
+			t.Errorf("%s saw %d records of %d", name, found, n)
+		}
+		if breathed != 1 {
+			t.Errorf("%s let go %d times", name, breathed)
+		}
+		e.m.breathe = letGo
+	}
+}
+
+// Last uses are written in small batches, and all of them.
+func TestFlushLetsBuildsIn(t *testing.T) {
+	e := newEnv(t)
+	const n = 2*someUsed + 10
+	e.unused(n)
+	must(t, e.db.Sync(t.Context())) // no batches of others are on their way
+	e.m.mu.Lock()
+	for _, r := range e.m.records {
+		e.m.used[r] = struct{}{}
+	}
+	e.m.mu.Unlock()
+	e.m.writes.Lock()
+	b := &store.Batch{}
+	e.m.putLocked(b, flushAll)
+	e.db.Write(b)
+	e.m.writes.Unlock()
+	if left := len(e.m.used); left != n-someUsed {
+		t.Errorf("a batch wrote %d last uses, not %d", n-left, someUsed)
+	}
+	e.m.flush(flushAll)
+	if left := len(e.m.used); left != 0 {
+		t.Errorf("%d last uses aren't written", left)
+	}
+}
