@@ -40,7 +40,7 @@ type Client struct {
 	leaving atomic.Bool
 
 	mu     sync.Mutex // guards the fields below; never held across I/O
-	proc   *process   // the supervisor, or the one that has ended last
+	proc   *process   // the supervisor, or the one that has ended last; nil before the first step
 	closed bool
 }
 
@@ -57,12 +57,11 @@ type process struct {
 	idle []*conn
 }
 
-// New starts a supervisor in the background. Another one is started if it ends.
+// New returns a client whose supervisor is started for its first step: a daemon
+// that has none yet does without the memory. Another one is started if it ends.
 func New(cfg Config) *Client {
 	cfg.Executor.Log = nil
-	c := &Client{cfg: cfg}
-	c.proc = c.launch()
-	return c
+	return &Client{cfg: cfg}
 }
 
 // launch starts a supervisor, without waiting for it.
@@ -146,10 +145,8 @@ func (c *Client) use(ctx context.Context) (*process, error) {
 		c.mu.Unlock()
 		return nil, errors.New("internal error: a step for a supervisor that was closed")
 	}
-	select {
-	case <-c.proc.gone:
+	if c.proc == nil || c.proc.ended() {
 		c.proc = c.launch()
-	default:
 	}
 	p := c.proc
 	c.mu.Unlock()
@@ -158,6 +155,15 @@ func (c *Client) use(ctx context.Context) (*process, error) {
 		return p, p.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
+	}
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.gone:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -281,6 +287,9 @@ func (c *Client) Close() error {
 	c.closed = true
 	p := c.proc
 	c.mu.Unlock()
+	if p == nil {
+		return nil
+	}
 	<-p.ready
 	if p.life != nil {
 		p.life.Close() // it can't fail
