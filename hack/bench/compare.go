@@ -10,8 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -122,20 +122,20 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 	if err != nil {
 		return out, err
 	}
+	watch := d.watchMemory()
 	start := time.Now()
-	if err := s.run(r); err != nil {
+	err = s.run(r)
+	out.wall = time.Since(start)
+	out.peakMB = watch.end()
+	if err != nil {
 		return out, err
 	}
-	out.wall = time.Since(start)
 	after, err := d.cpu()
 	if err != nil {
 		return out, err
 	}
 	if out.cpu = after; d.cmd == process { // else it was started anew
 		out.cpu -= before
-	}
-	if out.peakMB, err = d.peakMB(); err != nil {
-		return out, err
 	}
 	return out, s.check(r)
 }
@@ -177,6 +177,7 @@ type daemon struct {
 	program string
 	args    []string
 	cmd     *exec.Cmd // while it runs
+	pid     atomic.Int64
 }
 
 func (b *bench) daemon(disk string, ours bool) *daemon {
@@ -197,6 +198,7 @@ func (d *daemon) start() error {
 	if err := d.cmd.Start(); err != nil {
 		return err
 	}
+	d.pid.Store(int64(d.cmd.Process.Pid))
 	err := harness.WaitFor(20*time.Second, func() error {
 		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
 		if err != nil {
@@ -219,73 +221,6 @@ func (d *daemon) stop() error {
 	}
 	d.cmd.Wait() // how it ends is no business of a benchmark
 	return nil
-}
-
-// processes are the daemon and its children that run: kiln's supervisor is one.
-func (d *daemon) processes() ([]string, error) {
-	pid := strconv.Itoa(d.cmd.Process.Pid)
-	lists, err := filepath.Glob("/proc/" + pid + "/task/*/children")
-	if err != nil {
-		return nil, err
-	}
-	pids := []string{pid}
-	for _, list := range lists {
-		data, err := os.ReadFile(list)
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // a thread that has ended
-			return nil, err
-		}
-		pids = append(pids, strings.Fields(string(data))...)
-	}
-	return pids, nil
-}
-
-// cpu is what the daemon, its children and the processes they waited for have
-// used.
-func (d *daemon) cpu() (time.Duration, error) {
-	pids, err := d.processes()
-	if err != nil {
-		return 0, err
-	}
-	var ticks int64
-	for _, pid := range pids {
-		data, err := os.ReadFile("/proc/" + pid + "/stat")
-		if err != nil {
-			return 0, err
-		}
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-		for _, f := range fields[11:15] { // utime, stime, cutime, cstime
-			n, err := strconv.ParseInt(f, 10, 64)
-			if err != nil {
-				return 0, err
-			}
-			ticks += n
-		}
-	}
-	return time.Duration(ticks) * (time.Second / 100), nil
-}
-
-// peakMB is the sum of what the daemon's processes had in memory at most.
-func (d *daemon) peakMB() (sum float64, err error) {
-	pids, err := d.processes()
-	if err != nil {
-		return 0, err
-	}
-	for _, pid := range pids {
-		data, err := os.ReadFile("/proc/" + pid + "/status")
-		if err != nil {
-			return 0, err
-		}
-		_, rest, ok := strings.Cut(string(data), "VmHWM:")
-		if !ok {
-			return 0, fmt.Errorf("no VmHWM in the status of process %s", pid)
-		}
-		kb, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += kb / 1024
-	}
-	return sum, nil
 }
 
 // runner is a client of one run's daemon.

@@ -81,7 +81,8 @@ func run(bin string, rounds int, only string) error {
 		return err
 	}
 	b := &bench{dir: dir, bin: bin, base: base}
-	fmt.Printf("%d pairs each; wall clock of the client, cpu and peak memory of the daemon and what it runs; medians\n\n", rounds)
+	fmt.Printf("%d pairs each; wall clock of the client, cpu and peak memory of the daemon and all that it runs, supervisor, runc and steps; medians.\n", rounds)
+	fmt.Printf("Memory is the sum of proportional shares (PSS), looked at every %s: what two processes share is counted once.\n\n", memoryInterval)
 	fmt.Printf("%-22s %10s %10s %7s   %9s %9s   %8s %8s\n", "scenario", "kiln", "buildkitd", "ratio", "cpu kiln", "cpu peer", "MB kiln", "MB peer")
 	for _, s := range scenarios {
 		if !pattern.MatchString(s.name) {
