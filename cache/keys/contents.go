@@ -13,9 +13,9 @@ func (s *Store) Contents(key solver.Key, l solver.Lookup) [][]solver.Key {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.scan(backs, string(key[:]), func(k string) bool {
+	s.scan(s.db, backs, string(key[:]), func(k string) bool {
 		from, by := k[keyLen:2*keyLen], k[2*keyLen:]
-		if i, ok := input[by]; ok && !s.any(backs, from) {
+		if i, ok := input[by]; ok && !s.any(s.db, backs, from) {
 			out[i] = append(out[i], solver.Key([]byte(from)))
 		}
 		return true
