@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
@@ -88,7 +89,7 @@ func writePrivate(path string, data []byte, opt *pb.SecretOpt, mode os.FileMode)
 		return err
 	}
 	if err := os.Chown(path, int(opt.Uid), int(opt.Gid)); err != nil {
-		return err
+		return rootless.Here().Explain(err, int(opt.Uid), int(opt.Gid))
 	}
 	return os.Chmod(path, mode)
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/sshforward"
 	"github.com/moby/buildkit/solver/pb"
@@ -74,7 +75,7 @@ func listenPrivate(path string, opt *pb.SSHOpt) (_ *net.UnixListener, err error)
 		}
 	}()
 	if err := os.Chown(path, int(opt.Uid), int(opt.Gid)); err != nil {
-		return nil, err
+		return nil, rootless.Here().Explain(err, int(opt.Uid), int(opt.Gid))
 	}
 	return l, os.Chmod(path, os.FileMode(opt.Mode&0o777))
 }

@@ -6,12 +6,16 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	mode "github.com/tonistiigi/dchapes-mode"
 	"golang.org/x/sys/unix"
 )
 
 // fileIDs is who owns a file.
 type fileIDs struct{ uid, gid int }
+
+// explain is err of giving a file to ids.
+func (ids fileIDs) explain(err error) error { return rootless.Here().Explain(err, ids.uid, ids.gid) }
 
 // fileStamp is what an action says about new files. A nil field keeps what
 // comes naturally.
@@ -38,7 +42,7 @@ func (s fileStamp) chown(dir int, name string) error {
 	if s.owner == nil {
 		return nil
 	}
-	return unix.Fchownat(dir, name, s.owner.uid, s.owner.gid, unix.AT_SYMLINK_NOFOLLOW)
+	return s.owner.explain(unix.Fchownat(dir, name, s.owner.uid, s.owner.gid, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 func (s fileStamp) touch(dir int, name string) error {

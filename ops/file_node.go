@@ -120,7 +120,7 @@ func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err e
 	ids := t.ids(st)
 	if d.inherits || ids.uid != t.uid || ids.gid != t.gid {
 		if err := unix.Fchown(dst, ids.uid, ids.gid); err != nil {
-			return err
+			return ids.explain(err)
 		}
 	}
 	if d.inherits || perm&0o7000 != 0 || perm&t.umask != 0 {
@@ -172,7 +172,7 @@ func (t *fileTree) special(d *filePair, name, as string) error {
 func (t *fileTree) describe(d *filePair, name, as string, st *unix.Stat_t) error {
 	ids := t.ids(st)
 	if err := unix.Fchownat(d.dst, as, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+		return ids.explain(err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		if err := unix.Fchmodat(d.dst, as, t.chmod.of(st.Mode), 0); err != nil {

@@ -438,7 +438,7 @@ func (t *fileTree) finishDir(d *filePair) error {
 	if d.finish == fileFinishAll {
 		ids := t.ids(&d.st)
 		if err := unix.Fchown(d.dst, ids.uid, ids.gid); err != nil {
-			return fileErr("chown", d.at, err)
+			return fileErr("chown", d.at, ids.explain(err))
 		}
 		if err := unix.Fchmod(d.dst, t.chmod.of(d.st.Mode)); err != nil {
 			return fileErr("chmod", d.at, err)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
@@ -188,6 +189,9 @@ func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Rea
 			return err
 		}
 	}
+	if (hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock) && rootless.Here().Mapped() {
+		return nil // a device can't be made there; upstream leaves it out, too
+	}
 	if err := x.create(ctx, hdr, name, merge, content); err != nil {
 		return err
 	}
@@ -304,7 +308,7 @@ func (x *fileExtract) describe(hdr *tar.Header, p, name string) error {
 		ids = *x.owner
 	}
 	if err := unix.Fchownat(x.parent, name, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("chown to %d:%d: %w", ids.uid, ids.gid, err)
+		return ids.explain(fmt.Errorf("chown to %d:%d: %w", ids.uid, ids.gid, err))
 	}
 	xattrs := fileNameXattrs(x.parent, name)
 	for key, value := range hdr.PAXRecords {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"golang.org/x/sys/unix"
 )
 
@@ -299,6 +300,9 @@ func (a *applier) file(dir *layerDir, name string, h *tar.Header, r io.Reader) e
 		if err != nil {
 			return err
 		}
+		if h.Typeflag != tar.TypeFifo && rootless.Here().Mapped() {
+			return nil // which can't be made there; upstream leaves it out, too
+		}
 		create = func() error { return unix.Mknodat(dir.fd, name, mode, dev) }
 	default:
 		return fmt.Errorf("the type %q is unknown", h.Typeflag)
@@ -457,7 +461,7 @@ func (a *applier) meta(f xattrFile, h *tar.Header, dir *layerDir, name string) e
 		err = unix.Fchownat(dir.fd, name, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err != nil {
-		return fmt.Errorf("chown to %d:%d: %w", h.Uid, h.Gid, err)
+		return rootless.Here().Explain(fmt.Errorf("chown to %d:%d: %w", h.Uid, h.Gid, err), h.Uid, h.Gid)
 	}
 	for key, value := range h.PAXRecords {
 		if key, ok := strings.CutPrefix(key, paxXattr); ok {

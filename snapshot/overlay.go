@@ -13,8 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/internal/store"
-	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,7 +92,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
 	o.trash = newTrash(o.dir)
-	if userns.RunningInUserNS() {
+	if rootless.Here().Mapped() {
 		o.xattr = "user.overlay."
 	}
 	if o.options, err = probeOverlay(o.dir, o.xattr == "user.overlay."); err != nil {

@@ -65,8 +65,11 @@ func contains(ranges []Range, id uint32) bool {
 }
 
 // Explain is err of giving a file to uid and gid, with the cause if that is an
-// id that isn't mapped.
+// id that isn't mapped. No error stays none.
 func (n *Namespace) Explain(err error, uid, gid int) error {
+	if err == nil {
+		return nil
+	}
 	for _, id := range []struct {
 		kind, file string
 		n          int

@@ -43,6 +43,9 @@ func TestExplain(t *testing.T) {
 	if got := (&Namespace{UIDs: users.UIDs, GIDs: []Range{{0, 7, 1}, {5, 9, 2}}}).Ranges(); got != "users 0 to 65536 and groups 0 to 0, 5 to 6" {
 		t.Error(got)
 	}
+	if err := users.Explain(nil, 70000, 70000); err != nil {
+		t.Error(err)
+	}
 	if err := machine.Explain(cause, 1<<31, 1<<31); err != cause {
 		t.Error(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -144,7 +145,7 @@ func (b *Blob) write(ctx context.Context, g session.Group, u *cache.Mutable) (er
 		return err
 	}
 	if err := f.Chown(b.uid, b.gid); err != nil {
-		return err
+		return rootless.Here().Explain(err, b.uid, b.gid)
 	}
 	if err := f.Chmod(perm); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
 )
@@ -99,7 +100,7 @@ func (t *tree) finish(fd int, st *types.Stat, inherits bool) error {
 	chown := st.Uid != ownUID || st.Gid != ownGID || inherits
 	if chown {
 		if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
-			return pathError("chown", st.Path, err)
+			return pathError("chown", st.Path, rootless.Here().Explain(err, int(st.Uid), int(st.Gid)))
 		}
 	}
 	if mode := unixMode(st.Mode); mode&(t.umask|0o7000) != 0 {
@@ -216,7 +217,7 @@ func (t *tree) mknod(st *types.Stat) error {
 
 func (t *tree) complete(dir int, name string, st *types.Stat) error {
 	if err := unix.Fchownat(dir, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return pathError("chown", st.Path, err)
+		return pathError("chown", st.Path, rootless.Here().Explain(err, int(st.Uid), int(st.Gid)))
 	}
 	return t.touch(st.Path, st.ModTime)
 }
