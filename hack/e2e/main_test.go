@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/kilnbuild/kiln/hack/harness"
@@ -28,6 +29,7 @@ var env struct {
 	runtime  string                // --oci-worker-binary of the daemons; "" is the built-in one
 	user     *harness.Unprivileged // whose the daemons are; nil: root's
 	kilnd    string                // the program, where that user can execute it
+	inside   []string              // what that user runs it with
 }
 
 func TestMain(m *testing.M) {
@@ -64,7 +66,7 @@ func setUpAndRun(m *testing.M) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	if os.Getenv("KILN_E2E_ROOTLESS") != "" {
-		if env.user, env.kilnd, err = unprivileged(dir); err != nil {
+		if env.user, env.kilnd, err = unprivileged(dir, 65536); err != nil {
 			return 0, err
 		}
 	}
@@ -81,12 +83,12 @@ func setUpAndRun(m *testing.M) (int, error) {
 }
 
 // unprivileged makes an ordinary user below dir, and a copy of kilnd that it can
-// execute wherever the other is.
-func unprivileged(dir string) (*harness.Unprivileged, string, error) {
+// execute wherever the other is. It has count ids besides its own.
+func unprivileged(dir string, count int) (*harness.Unprivileged, string, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, "", err
 	}
-	u, err := harness.NewUnprivileged(dir, 65536)
+	u, err := harness.NewUnprivileged(dir, count)
 	if err != nil {
 		return nil, "", err
 	}
@@ -101,7 +103,8 @@ func unprivileged(dir string) (*harness.Unprivileged, string, error) {
 // kilndCommand is a command of the daemon's program, as the user that daemons run as.
 func kilndCommand(args ...string) *exec.Cmd {
 	if env.user != nil {
-		return env.user.Command(env.kilnd, args...)
+		command := append(append(slices.Clone(env.inside), env.kilnd), args...)
+		return env.user.Command(command[0], command[1:]...)
 	}
 	return exec.Command(env.kilnd, args...)
 }

@@ -1,0 +1,197 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+)
+
+// asUser has the daemons of a test run as an ordinary user who has count ids
+// besides its own.
+func asUser(t *testing.T, count int) *harness.Unprivileged {
+	t.Helper()
+	before, program := env.user, env.kilnd
+	dir, err := os.MkdirTemp("", "kiln-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		env.user, env.kilnd = before, program
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if env.user, env.kilnd, err = unprivileged(dir, count); err != nil {
+		t.Fatal(err)
+	}
+	return env.user
+}
+
+// compat: DMN-013, DMN-080
+func TestRootless(t *testing.T) {
+	asUser(t, 65536)
+	d := newDaemon(t, "--allow-insecure-entitlement", "security.insecure")
+	t.Run("SaysWhatItCant", func(t *testing.T) {
+		for _, want := range []string{"device nodes", "other ids than 0 to 65536", "no cgroup is delegated", "the networks bridge and cni", "--oci-worker-binary"} {
+			if n := strings.Count(d.log.String(), want); n != 1 {
+				t.Errorf("the log says %d times %q:\n%s", n, want, d.log)
+			}
+		}
+	})
+	t.Run("Step", func(t *testing.T) {
+		out := d.local(`FROM BASE AS b
+RUN cat /proc/self/uid_map > /map && echo x > /dev/null && [ "$(head -c2 /dev/zero | wc -c)" = 2 ] && grep -q ' /sys sysfs ro,' /proc/mounts && [ -d /sys/class ]
+RUN mkdir /d && touch /d/a /d/b && chown 33:65536 /d/a
+RUN rm -r /d && mkdir /d && touch /d/c && [ "$(ls /d)" = c ]
+RUN if mknod /n c 1 3; then exit 1; fi
+RUN --network=none [ "$(ls /sys/class/net)" = lo ]
+FROM scratch
+COPY --from=b /map /d /
+`, nil)
+		if got := strings.Fields(readFile(t, out, "map")); len(got) != 6 || got[0] != "0" || got[1] == "0" || got[5] != "65536" {
+			t.Errorf("the step's ids are %v", got)
+		}
+		readFile(t, out, "c")
+	})
+	t.Run("Insecure", func(t *testing.T) {
+		d.dockerfile("FROM BASE\nRUN --security=insecure mount -t tmpfs x /tmp && ls -l /dev && chroot / true\n", nil, "--allow", "security.insecure").must(t)
+	})
+	t.Run("Limits", func(t *testing.T) {
+		r := d.dockerfile("FROM BASE\nRUN [ $(ulimit -Hn) -lt 1073741816 ]\n", nil, "--opt", "memory=67108864", "--opt", "ulimit=nofile=1024:1073741816").must(t)
+		for _, want := range []string{"limits of memory and CPUs have no effect", "can't raise limits above its own: nofile is "} {
+			if !strings.Contains(r.stderr, want) {
+				t.Errorf("stderr lacks %q:\n%s", want, r.stderr)
+			}
+		}
+	})
+	t.Run("IDs", func(t *testing.T) {
+		const outside = "is outside the ids that this rootless daemon has, 0 to 65536"
+		d.dockerfile("FROM BASE\nCOPY --chown=70000:5 f /\n", files{"f": "x"}).fails(t, "user 70000 "+outside, "/etc/subuid")
+		d.dockerfile("FROM BASE\nUSER 5:70000\nRUN true\n", nil).fails(t, "group 70000 "+outside, "/etc/subgid")
+	})
+	t.Run("Devices", func(t *testing.T) {
+		out := d.local("FROM BASE AS b\nADD a.tar /t/\nRUN ls /t > /l\nFROM scratch\nCOPY --from=b /l /\n", files{"a.tar": archiveWithDevice(t)})
+		if got := readFile(t, out, "l"); got != "after\nbefore\n" {
+			t.Errorf("of an archive with a device came %q", got)
+		}
+	})
+	t.Run("RootOfTheMachine", func(t *testing.T) {
+		r := runCommand(t, exec.Command(filepath.Join(env.bin, "kilnd"), "--root", d.root, "--addr", "unix://"+d.dir+"/other", "--config", d.config))
+		r.fails(t, d.root, "is that of a rootless daemon")
+	})
+}
+
+// archiveWithDevice is a tar with a device between two files.
+func archiveWithDevice(t *testing.T) string {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, h := range []*tar.Header{
+		{Name: "before", Typeflag: tar.TypeReg, Mode: 0o644}, {Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666},
+		{Name: "after", Typeflag: tar.TypeReg, Mode: 0o644},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.String()
+}
+
+// What is missing is named, with the fix.
+func TestRootlessRefuses(t *testing.T) {
+	u := asUser(t, 65536)
+	start := func(args ...string) *exec.Cmd {
+		return kilndCommand(append([]string{"--root", filepath.Join(u.Home, "state"), "--addr", "unix://" + filepath.Join(u.Home, "s")}, args...)...)
+	}
+	runCommand(t, start("--oci-worker-net", "bridge")).fails(t, "network mode bridge", "rootless", "rootlesskit")
+	runCommand(t, start("--oci-worker-binary", "runc")).fails(t, "runtime runc", "built-in")
+	inPath := start()
+	inPath.Env = append(inPath.Env, "PATH="+pathWithout(t, "newuidmap"))
+	runCommand(t, inPath).fails(t, "newuidmap", "install Debian's package uidmap")
+	// Root of a namespace that somebody else has made badly.
+	bare := u.Command("unshare", "--user", "--map-root-user", env.kilnd, "--root", filepath.Join(u.Home, "bare"), "--addr", "unix://"+filepath.Join(u.Home, "s"))
+	runCommand(t, bare).fails(t, "no mounts of its own", "start kilnd as the ordinary user")
+	asUser(t, 0)
+	runCommand(t, start()).fails(t, "/etc/subuid has no range of ids for user kiln-test", "usermod --add-subuids")
+}
+
+// pathWithout is a directory with what the test's user needs, but for a program.
+func pathWithout(t *testing.T, missing string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sh", "mount", "setpriv", "unshare", "newuidmap", "newgidmap", "nsenter"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == missing {
+			continue
+		}
+		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// A daemon that is root of a namespace with mounts of its own uses that one, and
+// what of its network belongs to it.
+func TestRootlessInANamespace(t *testing.T) {
+	asUser(t, 65536)
+	env.inside = []string{"unshare", "--user", "--mount", "--map-root-user", "--map-auto"}
+	t.Cleanup(func() { env.inside = nil })
+	d := newDaemon(t)
+	d.dockerfile("FROM BASE\nRUN id -u && touch /f && chown 5:5 /f\n", nil).must(t)
+	if !strings.Contains(d.log.String(), "rootless: ") {
+		t.Errorf("the log doesn't say that it is rootless:\n%s", d.log)
+	}
+}
+
+// buildctl build PATH of an ordinary user just works.
+func TestRootlessAutostart(t *testing.T) {
+	u := asUser(t, 65536)
+	if err := u.Own(filepath.Dir(env.kilnd)); err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(filepath.Join(env.bin, "buildctl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(filepath.Dir(env.kilnd), "buildctl") // beside kilnd
+	if err := os.WriteFile(bin, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := survey(t, u.Home)
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN id -u > /id\nFROM scratch\nCOPY --from=b /id /\n", "BASE", env.base)}.write(t)
+	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := filepath.Join(u.Home, "out")
+	r := runCommand(t, u.Command(bin, "--debug", "build", "-o", out, dir)).must(t)
+	if !strings.Contains(r.stderr, "private, just started") {
+		t.Errorf("--debug doesn't say which daemon is used: %s", r.stderr)
+	}
+	if got := readFile(t, out, "id"); got != "0\n" {
+		t.Errorf("the step ran as %q", got)
+	}
+	stopByRoot(t, filepath.Join(u.Home, ".local", "share", "kiln"))
+	if left := survey(t, u.Home).since(before); left != "" {
+		t.Errorf("left behind:\n%s", left)
+	}
+}
