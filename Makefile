@@ -49,7 +49,7 @@ e2e: build peer buildx ## end-to-end tests through upstream's buildctl and build
 # What an ordinary user's daemon is tried with in `make e2e`, beside the tests of
 # such a daemon alone. With KILN_E2E_ROOTLESS=1 all cases pass but those of bridges and
 # memory limits, and those whose daemon reads files of the test's root.
-ROOTLESS_CASES := TestRunWritesFile|TestRunEnvironment|TestRunMounts|TestCopyAndAdd|TestOCIArchive|TestPushAndUse|TestCancelLeavesNothing|TestKillNine|TestStepOutlivesDaemon/Killed
+ROOTLESS_CASES := TestRunWritesFile|TestRunEnvironment|TestRunMounts|TestCopyAndAdd|TestOCIArchive|TestPushAndUse|TestCancelLeavesNothing|TestStepOutlivesDaemon/Killed
 
 .PHONY: containerd
 containerd: deps ## containers of Debian's containerd with kilnrun as its runc

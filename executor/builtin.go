@@ -150,7 +150,7 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 	}
 	proc, prog, err := native.Start(ctx, b.launcher, c)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, explainHidden(err)
 	}
 	return proc, prog.Times, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/kilnbuild/kiln/executor/launch"
 	"github.com/kilnbuild/kiln/executor/native"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/internal/rootless"
@@ -65,4 +66,14 @@ func cloneMount(mounts map[string]int, name string, attrs uint64, undo *cleanup.
 	}
 	mounts[name] = fd
 	return nil
+}
+
+// explainHidden is err of starting a container, with the cause if that is what
+// the machine hides from root of a user namespace.
+func explainHidden(err error) error {
+	step, ok := errors.AsType[*launch.StepError](err)
+	if !ok || step.Errno != unix.EPERM || step.What != "/proc" && step.What != "/sys" || !rootless.Here().Mapped() {
+		return err
+	}
+	return fmt.Errorf("%w: a part of the machine's %s is hidden from this daemon, as in a container, so that it can mount none; show it all (docker run --security-opt systempaths=unconfined)", err, step.What)
 }

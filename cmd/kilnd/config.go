@@ -72,6 +72,7 @@ type config struct {
 			Platforms           []string          `toml:"platforms"`
 			Snapshotter         string            `toml:"snapshotter"`
 			Binary              string            `toml:"binary"`
+			Rootless            bool              `toml:"rootless"`
 			NetworkMode         string            `toml:"networkMode"`
 			CNIConfigPath       string            `toml:"cniConfigPath"`
 			CNIBinaryPath       string            `toml:"cniBinaryPath"`
@@ -226,6 +227,9 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	}
 	if c.IsSet("oci-max-parallelism") {
 		oci.MaxParallelism = c.Int("oci-max-parallelism")
+	}
+	if c.IsSet("oci-worker-rootless") {
+		oci.Rootless = c.Bool("oci-worker-rootless")
 	}
 	if c.IsSet("cache-verify") {
 		cfg.Cache.Verify = c.Float("cache-verify")

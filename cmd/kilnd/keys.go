@@ -29,7 +29,7 @@ var configKeys = map[string]bool{
 	"cache.gha.sign.command":    false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,
-	"worker.oci.snapshotter": true, "worker.oci.rootless": false, "worker.oci.noProcessSandbox": false,
+	"worker.oci.snapshotter": true, "worker.oci.rootless": true, "worker.oci.noProcessSandbox": false,
 	"worker.oci.binary": true, "worker.oci.proxySnapshotterPath": false, "worker.oci.defaultCgroupParent": true,
 	"worker.oci.apparmor-profile": false, "worker.oci.selinux": false, "worker.oci.max-parallelism": true,
 	"worker.oci.userRemapUnsupported": false, "worker.oci.networkMode": true,

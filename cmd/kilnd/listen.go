@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/rootless"
 )
 
 // listen opens a listener for every address.
@@ -28,6 +30,9 @@ func listen(cfg *config, log *slog.Logger) (_ []net.Listener, err error) {
 	for _, addr := range cfg.GRPC.Address {
 		l, err := listenOn(addr, cfg, log)
 		if err != nil {
+			if rootless.Here().Mapped() && errors.Is(err, os.ErrPermission) {
+				err = fmt.Errorf("%w; name a socket in a directory of the user's own with --addr, or the directory with XDG_RUNTIME_DIR", err)
+			}
 			return out, fmt.Errorf("listen on %s: %w", addr, err)
 		}
 		out = append(out, l)
@@ -89,7 +94,7 @@ func listenUnix(path string, cfg *config) (net.Listener, error) {
 	}
 	uid, gid, err := socketOwner(cfg)
 	if err == nil {
-		err = errors.Join(os.Chown(path, uid, gid), os.Chmod(path, 0o660))
+		err = errors.Join(rootless.Here().Explain(os.Chown(path, uid, gid), uid, gid), os.Chmod(path, 0o660))
 	}
 	if err != nil {
 		return nil, errors.Join(err, l.Close())

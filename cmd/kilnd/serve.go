@@ -53,7 +53,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if err := rootless.Claim(cfg.Root); err != nil {
 		return err
 	}
-	if err := sayRootless(log); err != nil {
+	if err := sayRootless(cfg, log); err != nil {
 		return err
 	}
 	// The process takes its signals from the beginning to the end: one that
@@ -100,7 +100,10 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 }
 
 // sayRootless logs what the daemon can't do if it isn't the machine's root.
-func sayRootless(log *slog.Logger) error {
+func sayRootless(cfg *config, log *slog.Logger) error {
+	if cfg.Worker.OCI.Rootless && !rootless.Here().Mapped() {
+		log.Warn("steps are not rootless, as worker.oci.rootless (--oci-worker-rootless) asks: the machine's root runs this daemon; they are where an ordinary user starts it")
+	}
 	missing, err := executor.Unavailable()
 	if len(missing) > 0 {
 		log.Warn("rootless: builds can't have "+strings.Join(missing, "; "), "user", rootless.Here().UIDs[0].Outside)

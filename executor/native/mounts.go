@@ -44,7 +44,7 @@ func (b *builder) mounts() error {
 		if b.c.Machine != nil && visibleOnly(m) {
 			continue // mountWhileVisible has
 		}
-		b.mount(m.Type, m.Source, m.Destination, m.Options)
+		b.mountAt(m, m.Destination)
 		if m.Destination == "/dev" {
 			b.devices()
 			b.ownNull(b.c.Stdio)
@@ -54,16 +54,21 @@ func (b *builder) mounts() error {
 }
 
 func (b *builder) mount(fstype, source, dest string, options []string) {
+	b.mountAt(specs.Mount{Type: fstype, Source: source, Destination: dest, Options: options}, dest)
+}
+
+// mountAt mounts m at a path that is its destination now.
+func (b *builder) mountAt(m specs.Mount, at string) {
 	var flags uintptr
 	var data []string
-	for _, o := range options {
+	for _, o := range m.Options {
 		if f, ok := mountFlags[o]; ok {
 			flags |= f
 		} else {
 			data = append(data, o)
 		}
 	}
-	b.Call(dest, unix.SYS_MOUNT, b.String(source), b.String(dest), b.String(fstype), flags, b.String(strings.Join(data, ",")))
+	b.Call(m.Destination, unix.SYS_MOUNT, b.String(m.Source), b.String(at), b.String(m.Type), flags, b.String(strings.Join(data, ",")))
 }
 
 func (b *builder) mkdir(dir string) {

@@ -294,11 +294,13 @@ func (b *builder) mountWhileVisible() {
 	if b.c.Machine == nil {
 		return
 	}
+	b.Stage("mount")
 	for _, m := range b.spec.Mounts {
 		if _, ok := b.c.Machine[m.Destination]; !ok && visibleOnly(m) {
-			b.mount(m.Type, m.Source, "."+m.Destination, m.Options)
+			b.mountAt(m, "."+m.Destination)
 		}
 	}
+	b.Stage("root")
 }
 
 func visibleOnly(m specs.Mount) bool { return m.Type == "proc" || m.Type == "sysfs" }

@@ -30,6 +30,7 @@ var env struct {
 	user     *harness.Unprivileged // whose the daemons are; nil: root's
 	kilnd    string                // the program, where that user can execute it
 	inside   []string              // what that user runs it with
+	outside  []string              // what the machine's root runs that user's commands with
 }
 
 func TestMain(m *testing.M) {
@@ -104,7 +105,13 @@ func unprivileged(dir string, count int) (*harness.Unprivileged, string, error) 
 func kilndCommand(args ...string) *exec.Cmd {
 	if env.user != nil {
 		command := append(append(slices.Clone(env.inside), env.kilnd), args...)
-		return env.user.Command(command[0], command[1:]...)
+		cmd := env.user.Command(command[0], command[1:]...)
+		if len(env.outside) > 0 {
+			outer := exec.Command(env.outside[0], slices.Concat(env.outside[1:], cmd.Args)...)
+			outer.Env = cmd.Env
+			return outer
+		}
+		return cmd
 	}
 	return exec.Command(env.kilnd, args...)
 }

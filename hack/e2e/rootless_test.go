@@ -5,6 +5,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,7 +66,7 @@ COPY --from=b /map /d /
 		d.dockerfile("FROM BASE\nRUN --security=insecure mount -t tmpfs x /tmp && ls -l /dev && chroot / true\n", nil, "--allow", "security.insecure").must(t)
 	})
 	t.Run("Limits", func(t *testing.T) {
-		r := d.dockerfile("FROM BASE\nRUN [ $(ulimit -Hn) -lt 1073741816 ]\n", nil, "--opt", "memory=67108864", "--opt", "ulimit=nofile=1024:1073741816").must(t)
+		r := d.dockerfile("FROM BASE\nRUN [ $(ulimit -Hn) -lt 2147483647 ]\n", nil, "--opt", "memory=67108864", "--opt", "ulimit=nofile=1024:2147483647").must(t)
 		for _, want := range []string{"limits of memory and CPUs have no effect", "can't raise limits above its own: nofile is "} {
 			if !strings.Contains(r.stderr, want) {
 				t.Errorf("stderr lacks %q:\n%s", want, r.stderr)
@@ -122,6 +123,9 @@ func TestRootlessRefuses(t *testing.T) {
 	// Root of a namespace that somebody else has made badly.
 	bare := u.Command("unshare", "--user", "--map-root-user", env.kilnd, "--root", filepath.Join(u.Home, "bare"), "--addr", "unix://"+filepath.Join(u.Home, "s"))
 	runCommand(t, bare).fails(t, "no mounts of its own", "start kilnd as the ordinary user")
+	homeless := kilndCommand("--root", filepath.Join(u.Home, "state"))
+	homeless.Env = append(homeless.Env, "XDG_RUNTIME_DIR=")
+	runCommand(t, homeless).fails(t, "listen on unix:///run/buildkit/buildkitd.sock", "permission denied", "XDG_RUNTIME_DIR", "--addr")
 	asUser(t, 0)
 	runCommand(t, start()).fails(t, "/etc/subuid has no range of ids for user kiln-test", "usermod --add-subuids")
 }
@@ -148,17 +152,36 @@ func pathWithout(t *testing.T, missing string) string {
 	return dir
 }
 
-// A daemon that is root of a namespace with mounts of its own uses that one, and
-// what of its network belongs to it.
+// A daemon that is root of a namespace with mounts of its own, as under
+// rootlesskit, uses that one, and its network if it belongs to it.
 func TestRootlessInANamespace(t *testing.T) {
 	asUser(t, 65536)
-	env.inside = []string{"unshare", "--user", "--mount", "--map-root-user", "--map-auto"}
 	t.Cleanup(func() { env.inside = nil })
+	env.inside = []string{"unshare", "--user", "--mount", "--map-root-user", "--map-auto"}
+	const dockerfile = "FROM base\nRUN id -u && touch /f && chown 5:5 /f && ls /sys/class/net && ip addr >&2\n"
+	base := []string{"--oci-layout", "store=" + env.layout.Dir, "--opt", fmt.Sprintf("context:base=oci-layout://store@%s", env.layout.Manifest.Digest)}
 	d := newDaemon(t)
-	d.dockerfile("FROM BASE\nRUN id -u && touch /f && chown 5:5 /f\n", nil).must(t)
-	if !strings.Contains(d.log.String(), "rootless: ") {
-		t.Errorf("the log doesn't say that it is rootless:\n%s", d.log)
+	d.dockerfile(dockerfile, nil, base...).must(t)
+	if !strings.Contains(d.log.String(), "the networks bridge and cni") {
+		t.Errorf("the log doesn't say what the daemon can't do:\n%s", d.log)
 	}
+	env.inside = append(env.inside, "--net")
+	d = newDaemon(t, "--oci-worker-net", "bridge")
+	if r := d.dockerfile(dockerfile, nil, base...).must(t); !strings.Contains(r.stderr, "inet 10.10.") {
+		t.Errorf("the step isn't in the bridge's network:\n%s", r.stderr)
+	}
+	if strings.Contains(d.log.String(), "the networks bridge and cni") {
+		t.Errorf("the log says that there are no networks:\n%s", d.log)
+	}
+}
+
+// Where a part of the machine's /proc is hidden, as in a container, none can be
+// mounted.
+func TestRootlessWithHiddenProc(t *testing.T) {
+	asUser(t, 65536)
+	env.outside = []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /proc/irq && exec "$0" "$@"`}
+	t.Cleanup(func() { env.outside = nil })
+	newDaemon(t).dockerfile("FROM BASE\nRUN true\n", nil).fails(t, "mount /proc: operation not permitted", "a part of the machine's /proc is hidden", "systempaths=unconfined")
 }
 
 // buildctl build PATH of an ordinary user just works.
