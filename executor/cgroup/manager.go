@@ -55,6 +55,13 @@ func New(cfg Config, otherParents []string) (_ *Manager, err error) {
 		tree: cfg.Tree, parent: clean(cfg.Parent), prefix: cfg.Prefix, log: cfg.Log, filter: -1,
 		parents: map[string]string{}, adopted: map[string]string{}, ready: make(chan *Group, ahead), removed: make(chan *Group, 256),
 	}
+	if m.tree.Unprivileged && m.tree.V2 != "" {
+		// Where no controller is to be passed on nothing would, and the next daemon
+		// would not find itself alone.
+		if err := moveToInit(m.tree.V2); err != nil {
+			return nil, err
+		}
+	}
 	for _, parent := range append([]string{m.parent}, otherParents...) {
 		m.adopt(clean(parent))
 		if err := m.sweep(clean(parent)); err != nil {

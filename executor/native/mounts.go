@@ -81,6 +81,10 @@ func (b *builder) mkdir(dir string) {
 // hierarchy.
 func (b *builder) mountCgroups(m specs.Mount) {
 	if b.c.Cgroup.Dir >= 0 {
+		if b.c.Machine != nil {
+			// The machine's may be there, on which the kernel doesn't mount the same again.
+			b.mount("tmpfs", "cgroup", m.Destination, []string{"nosuid", "noexec", "nodev", "ro"})
+		}
 		b.mount("cgroup2", "cgroup", m.Destination, m.Options)
 		return
 	}

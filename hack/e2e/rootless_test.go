@@ -5,6 +5,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/hack/harness"
+	"golang.org/x/sys/unix"
 )
 
 // asUser has the daemons of a test run as an ordinary user who has count ids
@@ -182,6 +184,49 @@ func TestRootlessWithHiddenProc(t *testing.T) {
 	env.outside = []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /proc/irq && exec "$0" "$@"`}
 	t.Cleanup(func() { env.outside = nil })
 	newDaemon(t).dockerfile("FROM BASE\nRUN true\n", nil).fails(t, "mount /proc: operation not permitted", "a part of the machine's /proc is hidden", "systempaths=unconfined")
+}
+
+// A daemon that was given a version 2 cgroup of its own has its steps in groups
+// below it.
+func TestRootlessWithACgroup(t *testing.T) {
+	u := asUser(t, 65536)
+	mount, err := os.MkdirTemp("", "kiln-cgroup-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(mount) })
+	if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(mount, unix.MNT_DETACH) })
+	name := fmt.Sprintf("kiln-e2e-delegated-%d", os.Getpid())
+	group := filepath.Join(mount, name)
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // after the daemon's end; what is left in a group keeps it
+		if err := errors.Join(os.Remove(filepath.Join(group, "init")), os.Remove(group)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := u.Own(group, filepath.Join(group, "cgroup.procs"), filepath.Join(group, "cgroup.subtree_control"), filepath.Join(group, "cgroup.threads")); err != nil {
+		t.Fatal(err)
+	}
+	env.outside = []string{"unshare", "--mount", "sh", "-c", `umount -l -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && echo $$ > /sys/fs/cgroup/` + name + `/cgroup.procs && exec "$0" "$@"`}
+	t.Cleanup(func() { env.outside = nil })
+	d := newDaemon(t)
+	if strings.Contains(d.log.String(), "no cgroup is delegated") {
+		t.Errorf("the log says that there is no cgroup:\n%s", d.log)
+	}
+	for range 2 {
+		d.dockerfile("FROM BASE\nRUN [ \"$(cat /proc/self/cgroup | tail -n1)\" = 0::/ ] && [ \"$(cat /sys/fs/cgroup/cgroup.procs | head -n1)\" = 1 ]\n", nil, "--no-cache").must(t)
+		if _, err := os.Stat(filepath.Join(group, "init")); err != nil {
+			t.Errorf("the daemon hasn't moved: %v", err)
+		}
+		d.kill() // and again, beside a supervisor that may still be there
+		d.start()
+	}
+	env.outside = nil // nothing more is to be in the group
 }
 
 // buildctl build PATH of an ordinary user just works.
