@@ -172,6 +172,12 @@ func (b *Build) Lost(edge Edge, r Result, why error) {
 	b.events.put(&FoundLost{Edge: edge, Record: r.ID(), Err: why})
 }
 
+// Load returns what a record that a key store or an import of the build has named
+// stands for. The caller releases it.
+func (b *Build) Load(ctx context.Context, r Record) (Result, error) {
+	return b.results(r).Load(ctx, r.Result)
+}
+
 // call opens a request.
 func (b *Build) call() (int, chan answer, error) {
 	b.mu.Lock()

@@ -13,7 +13,9 @@ import "slices"
 //  3. Content is digested when keys by definition found nothing, the op offers
 //     a content function, and the other inputs can still match: an input that
 //     is matched by definition only, and isn't, rules every record out. Before
-//     an execution the rest is digested too, for the keys it is saved under.
+//     an execution the rest is digested too, for the keys it is saved under. For
+//     keys alone no input is executed, except a source that is asked in every
+//     build: who stands on it has no other key.
 //  4. A vertex that ignores the cache looks nothing up and runs, and so does one
 //     whose key is transient. What they made, unless it is an ignore-cache one
 //     without inputs, is matched by content only; so is what others made of it.
@@ -108,8 +110,32 @@ func (c *Core) match(e *edge, want level) bool {
 	if c.askStore(e) || c.hit(e, want) {
 		return false
 	}
+	if want == allKeys && c.askSources(e) {
+		return false
+	}
 	c.tell(e, allKeys)
 	return want == theResult
+}
+
+// askSources asks for the content of those inputs that have nothing else to be
+// matched by, if the others match. It reports whether there is something to wait
+// for.
+func (c *Core) askSources(e *edge) bool {
+	n := e.node
+	mayMatch := func(i int) bool {
+		return n.inputs[i].edge.node.transient && n.deps[i].Content != nil && n.inputs[i].digest != digested
+	}
+	for i := range n.inputs {
+		if !e.found.Matched[i] && !mayMatch(i) {
+			return false
+		}
+	}
+	for i := range n.inputs {
+		if mayMatch(i) {
+			c.ask(&n.inputs[i], theResult)
+		}
+	}
+	return n.blocked()
 }
 
 // moreKeys asks for every key by definition, also if those known had led to a
