@@ -61,8 +61,9 @@ func TestImportsThatAreNotUsed(t *testing.T) {
 	d, reg := newDaemon(t, time.Hour), newRegistry(t)
 	reg.tag(t, "latest", "base")
 	p := newProject(t, d, reg, "imports")
-	p.opts["cache-imports"] = `[{"Type":"registry","Attrs":{"ref":"r.example.com/cache"}}]`
-	const cause = "the imported cache registry r.example.com/cache could not be used: this daemon does not import caches"
+	ref := reg.host + "/no/such:cache"
+	p.opts["cache-imports"] = `[{"Type":"registry","Attrs":{"ref":"` + ref + `"}}]`
+	cause := "the imported cache registry " + ref + " could not be used: resolve " + ref + ": not found"
 	for _, s := range ran(p.build()) {
 		if got := s.Sentence(); got != "ran because no earlier run of it is known and "+cause {
 			t.Errorf("%s %s", s.Name, got)

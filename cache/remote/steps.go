@@ -130,27 +130,19 @@ func (v *vertex) known(l solver.Lookup, keys []solver.Key) *output {
 	return o
 }
 
-// Steps returns the steps that lead to the targets, inputs first; the targets
-// themselves are in the order in which they are given, nil where nothing is
-// known.
-func (r *Recorder) Steps(own KeyStore, targets []solver.Edge) (all, of []*Step, err error) {
+// Steps returns the steps that lead to the targets, inputs first.
+func (r *Recorder) Steps(own KeyStore, targets []solver.Edge) ([]*Step, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := walk{r: r, own: own, made: map[place][]*Step{}, roots: map[solver.Key]*Step{}}
 	for _, t := range targets {
-		var step *Step
 		if v := r.last[t.Vertex.Digest]; v != nil {
-			steps, err := w.visit(v, t.Index)
-			if err != nil {
-				return nil, nil, err
-			}
-			if len(steps) > 0 {
-				step = steps[0]
+			if _, err := w.visit(v, t.Index); err != nil {
+				return nil, err
 			}
 		}
-		of = append(of, step)
 	}
-	return w.order, of, nil
+	return w.order, nil
 }
 
 type place struct {

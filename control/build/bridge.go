@@ -95,9 +95,9 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest, limits op
 	}
 	if br.b.explain != nil {
 		br.b.explain.Located(req.Definition.GetSource())
-		for _, im := range req.CacheImports {
-			br.b.explain.ImportFailed(importName(im.GetType(), im.GetAttrs()), errNoImports)
-		}
+	}
+	for _, im := range req.CacheImports {
+		br.b.imports.add(im.GetType(), im.GetAttrs())
 	}
 	return &frontend.Result{Ref: &ref{br: br, def: req.Definition, edge: edge}}, nil
 }

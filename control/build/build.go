@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/gateway"
@@ -36,6 +37,8 @@ type Build struct {
 	granted map[string]bool   // entitlements
 	explain *explain.Recorder // nil if nobody is to know
 	unwatch []func()          // of Config.Watch
+	imports *imports
+	steps   *remote.Recorder // nil if no cache is exported
 
 	started time.Time
 
@@ -72,16 +75,18 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
 		opts.Observer = b.explain
 		b.explainTo(req.Opts)
-		for _, name := range req.Imports {
-			b.explain.ImportFailed(name, errNoImports)
-		}
 	}
 	for _, watch := range e.cfg.Watch {
 		o, ended := watch()
 		opts.Observer = solver.Observers(opts.Observer, o)
 		b.unwatch = append(b.unwatch, ended)
 	}
+	if len(req.CacheExports) > 0 {
+		b.steps = remote.NewRecorder()
+		opts.Observer = solver.Observers(opts.Observer, b.steps)
+	}
 	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
+	b.imports = &imports{b: b, known: map[string]bool{}}
 	b.bridge = newBridge(b, limits)
 	b.endAfter(limits.Build)
 	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
@@ -155,11 +160,18 @@ func (b *Build) run() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	caches, err := b.cacheExporters()
+	if err != nil {
+		return nil, err
+	}
+	for _, im := range b.req.CacheImports {
+		b.imports.add(im.Type, im.Attrs)
+	}
 	res, err := b.result()
 	if err != nil {
 		return nil, err
 	}
-	return b.deliver(exporters, res)
+	return b.deliver(exporters, caches, res)
 }
 
 // result gets the lazy result from whoever makes it.
@@ -214,6 +226,7 @@ func (b *Build) finish(resp map[string]string, err error) {
 	b.endAfter(0)
 	b.bridge.release()
 	b.solver.Close()
+	b.imports.close()
 	if b.explain != nil {
 		b.explain.Close(err != nil)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/worker/export"
+	"github.com/kilnbuild/kiln/worker/remotecache"
 	"github.com/moby/buildkit/session"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,13 +21,13 @@ import (
 
 // deliver exports what res stands for. If a result or a blob of it is lost, that
 // is made again, and every exporter starts over.
-func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[string]string, error) {
+func (b *Build) deliver(exporters []export.Exporter, caches []*remotecache.Exporter, res *frontend.Result) (map[string]string, error) {
 	for losses := 0; ; losses++ {
 		src, release, err := b.force(res)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := b.export(exporters, src)
+		resp, err := b.deliverOnce(exporters, caches, res, src)
 		again := errors.Is(err, cache.ErrLost) && losses < maxLosses && b.ctx.Err() == nil
 		if again {
 			b.loseLost(res, err)
@@ -36,6 +37,19 @@ func (b *Build) deliver(exporters []export.Exporter, res *frontend.Result) (map[
 			return resp, err
 		}
 	}
+}
+
+func (b *Build) deliverOnce(exporters []export.Exporter, caches []*remotecache.Exporter, res *frontend.Result, src export.Source) (map[string]string, error) {
+	what, err := b.cacheOf(res, src)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(caches, func(c *remotecache.Exporter) bool { return c.Inline }) {
+		src.Inline = what.inline
+	}
+	return b.export(exporters, src, func(ctx context.Context) (map[string]string, error) {
+		return b.exportCaches(ctx, caches, what)
+	})
 }
 
 // loseLost gives up the results of res that are lost. There may be none: a blob
@@ -89,8 +103,9 @@ func (b *Build) force(res *frontend.Result) (src export.Source, release func(), 
 }
 
 // export runs every exporter side by side, then what each of them left for the
-// end, and collects their responses (CTL-041).
-func (b *Build) export(exporters []export.Exporter, src export.Source) (map[string]string, error) {
+// end, and beside that last, which finds the layers made, and collects their
+// responses (CTL-041, EXP-007).
+func (b *Build) export(exporters []export.Exporter, src export.Source, last func(context.Context) (map[string]string, error)) (map[string]string, error) {
 	resp := map[string]string{}
 	for k, v := range src.Metadata {
 		if strings.HasPrefix(k, "frontend.") {
@@ -98,7 +113,7 @@ func (b *Build) export(exporters []export.Exporter, src export.Source) (map[stri
 		}
 	}
 	done := make([]export.Done, len(exporters))
-	err := b.eachExporter(exporters, func(ctx context.Context, i int) (err error) {
+	err := b.eachExporter(b.ctx, exporters, func(ctx context.Context, i int) (err error) {
 		done[i], err = exporters[i].Export(ctx, src, export.Request{
 			SessionID: b.req.Session, Group: session.NewGroup(b.req.Session), Index: i,
 		})
@@ -107,10 +122,18 @@ func (b *Build) export(exporters []export.Exporter, src export.Source) (map[stri
 	if err != nil {
 		return nil, err
 	}
-	err = b.eachExporter(exporters, func(ctx context.Context, i int) error {
-		return done[i].Finalize(ctx)
-	}, func(i int) bool { return done[i].Finalize == nil })
-	if err != nil {
+	eg, ctx := errgroup.WithContext(b.ctx)
+	eg.Go(func() error {
+		return b.eachExporter(ctx, exporters, func(ctx context.Context, i int) error {
+			return done[i].Finalize(ctx)
+		}, func(i int) bool { return done[i].Finalize == nil })
+	})
+	var more map[string]string
+	eg.Go(func() (err error) {
+		more, err = last(ctx)
+		return err
+	})
+	if err := eg.Wait(); err != nil {
 		return nil, err
 	}
 	results := map[int]ocispec.Descriptor{}
@@ -120,6 +143,7 @@ func (b *Build) export(exporters []export.Exporter, src export.Source) (map[stri
 			results[i] = *d.Descriptor
 		}
 	}
+	maps.Copy(resp, more)
 	b.mu.Lock()
 	b.outcome.Results = results
 	b.mu.Unlock()
@@ -128,8 +152,8 @@ func (b *Build) export(exporters []export.Exporter, src export.Source) (map[stri
 
 // eachExporter runs fn for every exporter side by side, as that exporter's
 // vertex; skip, if set, leaves some out.
-func (b *Build) eachExporter(exporters []export.Exporter, fn func(ctx context.Context, i int) error, skip func(i int) bool) error {
-	eg, ctx := errgroup.WithContext(b.ctx)
+func (b *Build) eachExporter(ctx context.Context, exporters []export.Exporter, fn func(ctx context.Context, i int) error, skip func(i int) bool) error {
+	eg, ctx := errgroup.WithContext(ctx)
 	for i, ex := range exporters {
 		if skip != nil && skip(i) {
 			continue

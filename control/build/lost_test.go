@@ -173,7 +173,7 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 			tr.exporting()
 		}
 	})
-	if _, err := b.deliver([]export.Exporter{exporter{image, before}}, res); err != nil {
+	if _, err := b.deliver([]export.Exporter{exporter{image, before}}, nil, res); err != nil {
 		d.t.Fatalf("build: %v", err)
 	}
 	return outcome{ran.counts(), d.files(b, res)}

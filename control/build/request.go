@@ -1,8 +1,6 @@
 package build
 
 import (
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -24,8 +22,9 @@ type Request struct {
 	Inputs       map[string]*pb.Definition
 	Exporters    []*control.Exporter
 	Entitlements []string
-	Internal     bool     // leaves no history (CTL-024)
-	Imports      []string // caches to import, as users know them
+	Internal     bool // leaves no history (CTL-024)
+	CacheImports []*control.CacheOptionsEntry
+	CacheExports []*control.CacheOptionsEntry
 	Warnings     []string // about parts of the request that have no effect
 }
 
@@ -62,6 +61,7 @@ func ParseRequest(in *control.SolveRequest) (Request, error) {
 			return req, invalid("Exporters[%d].Type is missing", i)
 		}
 	}
+	req.parseCache(in.Cache)
 	if err := req.checkFeatures(in); err != nil {
 		return req, err
 	}
@@ -72,10 +72,7 @@ func ParseRequest(in *control.SolveRequest) (Request, error) {
 // checkFeatures refuses what would change the result if it were ignored, and
 // notes what would only make it slower.
 func (r *Request) checkFeatures(in *control.SolveRequest) error {
-	c := in.Cache
 	switch {
-	case len(c.GetExports()) > 0 || c.GetExportRefDeprecated() != "":
-		return unsupported("Cache.Exports: this daemon does not export its cache; leave --export-cache out")
 	case len(in.SourcePolicy.GetRules()) > 0:
 		return unsupported("SourcePolicy: this daemon does not evaluate source policies")
 	case in.SourcePolicySession != "":
@@ -92,15 +89,6 @@ func (r *Request) checkFeatures(in *control.SolveRequest) error {
 	default:
 		return invalid("CompatibilityVersion: %d is not one of 10, 20, 30", v)
 	}
-	for _, im := range c.GetImports() {
-		r.Imports = append(r.Imports, importName(im.GetType(), im.GetAttrs()))
-	}
-	for _, ref := range c.GetImportRefsDeprecated() {
-		r.Imports = append(r.Imports, importName("registry", map[string]string{"ref": ref}))
-	}
-	for _, name := range r.Imports {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the imported cache %s is not used: %v", name, errNoImports))
-	}
 	for _, k := range slices.Sorted(maps.Keys(r.Opts)) {
 		// buildx asks for an inline-only one by itself: nobody misses that.
 		v := r.Opts[k]
@@ -111,17 +99,24 @@ func (r *Request) checkFeatures(in *control.SolveRequest) error {
 	return nil
 }
 
-var errNoImports = errors.New("this daemon does not import caches")
-
-// importName is what users know an imported cache by.
-func importName(kind string, attrs map[string]string) string {
-	for _, attr := range []string{"ref", "src", "name"} {
-		if v := attrs[attr]; v != "" {
-			return kind + " " + v
-		}
+// parseCache collects the caches to import and to export, in the old forms, too.
+func (r *Request) parseCache(c *control.CacheOptions) {
+	r.CacheImports = slices.DeleteFunc(slices.Clone(c.GetImports()), isNil)
+	for _, ref := range c.GetImportRefsDeprecated() {
+		r.CacheImports = append(r.CacheImports, &control.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}})
 	}
-	return kind
+	r.CacheExports = slices.DeleteFunc(slices.Clone(c.GetExports()), isNil)
+	if ref := c.GetExportRefDeprecated(); ref != "" {
+		attrs := maps.Clone(c.GetExportAttrsDeprecated())
+		if attrs == nil {
+			attrs = map[string]string{}
+		}
+		attrs["ref"] = ref
+		r.CacheExports = append(r.CacheExports, &control.CacheOptionsEntry{Type: "registry", Attrs: attrs})
+	}
 }
+
+func isNil(e *control.CacheOptionsEntry) bool { return e == nil }
 
 // propagateEpoch copies a numeric SOURCE_DATE_EPOCH build argument to every
 // exporter that has none (CTL-031); other values are the frontend's business.

@@ -2,6 +2,7 @@ package build
 
 import (
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,7 +21,6 @@ func TestRefusedRequests(t *testing.T) {
 		"exclude each other":  {Ref: "r", Frontend: "f", Definition: &pb.Definition{Def: [][]byte{{1}}}},
 		`FrontendInputs["i"]`: {Ref: "r", FrontendInputs: map[string]*pb.Definition{"i": nil}},
 		"Exporters[1].Type":   {Ref: "r", Exporters: []*control.Exporter{{Type: "image"}, nil}},
-		"Cache.Exports":       {Ref: "r", Cache: &control.CacheOptions{Exports: []*control.CacheOptionsEntry{{Type: "inline"}}}},
 		"SourcePolicy":        {Ref: "r", SourcePolicy: &spb.Policy{Rules: []*spb.Rule{{}}}},
 		"SourcePolicySession": {Ref: "r", SourcePolicySession: "s"},
 		"ProxyNetwork":        {Ref: "r", ProxyNetwork: true},
@@ -73,22 +73,34 @@ func TestEpochReachesExporters(t *testing.T) {
 }
 
 func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
-	req, err := ParseRequest(&control.SolveRequest{
-		Ref:           "r",
-		FrontendAttrs: map[string]string{"attest:sbom": "", "attest:provenance": "disabled=true"},
-		Cache:         &control.CacheOptions{Imports: []*control.CacheOptionsEntry{{Type: "registry", Attrs: map[string]string{"ref": "a/b"}}, nil}, ImportRefsDeprecated: []string{"c/d"}},
-	})
+	req, err := ParseRequest(&control.SolveRequest{Ref: "r", FrontendAttrs: map[string]string{"attest:sbom": "", "attest:provenance": "disabled=true"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := strings.Join(req.Warnings, "\n")
-	for _, want := range []string{"a/b", "c/d", "sbom"} {
-		if !strings.Contains(all, want) {
-			t.Errorf("no warning of %s in %q", want, all)
-		}
-	}
-	if strings.Contains(all, "provenance") || len(req.Warnings) != 4 {
+	if !strings.Contains(all, "sbom") || len(req.Warnings) != 1 {
 		t.Errorf("warnings %q", all)
+	}
+}
+
+// compat: X-5
+func TestCaches(t *testing.T) {
+	entry := func(typ, ref string) *control.CacheOptionsEntry {
+		return &control.CacheOptionsEntry{Type: typ, Attrs: map[string]string{"ref": ref}}
+	}
+	req, err := ParseRequest(&control.SolveRequest{Ref: "r", Cache: &control.CacheOptions{
+		Imports: []*control.CacheOptionsEntry{entry("t", "a/b"), nil}, ImportRefsDeprecated: []string{"c/d"},
+		Exports: []*control.CacheOptionsEntry{nil, entry("t", "e/f")}, ExportRefDeprecated: "g/h", ExportAttrsDeprecated: map[string]string{"mode": "max"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range append(req.CacheImports, req.CacheExports...) {
+		got = append(got, e.Type+" "+e.Attrs["ref"]+e.Attrs["mode"])
+	}
+	if want := []string{"t a/b", "registry c/d", "t e/f", "registry g/hmax"}; !slices.Equal(got, want) {
+		t.Errorf("caches %q, want %q", got, want)
 	}
 }
 

@@ -112,24 +112,6 @@ func TestUnsupportedSources(t *testing.T) {
 	}
 }
 
-// What can't be done is refused with the flag's name, what only helps is said
-// to have no effect. compat: CTL-019
-func TestCacheFlags(t *testing.T) {
-	d := newDaemon(t)
-	dir := t.TempDir()
-	for _, export := range []string{"type=registry,ref=" + env.registry + "/cache:x", "type=local,dest=" + dir} {
-		d.dockerfile("FROM scratch\nCOPY f /\n", files{"f": "x"}, "--export-cache", export).fails(t, "does not export its cache", "--export-cache")
-	}
-	out := t.TempDir()
-	r := d.dockerfile("FROM scratch\nCOPY f /\n", files{"f": "x"}, "--import-cache", "type=registry,ref="+env.registry+"/cache:x", "--output", "type=local,dest="+out).must(t)
-	if !strings.Contains(r.stderr, env.registry+"/cache:x is not used") {
-		t.Errorf("nothing is said of the cache that isn't imported:\n%s", r.stderr)
-	}
-	if got := readFile(t, out, "f"); got != "x" {
-		t.Errorf("f = %q", got)
-	}
-}
-
 // compat: BCL-020, BCL-034, BCL-037, EXP-007, EXP-058
 func TestSeveralOutputs(t *testing.T) {
 	d := newDaemon(t)

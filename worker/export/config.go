@@ -1,6 +1,7 @@
 package export
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -71,6 +73,27 @@ func patchConfig(config, base []byte, layers []cache.Layer, from []cache.Origin,
 			return nil, fmt.Errorf("image config of the result: %s: %w", name, err)
 		}
 		fields[name] = raw
+	}
+	return json.Marshal(fields)
+}
+
+// withInline puts build cache into a config, in the place of any that came with
+// it.
+func withInline(config, cache []byte) ([]byte, error) {
+	if cache == nil && !bytes.Contains(config, []byte(remote.InlineField)) {
+		return config, nil
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(config, &fields); err != nil {
+		return nil, fmt.Errorf("image config of the result: %w", err)
+	}
+	delete(fields, remote.InlineField)
+	if cache != nil {
+		raw, err := json.Marshal(cache)
+		if err != nil {
+			return nil, fmt.Errorf("inline cache: %w", err)
+		}
+		fields[remote.InlineField] = raw
 	}
 	return json.Marshal(fields)
 }

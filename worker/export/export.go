@@ -29,6 +29,9 @@ type Source struct {
 	Ref      *cache.Ref            // nil is scratch
 	Refs     map[string]*cache.Ref // by platform id; nil unless the result is a map
 	Metadata map[string][]byte     // EXP-140 to -146
+	// Inline returns the build cache that goes into the config of the image that is
+	// made of one of the refs, nil for none; it may be nil itself (EXP-051).
+	Inline func(ctx context.Context, ref *cache.Ref) ([]byte, error)
 }
 
 // Request says for whom an export is made.

@@ -66,6 +66,7 @@ type part struct {
 	id       string // as the frontend names it; "" for a result without platforms
 	platform *ocispec.Platform
 	ref      *cache.Ref
+	inline   []byte // build cache for its config
 }
 
 // parts lists the platforms of src (EXP-140).
@@ -134,6 +135,9 @@ func assemble(ctx context.Context, cfg Config, opts imageOptions, src Source) (*
 	if err != nil {
 		return nil, err
 	}
+	if err := addInline(ctx, src, all); err != nil {
+		return nil, err
+	}
 	img := &image{}
 	if img.epoch, err = opts.epoch.or(src.Metadata, ""); err != nil {
 		return nil, err
@@ -159,6 +163,20 @@ func assemble(ctx context.Context, cfg Config, opts imageOptions, src Source) (*
 	img.root, err = img.addJSON(ctx, "exporting manifest list ", index.MediaType, index)
 	img.root.Annotations = notes.at(onIndexDescriptor, "")
 	return img, err
+}
+
+// addInline makes the build cache that goes into the configs of all.
+func addInline(ctx context.Context, src Source, all []part) (err error) {
+	if src.Inline == nil {
+		return nil
+	}
+	defer progress.From(ctx).Begin("preparing layers for inline cache")()
+	for i := range all {
+		if all[i].inline, err = src.Inline(ctx, all[i].ref); err != nil {
+			return fmt.Errorf("make the inline cache: %w", err)
+		}
+	}
+	return nil
 }
 
 // layersOf makes the layers of every platform blobs, side by side.
@@ -193,6 +211,9 @@ func (img *image) addManifest(ctx context.Context, cfg Config, opts imageOptions
 		return ocispec.Descriptor{}, err
 	}
 	config, err = patchConfig(config, base, layers, origins(p.ref, len(layers)), clamp.time)
+	if err == nil {
+		config, err = withInline(config, p.inline)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
