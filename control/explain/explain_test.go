@@ -516,7 +516,7 @@ func FuzzCompare(f *testing.F) {
 		for _, c := range d.facetCauses(now, old, func(string) bool { return true }) {
 			io.WriteString(io.Discard, c.String())
 		}
-		fam := &family{texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]bool{}}
+		fam := &family{texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]kinship{}}
 		fam.likeness(now, old)
 		contentDistance(now, old)
 		if _, err := (&content{}).changed(context.Background(), old.Sketch, now.Sketch); err != nil {

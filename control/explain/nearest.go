@@ -1,14 +1,40 @@
 package explain
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+)
 
 // family is what of a build tells which earlier records are of its steps.
 type family struct {
 	project string
-	known   bool            // the client says what project it is
+	known   bool // the client says what project it is
+
+	mu      sync.Mutex      // guards the fields below; taken last
 	texts   map[string]bool // shorts of its steps
 	claimed map[step]bool   // its steps
-	kin     map[string]bool // by the short of an earlier build, if kinLocked was asked; guarded by Journal.mu
+	kin     map[string]kinship
+}
+
+// kinship says whether an earlier build is kin.
+type kinship struct {
+	is bool
+	at int // how many texts of the family were compared
+}
+
+// stale: the family has grown by so much that it is to be compared again. As it
+// is always by an eighth, a family of any size is compared a few times.
+func (k kinship) stale(texts int) bool { return 8*(texts-k.at) > k.at }
+
+// add takes in a step of the build.
+func (f *family) add(s step) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.texts[short(s.Text)] = true
+	s.Index = 0
+	f.claimed[s] = true
 }
 
 // likeness says how a record came to be taken for the same step, the best
@@ -135,8 +161,16 @@ func (f *family) likeness(rec, old *record) likeness {
 	return like
 }
 
+func (f *family) sortedTexts() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Sorted(maps.Keys(f.texts))
+}
+
 // has reports whether the build has the step, wherever in its stage.
 func (f *family) has(s step) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	s.Index = 0
 	return f.claimed[s]
 }
@@ -144,8 +178,10 @@ func (f *family) has(s step) bool {
 // kinLocked reports whether at least half of the build's steps were in the
 // earlier build, too.
 func (j *Journal) kinLocked(earlier string, f *family) bool {
-	if kin, known := f.kin[earlier]; known {
-		return kin
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if k, known := f.kin[earlier]; known && !k.stale(len(f.texts)) {
+		return k.is
 	}
 	b := j.builds[earlier]
 	common := 0
@@ -154,8 +190,9 @@ func (j *Journal) kinLocked(earlier string, f *family) bool {
 			common += boolInt(f.texts[t])
 		}
 	}
-	f.kin[earlier] = b != nil && 2*common >= len(f.texts)
-	return f.kin[earlier]
+	k := kinship{is: b != nil && 2*common >= len(f.texts), at: len(f.texts)}
+	f.kin[earlier] = k
+	return k.is
 }
 
 // byKey is the last record of a step one of whose results had one of the keys.

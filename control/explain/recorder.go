@@ -3,7 +3,6 @@ package explain
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -213,7 +212,7 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 			records = append(records, s.record)
 		}
 	}
-	b.Texts = slices.Sorted(maps.Keys(f.texts))
+	b.Texts = f.sortedTexts()
 	b.Texts = b.Texts[:min(len(b.Texts), maxSteps)]
 	b.Args = r.args()
 	r.journal.keep(b, records)
@@ -267,25 +266,20 @@ func (r *Recorder) kin() *family {
 	key := r.clientKey()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.family != nil && r.known == len(r.order) {
-		return r.family
-	}
-	o := r.opts.Opts
-	f := &family{
-		project: short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00")), known: key != "",
-		texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]bool{},
-	}
-	for _, s := range r.order {
-		if !s.recorded() {
-			continue
+	if r.family == nil {
+		o := r.opts.Opts
+		r.known, r.family = 0, &family{
+			project: short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00")), known: key != "",
+			texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]kinship{},
 		}
-		st := stepOf(s.vertex)
-		f.texts[short(st.Text)] = true
-		st.Index = 0
-		f.claimed[st] = true
 	}
-	r.family, r.known = f, len(r.order)
-	return f
+	for _, s := range r.order[r.known:] {
+		if s.recorded() {
+			r.family.add(stepOf(s.vertex))
+		}
+	}
+	r.known = len(r.order)
+	return r.family
 }
 
 // clientKey asks for the key until it is known.
