@@ -8,6 +8,8 @@ import (
 
 	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/control/history"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	control "github.com/moby/buildkit/api/services/control"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -68,11 +70,43 @@ func Record(h *history.Log, log *slog.Logger) (started, ended func(*build.Build)
 		if err != nil && err != io.EOF {
 			log.Error("a build's log is lost", "build", rec.Ref, "err", err)
 		}
+		told, logs := withoutStored(told)
+		if err := h.KeepLogs(rec.Ref, logs); err != nil {
+			log.Error("the log of a step is lost", "build", rec.Ref, "err", err)
+		}
 		if err := h.Completed(rec, statusMessages(told)...); err != nil {
 			log.Error("a build's history record is lost", "build", rec.Ref, "err", err)
 		}
 	}
 	return started, ended
+}
+
+// withoutStored takes out what vertices printed whose whole logs are stored, and
+// returns those. In the place of the first of it stays an empty one, by which
+// history.Replay knows where the log belongs.
+func withoutStored(events []progress.Event) (rest []progress.Event, logs map[string]*steplog.Log) {
+	logs = map[string]*steplog.Log{}
+	for _, e := range events {
+		if e.Stored != nil {
+			logs[e.Stored.Vertex.String()] = e.Stored.Log
+		}
+	}
+	marked := map[string]bool{}
+	for _, e := range events {
+		switch {
+		case e.Stored != nil:
+			continue
+		case e.Log != nil && logs[e.Log.Vertex.String()] != nil:
+			vertex := e.Log.Vertex.String()
+			if marked[vertex] {
+				continue
+			}
+			marked[vertex] = true
+			e = progress.Event{Log: &progress.Log{Vertex: e.Log.Vertex, Stream: e.Log.Stream, Timestamp: e.Log.Timestamp}}
+		}
+		rest = append(rest, e)
+	}
+	return rest, logs
 }
 
 func historyRecord(b *build.Build) *control.BuildHistoryRecord {

@@ -51,7 +51,7 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 		return err
 	}
 	if b == nil {
-		return sendAll(stream, told)
+		return s.cfg.History.Replay(req.Ref, told, stream.Send)
 	}
 	r := b.Events()
 	for {
@@ -69,15 +69,20 @@ func (s *Server) Status(req *control.StatusRequest, stream control.Control_Statu
 	}
 }
 
-// find returns the build named ref, or what it told if it ended a while ago
-// (CTL-061). Others are waited for.
+// find returns the build named ref while it runs, or what it told if it has ended
+// (CTL-061): the history has whole logs. Others are waited for.
 func (s *Server) find(ctx context.Context, ref string) (b *build.Build, told []*control.StatusResponse, err error) {
-	if b, err = s.cfg.Builds.Get(ctx, ref, 0); err == nil {
+	b, err = s.cfg.Builds.Get(ctx, ref, 0)
+	if err == nil && !b.Ended() {
 		return b, nil, nil
 	}
+	lingers := err == nil
 	told, ended, err := s.cfg.History.Told(ref)
 	if ended || err != nil {
 		return nil, told, err
+	}
+	if lingers { // it isn't in the history yet, or won't be
+		return b, nil, nil
 	}
 	b, err = s.cfg.Builds.Get(ctx, ref, statusWait)
 	return b, nil, err
@@ -103,6 +108,9 @@ func statusMessages(events []progress.Event) []*control.StatusResponse {
 	out := []*control.StatusResponse{{}}
 	size := 0
 	for _, e := range events {
+		if e.Stored != nil { // clients are told what is within the limits
+			continue
+		}
 		for _, part := range splitLog(e) {
 			if n := eventSize(part); size > 0 && size+n > maxPart {
 				out, size = append(out, &control.StatusResponse{}), n

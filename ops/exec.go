@@ -116,14 +116,14 @@ func (s *step) resumeOrRun(ctx context.Context) (ran bool, err error) {
 
 // run runs the prepared process.
 func (s *step) run(ctx context.Context, env []string) error {
-	out := s.newLog(ctx, time.Now())
+	view := newLogView(progress.From(ctx), s.loader.logs, time.Now())
+	defer view.close() //nolint:errcheck // it was read only
 	p := s.process(s.op.Meta, env)
 	p.Network, p.Security = netMode(s.op.Network), securityMode(s.op.Security)
 	p.Resources = resources(s.resources)
 	p.Timeout, p.QuietTimeout = s.limits.Step, s.limits.Quiet
-	p.Stdout, p.Stderr = out.stdout, out.stderr
-	if err := s.execute(ctx, p); err != nil {
-		out.flush()
+	if err := s.execute(ctx, p, view.follow); err != nil {
+		view.flush()
 		return s.failure(ctx, err)
 	}
 	return nil
@@ -154,11 +154,6 @@ func (s *mountSet) process(meta *pb.Meta, env []string) executor.Process {
 		p.ValidExitCodes = append(p.ValidExitCodes, int(code))
 	}
 	return p
-}
-
-// newLog is where a process prints to that started then.
-func (s *step) newLog(ctx context.Context, started time.Time) stepLog {
-	return newStepLog(progress.From(ctx), s.loader.logs, started)
 }
 
 // failure is the step's error for what Run returned, with the exit code for

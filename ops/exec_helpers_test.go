@@ -188,7 +188,7 @@ func newExecBench(t testing.TB, process func(ctx context.Context, p executor.Pro
 	}
 	root := t.TempDir()
 	b := &execBench{t: t, root: root, cache: newTestCacheIn(t, root), sessions: sessions, exec: &fakeExecutor{t: t, process: process}}
-	b.Loader = newTestLoader(t, Config{Cache: b.cache, Executor: b.exec, Sessions: sessions})
+	b.Loader = newTestLoader(t, Config{Cache: b.cache, Executor: b.exec, Sessions: sessions, Logs: root})
 	return b
 }
 

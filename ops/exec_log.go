@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"github.com/tonistiigi/units"
 )
 
@@ -41,16 +43,6 @@ func logLimitsFromEnv() (l logLimits, err error) {
 	return l, err
 }
 
-// KeptOutput is how much of each stream of a step the next daemon needs if the
-// step outlives this one, beside the last of it; -1 is all.
-func KeptOutput() int {
-	limits, err := logLimitsFromEnv()
-	if err != nil {
-		return noLimit // NewLoader says why that can't be
-	}
-	return limits.size
-}
-
 func limitFromEnv(name string, value int) (int, error) {
 	s, ok := os.LookupEnv(name)
 	if !ok || s == "" {
@@ -63,94 +55,155 @@ func limitFromEnv(name string, value int) (int, error) {
 	return int(n), nil
 }
 
-// stepLog is where a step prints to.
-type stepLog struct{ stdout, stderr *logStream }
+// inlineLog is how much of a step's output is told as it comes; a log that is
+// longer is told of as a whole, too, so that nobody has to keep it in memory.
+const inlineLog = 16 << 10
 
-func newStepLog(scope progress.Scope, limits logLimits, started time.Time) stepLog {
-	stream := func(n int, echo io.Writer) *logStream {
-		if !limits.echo {
-			echo = io.Discard
-		}
-		return &logStream{scope: scope, stream: n, limits: limits, echo: echo, now: time.Now, started: started}
+// logView shows what a step prints, as far as that stays within the limits, and
+// says where it leaves something out. It reads the step's log, which has all.
+type logView struct {
+	scope   progress.Scope
+	limits  logLimits
+	echo    [3]io.Writer // by stream
+	started time.Time
+
+	mu      sync.Mutex // guards the fields below
+	log     *steplog.Log
+	next    int64 // where it goes on in the log
+	streams [3]streamView
+	told    bool   // of the whole log
+	failed  string // why nothing more can be shown
+}
+
+// streamView is what is shown of a stream.
+type streamView struct {
+	passed   int // bytes so far that counted, shown or not
+	clipping bool
+	tail     []steplog.Chunk // from the first one on that was clipped, at most what covers clippedTail
+	tailSize int
+}
+
+func newLogView(scope progress.Scope, limits logLimits, started time.Time) *logView {
+	v := &logView{scope: scope, limits: limits, started: started, log: new(steplog.Log)}
+	v.echo = [3]io.Writer{io.Discard, io.Discard, io.Discard}
+	if limits.echo {
+		v.echo[streamStdout], v.echo[streamStderr] = os.Stdout, os.Stderr
 	}
-	return stepLog{stdout: stream(streamStdout, os.Stdout), stderr: stream(streamStderr, os.Stderr)}
+	return v
+}
+
+// follow shows what the log has got since the last call. That it can't be read is
+// shown: no step fails because nobody sees its output.
+func (v *logView) follow(x steplog.Extent) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.failed != "" {
+		return
+	}
+	err := v.log.Grow(x)
+	for err == nil {
+		var c steplog.Chunk
+		if c, v.next, err = v.log.Next(v.next); err == nil {
+			err = v.add(c)
+		}
+	}
+	switch {
+	case !errors.Is(err, io.EOF):
+		v.failed = err.Error()
+	case x.Lost != "":
+		v.failed = x.Lost
+	}
+	if v.failed != "" {
+		v.show(streamStderr, time.Now(), []byte("\n[output is missing here: "+v.failed+"]\n"))
+	}
+}
+
+// add shows a chunk, or leaves it out.
+func (v *logView) add(c steplog.Chunk) error {
+	if c.Stream != streamStdout && c.Stream != streamStderr {
+		return fmt.Errorf("internal error: stream %d in the log of a step", c.Stream)
+	}
+	s := &v.streams[c.Stream]
+	room, limit := v.room(s, c)
+	shown, err := v.log.Data(c, room)
+	if err != nil {
+		return err
+	}
+	if s.tail != nil || room < c.Size {
+		s.keep(c)
+	}
+	if room < c.Size && !s.clipping {
+		shown = fmt.Appendf(shown, "\n[output clipped, log limit %s reached]\n", limit)
+	}
+	s.clipping = room < c.Size
+	if !v.told && (s.clipping || v.next > inlineLog) {
+		v.told = true
+		v.scope.Write(progress.Event{Stored: &progress.Stored{Log: v.log}})
+	}
+	v.show(c.Stream, c.Time, shown)
+	return nil
+}
+
+// room returns how many bytes of the chunk may be shown, and which limit it is
+// that says so.
+func (v *logView) room(s *streamView, c steplog.Chunk) (room int, limit string) {
+	before := s.passed
+	s.passed += c.Size
+	if v.limits.size == noLimit {
+		return c.Size, ""
+	}
+	most, limit := v.limits.size, fmt.Sprintf("%#g", units.Bytes(v.limits.size))
+	if v.limits.speed != noLimit {
+		seconds := max(1, int(math.Ceil(c.Time.Sub(v.started).Seconds())))
+		if bySpeed := seconds * v.limits.speed; bySpeed <= most {
+			most, limit = bySpeed, fmt.Sprintf("%#g/s", units.Bytes(v.limits.speed))
+		}
+	}
+	return max(0, min(c.Size, most-before)), limit
+}
+
+// keep adds a chunk to the tail, of which the beginning is given up.
+func (s *streamView) keep(c steplog.Chunk) {
+	s.tail = append(s.tail, c)
+	s.tailSize += c.Size
+	for s.tailSize-s.tail[0].Size >= clippedTail {
+		s.tailSize -= s.tail[0].Size
+		s.tail = s.tail[1:]
+	}
 }
 
 // flush shows the last of what was clipped.
-func (l stepLog) flush() {
-	l.stdout.flush()
-	l.stderr.flush()
-}
-
-// logStream passes on what is written to it, as long as that stays within the
-// limits, and says where it leaves something out.
-type logStream struct {
-	scope   progress.Scope
-	stream  int
-	limits  logLimits
-	echo    io.Writer
-	now     func() time.Time
-	started time.Time
-
-	mu       sync.Mutex // guards the fields below
-	passed   int        // bytes written so far that counted, shown or not
-	clipping bool
-	tail     []byte // since the first byte that was clipped; nil before
-}
-
-// Write never fails: a step doesn't notice that nobody sees its output.
-func (s *logStream) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	room, limit := s.room(len(p))
-	if s.tail != nil || room < len(p) {
-		s.keep(p)
-	}
-	shown := append([]byte(nil), p[:room]...)
-	if room < len(p) && !s.clipping {
-		shown = fmt.Appendf(shown, "\n[output clipped, log limit %s reached]\n", limit)
-	}
-	s.clipping = room < len(p)
-	s.show(shown)
-	return len(p), nil
-}
-
-// room returns how many of the next n bytes may be shown, and which limit it
-// is that says so.
-func (s *logStream) room(n int) (room int, limit string) {
-	before := s.passed
-	s.passed += n
-	if s.limits.size == noLimit {
-		return n, ""
-	}
-	most, limit := s.limits.size, fmt.Sprintf("%#g", units.Bytes(s.limits.size))
-	if s.limits.speed != noLimit {
-		seconds := max(1, int(math.Ceil(s.now().Sub(s.started).Seconds())))
-		if bySpeed := seconds * s.limits.speed; bySpeed <= most {
-			most, limit = bySpeed, fmt.Sprintf("%#g/s", units.Bytes(s.limits.speed))
+func (v *logView) flush() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for stream := range v.streams {
+		s := &v.streams[stream]
+		var tail []byte
+		for _, c := range s.tail {
+			data, err := v.log.Data(c, c.Size)
+			if err != nil {
+				data = []byte("\n[output is missing here: " + err.Error() + "]\n")
+			}
+			tail = append(tail, data...)
 		}
-	}
-	return max(0, min(n, most-before)), limit
-}
-
-// keep adds p to the tail, which may grow to twice its length before it is cut.
-func (s *logStream) keep(p []byte) {
-	s.tail = append(s.tail, p...)
-	if len(s.tail) > 2*clippedTail {
-		s.tail = append(s.tail[:0], s.tail[len(s.tail)-clippedTail:]...)
+		s.tail, s.tailSize = nil, 0
+		v.show(stream, time.Now(), tail[max(0, len(tail)-clippedTail):])
 	}
 }
 
-func (s *logStream) flush() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.show(s.tail[max(0, len(s.tail)-clippedTail):])
-	s.tail = nil
-}
-
-func (s *logStream) show(p []byte) {
+func (v *logView) show(stream int, at time.Time, p []byte) {
 	if len(p) > 0 {
-		_, _ = s.echo.Write(p) // for who debugs the daemon; nothing depends on it
-		s.scope.Write(progress.Event{Log: &progress.Log{Stream: s.stream, Data: p, Timestamp: s.now()}})
+		_, _ = v.echo[stream].Write(p) // for who debugs the daemon; nothing depends on it
+		v.scope.Write(progress.Event{Log: &progress.Log{Stream: stream, Data: p, Timestamp: at}})
 	}
+}
+
+// close lets go of the log, unless others were told of it.
+func (v *logView) close() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.told {
+		return nil
+	}
+	return v.log.Close()
 }

@@ -5,13 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // interruptedSteps are the steps of earlier daemons that go on, or have ended,
@@ -108,7 +108,7 @@ func (i *interruptedStep) take(ctx context.Context, l *Loader) error {
 func (i *interruptedStep) end(ctx context.Context) error {
 	gone, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	cancel() // so that attaching to it is its end
-	_, done, err := i.from.Attach(gone, i.ID, io.Discard, io.Discard)
+	_, done, err := i.from.Attach(gone, i.ID, func(steplog.Extent) {})
 	if done != nil {
 		done()
 	}

@@ -97,7 +97,9 @@ type Config struct {
 	Platform ocispec.Platform // the default
 	// Supervisor runs what may outlive the daemon; nil for nothing.
 	Supervisor Supervisor
-	Log        *slog.Logger // nil discards
+	// Logs is a directory on the file system that has room for what steps print.
+	Logs string
+	Log  *slog.Logger // nil discards
 	// Parallelism bounds the ops that run at once; 0 is no bound (LLB-035).
 	Parallelism int
 }

@@ -12,15 +12,18 @@ import (
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"github.com/kilnbuild/kiln/solver"
 )
 
 // Supervisor runs processes that outlive the daemon.
 type Supervisor interface {
-	// Run is executor.Run. The note is for the next daemon, should this one not
+	// Run is executor.Run of a process whose output is stored; printed is called
+	// when it has grown. The note is for the next daemon, should this one not
 	// call done, which it does when what the process made is safe. The error is
 	// supervisor.ErrLeft if the process goes on though ctx has ended.
-	Run(ctx context.Context, p executor.Process, note []byte) (_ executor.Usage, done func(), err error)
+	Run(ctx context.Context, p executor.Process, note []byte, printed func(steplog.Extent)) (_ executor.Usage, done func(), err error)
 }
 
 // outlives reports whether the step may go on when the daemon ends. What comes
@@ -89,17 +92,21 @@ func (s *step) note() ([]byte, error) {
 	return dt, nil
 }
 
-// execute runs p, where it belongs.
-func (s *step) execute(ctx context.Context, p executor.Process) error {
+// execute runs p, where it belongs, and calls printed when its log has grown.
+func (s *step) execute(ctx context.Context, p executor.Process, printed func(steplog.Extent)) (err error) {
 	if s.identity == "" {
-		_, err := s.loader.cfg.Executor.Run(ctx, p)
+		var log *steplog.Writer
+		log = steplog.NewWriter(s.loader.cfg.Logs, func() { printed(log.Extent()) })
+		defer func() { err = errors.Join(err, log.Close()) }()
+		p.Stdout, p.Stderr = log.Stream(streamStdout), log.Stream(streamStderr)
+		_, err = s.loader.cfg.Executor.Run(ctx, p)
 		return err
 	}
 	note, err := s.note()
 	if err != nil {
 		return err
 	}
-	_, s.done, err = s.loader.cfg.Supervisor.Run(ctx, p, note)
+	_, s.done, err = s.loader.cfg.Supervisor.Run(ctx, p, note, printed)
 	if errors.Is(err, supervisor.ErrLeft) {
 		err = errors.Join(err, s.leave(ctx))
 	}
@@ -137,15 +144,16 @@ func (s *step) resume(ctx context.Context) (resumed bool, err error) {
 	}
 	s.loader.cfg.Log.Info("going on with a step of an earlier daemon", "step", i.ID, "command", s.user, "started", i.Started)
 	s.layers, s.undo = i.layers, i.undo
-	out := s.newLog(ctx, i.Started)
-	_, s.done, err = i.from.Attach(ctx, i.ID, out.stdout, out.stderr)
+	view := newLogView(progress.From(ctx), s.loader.logs, i.Started)
+	defer view.close() //nolint:errcheck // it was read only
+	_, s.done, err = i.from.Attach(ctx, i.ID, view.follow)
 	if errors.Is(err, supervisor.ErrUnclaimed) && ctx.Err() == nil {
 		err := s.mountSet.close(ctx) // it was too late, and runs anew
 		s.undo = cleanup.Stack{}
 		return false, err
 	}
 	if err != nil {
-		out.flush()
+		view.flush()
 		return true, s.failure(ctx, err)
 	}
 	return true, nil

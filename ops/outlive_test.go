@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/supervisor"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -29,7 +30,7 @@ type fakeSupervisor struct {
 	done int
 }
 
-func (f *fakeSupervisor) Run(ctx context.Context, p executor.Process, note []byte) (executor.Usage, func(), error) {
+func (f *fakeSupervisor) Run(ctx context.Context, p executor.Process, note []byte, _ func(steplog.Extent)) (executor.Usage, func(), error) {
 	return executor.Usage{}, func() { f.done++ }, f.run(ctx, p, note)
 }
 

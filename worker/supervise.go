@@ -6,7 +6,6 @@ import (
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
-	"github.com/kilnbuild/kiln/ops"
 )
 
 // executorConfig is that of the daemon's executor and of its supervisor's, which
@@ -27,7 +26,7 @@ func (w *Worker) supervise(undo *cleanup.Stack) {
 		return
 	}
 	w.supervisor = supervisor.New(supervisor.Config{
-		Dir: w.supervisors(), Command: w.cfg.Supervisor, Executor: w.executorConfig(), Unclaimed: w.cfg.Unclaimed, Keep: ops.KeptOutput(), Log: w.cfg.Log,
+		Dir: w.supervisors(), Command: w.cfg.Supervisor, Executor: w.executorConfig(), Unclaimed: w.cfg.Unclaimed, Log: w.cfg.Log,
 	})
 	undo.Add(w.supervisor.Close)
 }

@@ -191,6 +191,7 @@ func (w *Worker) openOps(exec executor.Executor) error {
 	cfg := ops.Config{
 		Cache: w.cache, Executor: exec, Sessions: w.sessions, Platform: w.platforms[0], Parallelism: w.cfg.Parallelism,
 		Sources: []ops.Source{w.image, w.layout, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
+		Logs:    w.cfg.Root,
 		Log:     w.cfg.Log,
 	}
 	if w.supervisor != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -138,10 +139,14 @@ const (
 	verifyApart = 1100 * time.Millisecond
 )
 
+// logsDir is where in the state directory the history has logs of steps.
+const logsDir = "logs"
+
 func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
 	hist := history.Open(history.Config{
 		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: why.Forget,
+		Logs: filepath.Join(cfg.Root, logsDir),
 	})
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)

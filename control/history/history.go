@@ -31,6 +31,9 @@ type Config struct {
 	MaxAge     time.Duration
 	MaxEntries int
 	Log        *slog.Logger // nil discards
+	// Logs is a directory for the logs of steps that printed much, the history's
+	// alone; "" has them kept nowhere.
+	Logs string
 	// Forgotten is told of builds whose records are deleted; may be nil. It must
 	// not call back.
 	Forgotten func(ref string)
@@ -84,6 +87,9 @@ func Open(cfg Config) *Log {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.trimLocked(time.Now())
+	if err := l.sweepLogs(); err != nil {
+		cfg.Log.Warn("logs of steps that no record has are left", "err", err)
+	}
 	return l
 }
 
@@ -146,6 +152,9 @@ func (l *Log) deleteLocked(ref string) {
 	b.Delete(logsBucket, ref)
 	l.cfg.Store.Write(&b)
 	delete(l.ended, ref)
+	if err := l.dropLogs(ref); err != nil {
+		l.cfg.Log.Warn("remove the logs of a build's steps", "build", ref, "err", err)
+	}
 	if l.cfg.Forgotten != nil {
 		l.cfg.Forgotten(ref)
 	}

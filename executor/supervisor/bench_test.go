@@ -39,8 +39,6 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 func BenchmarkStep(b *testing.B) {
 	p, _ := newProcess(b, "", "true")
 	p.Args = []string{"true"}
-	var out bytes.Buffer
-	p.Stdout, p.Stderr = &out, &out
 	n := 0
 	measure := func(b *testing.B, pids []int, step func(executor.Process) error) {
 		used := func() (sum time.Duration) {
@@ -66,6 +64,8 @@ func BenchmarkStep(b *testing.B) {
 		}
 		defer own.Close()
 		measure(b, []int{os.Getpid()}, func(p executor.Process) error {
+			var out bytes.Buffer
+			p.Stdout, p.Stderr = &out, &out
 			_, err := own.Run(context.Background(), p)
 			return err
 		})
@@ -77,7 +77,7 @@ func BenchmarkStep(b *testing.B) {
 			b.Fatal(err)
 		}
 		measure(b, []int{os.Getpid(), proc.cmd.Process.Pid}, func(p executor.Process) error {
-			_, done, err := c.Run(context.Background(), p, []byte("note"))
+			_, done, err := c.Run(context.Background(), p, []byte("note"), nil)
 			if err == nil {
 				done()
 			}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,10 +28,7 @@ type Config struct {
 	Executor executor.Config
 	// Unclaimed is how long a step goes on without a daemon.
 	Unclaimed time.Duration
-	// Keep is how many bytes of each stream are kept for the next daemon, with
-	// the last ones; -1 is all.
-	Keep int
-	Log  *slog.Logger
+	Log       *slog.Logger
 }
 
 // Client is a daemon's end. All methods are safe for concurrent use.
@@ -190,12 +187,13 @@ var ErrLeft = errors.New("the step goes on and is left to the next daemon")
 // Leave has steps whose contexts end from now on go on without this daemon.
 func (c *Client) Leave() { c.leaving.Store(true) }
 
-// Run is executor.Run, in the supervisor. If ctx ends after Leave, the error is
-// ErrLeft. The caller calls done when what the process made is safe: until then
-// another daemon can take it over.
-func (c *Client) Run(ctx context.Context, p executor.Process, note []byte) (_ executor.Usage, done func(), err error) {
-	if p.Stdin != nil {
-		return executor.Usage{}, nil, errors.New("internal error: a process with standard input for a supervisor")
+// Run is executor.Run, in the supervisor. What the process prints is stored, and
+// printed is called when it has grown; the process doesn't wait for that. If ctx
+// ends after Leave, the error is ErrLeft. The caller calls done when what the
+// process made is safe: until then another daemon can take it over.
+func (c *Client) Run(ctx context.Context, p executor.Process, note []byte, printed func(steplog.Extent)) (_ executor.Usage, done func(), err error) {
+	if p.Stdin != nil || p.Stdout != nil || p.Stderr != nil {
+		return executor.Usage{}, nil, errors.New("internal error: a process with streams of its own for a supervisor")
 	}
 	proc, err := c.use(ctx)
 	if err != nil {
@@ -205,16 +203,15 @@ func (c *Client) Run(ctx context.Context, p executor.Process, note []byte) (_ ex
 	if err != nil {
 		return executor.Usage{}, nil, fmt.Errorf("connect to the supervisor: %w", err)
 	}
-	f := &follower{conn: cn, dir: proc.dir, out: [3]io.Writer{1: p.Stdout, 2: p.Stderr}, leaving: &c.leaving, put: proc.put}
-	p.Stdout, p.Stderr = nil, nil
-	return f.follow(ctx, request{Run: &runRequest{Process: p, Note: note, Keep: c.cfg.Keep}})
+	f := &follower{conn: cn, dir: proc.dir, printed: printed, leaving: &c.leaving, put: proc.put}
+	return f.follow(ctx, request{Run: &runRequest{Process: p, Note: note}})
 }
 
 // follower follows a step over a connection.
 type follower struct {
 	conn    *conn
 	dir     string
-	out     [3]io.Writer
+	printed func(steplog.Extent)
 	leaving *atomic.Bool
 	put     func(*conn) // takes the connection back
 }
@@ -260,20 +257,18 @@ func (f *follower) follow(ctx context.Context, begin request) (_ executor.Usage,
 	return x.Usage, done, err
 }
 
-// read passes on what the step prints, until it has ended.
+// read tells of what the step prints, until it has ended.
 func (f *follower) read() (*exit, error) {
 	for {
 		var r reply
 		if err := f.conn.dec.Decode(&r); err != nil {
 			return nil, err
 		}
+		if r.Log != nil {
+			f.printed(*r.Log)
+		}
 		if r.Exit != nil {
 			return r.Exit, nil
-		}
-		if r.Stream > 0 && r.Stream < len(f.out) && f.out[r.Stream] != nil {
-			if _, err := f.out[r.Stream].Write(r.Data); err != nil {
-				return nil, err
-			}
 		}
 	}
 }

@@ -9,11 +9,11 @@
 //
 //	daemon                         supervisor
 //	Run(Process, note) ----------> executor.Run
-//	stdout, stderr     <---------- as it comes; kept as well
+//	how long its log is <--------- as it grows; the daemon reads it where it is
 //	exit status        <----------
 //	done               ----------> forgotten
 //
-//	killed             ---X        the process goes on, its output is kept
+//	killed             ---X        the process goes on, its log grows
 //	next daemon: Find  ----------> which steps are there, with their notes
 //	Attach(id)         ----------> the log from the start, then as it comes
 //

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/network"
+	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // Earlier is a supervisor of an earlier daemon.
@@ -86,14 +86,14 @@ func cleanUp(dir string, exec executor.Config) error {
 	return errors.Join(e.Close(), os.RemoveAll(dir))
 }
 
-// Attach follows the step id: it passes on all that it has printed and will
-// print, and returns what Run would have. The error is ErrUnclaimed if the step
-// isn't there any more.
-func (e *Earlier) Attach(ctx context.Context, id string, stdout, stderr io.Writer) (_ executor.Usage, done func(), err error) {
+// Attach follows the step id: it tells of all that it has printed and will print,
+// and returns what Run would have. The error is ErrUnclaimed if the step isn't
+// there any more.
+func (e *Earlier) Attach(ctx context.Context, id string, printed func(steplog.Extent)) (_ executor.Usage, done func(), err error) {
 	c, err := dial(e.dir)
 	if err != nil {
 		return executor.Usage{}, nil, fmt.Errorf("%w: its supervisor doesn't answer: %w", ErrUnclaimed, err)
 	}
-	f := &follower{conn: c, dir: e.dir, out: [3]io.Writer{1: stdout, 2: stderr}, leaving: new(atomic.Bool), put: func(c *conn) { c.Close() }}
+	f := &follower{conn: c, dir: e.dir, printed: printed, leaving: new(atomic.Bool), put: func(c *conn) { c.Close() }}
 	return f.follow(ctx, request{Attach: id})
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // request is what a daemon sends. One of the fields is set. After Run and
@@ -27,13 +28,11 @@ type request struct {
 type runRequest struct {
 	Process executor.Process // without stdin and writers
 	Note    []byte
-	Keep    int // bytes of each stream that are kept, and the last of it; -1 is all
 }
 
 // reply is what a supervisor sends.
 type reply struct {
-	Stream int // 1 or 2, with Data
-	Data   []byte
+	Log    *steplog.Extent // what the step has printed so far
 	Exit   *exit
 	Steps  []Step
 	Listed bool

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // config is what a supervisor is started with.
@@ -125,6 +126,8 @@ func (s *server) accept(l net.Listener) {
 
 // talk serves a connection to its end.
 func (s *server) talk(c *conn) {
+	var telling sync.WaitGroup
+	defer telling.Wait()
 	defer c.Close()
 	var st *step // that of the connection
 	defer func() {
@@ -140,10 +143,13 @@ func (s *server) talk(c *conn) {
 		var err error
 		switch {
 		case req.Run != nil:
-			st, err = s.start(c, *req.Run)
+			if st, err = s.start(c, *req.Run); err == nil {
+				telling.Go(func() { st.tell(c) })
+			}
 		case req.Attach != "":
 			if st = s.find(req.Attach); st != nil {
 				st.attach(c)
+				telling.Go(func() { st.tell(c) })
 			} else {
 				err = ErrUnclaimed
 			}
@@ -168,15 +174,16 @@ func (s *server) talk(c *conn) {
 func (s *server) start(c *conn, r runRequest) (*step, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	st := &step{
-		Step: Step{ID: r.Process.ID, Note: r.Note, Started: time.Now()}, srv: s, cancel: cancel, conn: c,
-		log: keptLog{dir: s.cfg.Dir, keep: r.Keep},
+		Step: Step{ID: r.Process.ID, Note: r.Note, Started: time.Now()}, srv: s, cancel: cancel, conn: c, over: make(chan struct{}),
 	}
+	st.changed.L = &st.mu
+	st.log = steplog.NewWriter(s.cfg.Dir, st.printed)
 	if err := s.add(st); err != nil {
 		cancel(nil)
 		return nil, err
 	}
 	p := r.Process
-	p.Stdout, p.Stderr = stream{st, 1}, stream{st, 2}
+	p.Stdout, p.Stderr = st.log.Stream(1), st.log.Stream(2)
 	s.running.Go(func() {
 		defer cancel(nil)
 		st.ended(newExit(s.exec.Run(ctx, p)))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // step is one run.
@@ -17,34 +19,21 @@ type step struct {
 	srv    *server
 	cancel context.CancelCauseFunc
 
-	mu    sync.Mutex // guards the fields below; held while something is sent, so that all is sent in order
-	conn  *conn      // of the daemon that is attached; nil for none
-	log   keptLog
-	exit  *exit
-	lapse *time.Timer // ends it, while it is detached
+	log  *steplog.Writer
+	over chan struct{} // closed when exit is set
+
+	mu      sync.Mutex // guards the fields below; never held while something is sent
+	changed sync.Cond  // on mu: there is something to tell, or somebody else to tell it
+	conn    *conn      // of the daemon that is attached; nil for none
+	exit    *exit
+	lapse   *time.Timer // ends it, while it is detached
 }
 
-// stream is what a process prints to.
-type stream struct {
-	st *step
-	n  int
-}
-
-// Write never fails: a step doesn't notice that its daemon has gone.
-func (s stream) Write(p []byte) (int, error) {
-	st := s.st
-	st.mu.Lock()
+// printed is called when the log has grown.
+func (st *step) printed() {
+	st.mu.Lock() // so that tell doesn't miss it
 	defer st.mu.Unlock()
-	st.log.add(s.n, p)
-	st.sendLocked(reply{Stream: s.n, Data: p})
-	return len(p), nil
-}
-
-// sendLocked sends r to the daemon, if there is one.
-func (st *step) sendLocked(r reply) {
-	if st.conn != nil && st.conn.send(r) != nil {
-		st.detachLocked()
-	}
+	st.changed.Broadcast()
 }
 
 // attach has c follow the step from its start, instead of whoever did.
@@ -56,14 +45,57 @@ func (st *step) attach(c *conn) {
 		st.lapse = nil
 	}
 	st.conn = c
-	err := st.log.replay(func(stream int, p []byte) error { return c.send(reply{Stream: stream, Data: p}) })
-	if err == nil && st.exit != nil {
-		err = c.send(reply{Exit: st.exit})
+	st.changed.Broadcast()
+}
+
+// tellInterval is the least time between two messages about the log, so that a
+// chatty step costs few of them. The end isn't held up.
+const tellInterval = 5 * time.Millisecond
+
+// tell sends c how long the log is, whenever it has grown, and how the step has
+// ended, as long as c is attached. It is the only one who waits for the daemon: the
+// step doesn't.
+func (st *step) tell(c *conn) {
+	var told int64
+	for {
+		r, ok := st.news(c, told)
+		if !ok {
+			return
+		}
+		if r.Log != nil {
+			told = r.Log.Size
+		}
+		if c.send(r) != nil {
+			st.detach(c)
+			return
+		}
+		if r.Exit != nil {
+			return
+		}
+		timer := time.NewTimer(tellInterval)
+		select {
+		case <-timer.C:
+		case <-st.over:
+			timer.Stop()
+		}
 	}
-	if err != nil {
-		st.srv.log.Warn("send a step to the daemon", "step", st.ID, "error", err)
-		st.detachLocked()
+}
+
+// news waits for something to tell c, which knows the log up to told. It is false
+// when c isn't attached any more.
+func (st *step) news(c *conn, told int64) (r reply, ok bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for st.conn == c {
+		if x := st.log.Extent(); x.Size > told || x.Lost != "" && st.exit != nil {
+			r.Log = &x
+		}
+		if r.Exit = st.exit; r.Exit != nil || r.Log != nil {
+			return r, true
+		}
+		st.changed.Wait()
 	}
+	return r, false
 }
 
 // detach is called when c has ended.
@@ -77,6 +109,7 @@ func (st *step) detach(c *conn) {
 
 func (st *step) detachLocked() {
 	st.conn = nil
+	st.changed.Broadcast()
 	if st.lapse == nil {
 		st.srv.log.Info("no daemon follows the step", "step", st.ID, "ends in", st.srv.cfg.Unclaimed)
 		st.lapse = time.AfterFunc(st.srv.cfg.Unclaimed, st.abandon)
@@ -105,14 +138,15 @@ func (st *step) close() error {
 	if st.lapse != nil {
 		st.lapse.Stop()
 	}
-	return st.log.close()
+	return st.log.Close()
 }
 
 // ended is called with what the run came to.
 func (st *step) ended(x *exit) {
 	st.mu.Lock()
 	st.exit = x
-	st.sendLocked(reply{Exit: x})
+	close(st.over)
+	st.changed.Broadcast()
 	forgotten := x.Unknown && st.conn == nil
 	st.mu.Unlock()
 	if forgotten {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +43,7 @@ func testConfig(t testing.TB) Config {
 	}
 	return Config{
 		Dir: t.TempDir(), Command: []string{os.Args[0], asSupervisor}, Executor: executor.Config{CgroupParent: "/kiln/test"},
-		Unclaimed: time.Minute, Keep: 1 << 20, Log: slog.New(slog.DiscardHandler),
+		Unclaimed: time.Minute, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -72,7 +74,7 @@ func newProcess(t testing.TB, id, script string) (p executor.Process, root strin
 	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, applet := range strings.Fields("sh true echo cat mkfifo sleep seq") {
+	for _, applet := range strings.Fields("sh true echo cat head mkfifo sleep seq") {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil {
 			t.Fatal(err)
 		}
@@ -83,6 +85,34 @@ func newProcess(t testing.TB, id, script string) (p executor.Process, root strin
 	return executor.Process{
 		ID: id, Root: []mount.Mount{{Type: "bind", Source: root, Options: []string{"rbind"}}}, Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/",
 	}, root
+}
+
+// reading returns what reads the log of a step as it grows.
+func reading(t testing.TB, stdout, stderr io.Writer) func(steplog.Extent) {
+	log, off := new(steplog.Log), int64(0)
+	t.Cleanup(func() { log.Close() }) // it was read only
+	return func(x steplog.Extent) {
+		if err := log.Grow(x); err != nil {
+			t.Error(err)
+			return
+		}
+		for {
+			c, next, err := log.Next(off)
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			var data []byte
+			if err == nil {
+				data, err = log.Data(c, c.Size)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			[]io.Writer{1: stdout, 2: stderr}[c.Stream].Write(data)
+			off = next
+		}
+	}
 }
 
 // goOn has the process in root that reads /go-on read to its end.
@@ -139,8 +169,7 @@ func TestRun(t *testing.T) {
 		p, _ := newProcess(t, fmt.Sprint("run", i), tc.script)
 		p.Env = append(p.Env, "BYTES=\xff\xfe")
 		var out, errs bytes.Buffer
-		p.Stdout, p.Stderr = &out, &errs
-		usage, done, err := c.Run(context.Background(), p, nil)
+		usage, done, err := c.Run(context.Background(), p, nil, reading(t, &out, &errs))
 		var exit *executor.ExitError
 		if tc.code != 0 && (!errors.As(err, &exit) || exit.Code != tc.code || exit.Cause.Kind != tc.cause) || tc.code == 0 && err != nil {
 			t.Errorf("%s: %v", tc.script, err)
@@ -157,7 +186,7 @@ func TestRun(t *testing.T) {
 	}
 	p, _ := newProcess(t, "bad", "true")
 	p.Root[0].Source = "/no/such/root"
-	if _, _, err := c.Run(context.Background(), p, nil); !errors.Is(err, unix.ENOENT) {
+	if _, _, err := c.Run(context.Background(), p, nil, nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("of a root that isn't there: %v", err)
 	}
 }
@@ -166,14 +195,13 @@ func TestCancel(t *testing.T) {
 	c := newClient(t, testConfig(t))
 	p, _ := newProcess(t, "cancel", "echo ready; cat /go-on")
 	out := listen("ready")
-	p.Stdout = out
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cause := errors.New("not wanted any more")
 	go func() {
 		<-out.seen
 		cancel(cause)
 	}()
-	if _, _, err := c.Run(ctx, p, nil); !errors.Is(err, cause) {
+	if _, _, err := c.Run(ctx, p, nil, reading(t, out, io.Discard)); !errors.Is(err, cause) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -183,14 +211,13 @@ func leave(t *testing.T, cfg Config, p executor.Process, note string) {
 	t.Helper()
 	c := New(cfg)
 	out := listen("ready")
-	p.Stdout = out
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		<-out.seen
 		c.Leave()
 		cancel()
 	}()
-	if _, _, err := c.Run(ctx, p, []byte(note)); !errors.Is(err, ErrLeft) {
+	if _, _, err := c.Run(ctx, p, []byte(note), reading(t, out, io.Discard)); !errors.Is(err, ErrLeft) {
 		t.Errorf("run: %v", err)
 	}
 	if err := c.Close(); err != nil {
@@ -243,7 +270,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 			}
 			ended := make(chan result, 1)
 			go func() {
-				u, _, err := found[0].Attach(context.Background(), "long", &out, &errs)
+				u, _, err := found[0].Attach(context.Background(), "long", reading(t, &out, &errs))
 				ended <- result{u, err}
 			}()
 			if when == "while it runs" {
@@ -258,7 +285,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 				t.Errorf("stdout %q, stderr %q", out.String(), errs.String())
 			}
 			empty(t, cfg.Dir)
-			if _, _, err := found[0].Attach(context.Background(), "long", nil, nil); !errors.Is(err, ErrUnclaimed) {
+			if _, _, err := found[0].Attach(context.Background(), "long", nil); !errors.Is(err, ErrUnclaimed) {
 				t.Errorf("attach to what isn't there: %v", err)
 			}
 		})
@@ -285,7 +312,7 @@ func TestUnclaimed(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				f := &follower{conn: cn, leaving: &c.leaving}
+				f := &follower{conn: cn, leaving: &c.leaving, printed: reading(t, io.Discard, io.Discard)}
 				if _, _, err := f.follow(context.Background(), request{Run: &runRequest{Process: p}}); err != nil {
 					t.Fatal(err)
 				}
@@ -298,23 +325,74 @@ func TestUnclaimed(t *testing.T) {
 	}
 }
 
+// A daemon that doesn't read doesn't hold a step up: it ends, with all of its
+// output stored for whoever asks later.
+func TestStepDoesNotWaitForDaemon(t *testing.T) {
+	cfg := testConfig(t)
+	const printed = 32 << 20
+	p, root := newProcess(t, "much", fmt.Sprintf("cat /dev/zero | head -c %d; : > /ended; cat /go-on; echo end", printed))
+	c := New(cfg)
+	end := make(chan error, 1)
+	stuck := make(chan struct{})
+	reads := false
+	var out bytes.Buffer
+	read := reading(t, &out, io.Discard)
+	go func() {
+		_, done, err := c.Run(context.Background(), p, nil, func(x steplog.Extent) {
+			if !reads { // once, at the first output, and for all of it
+				<-stuck
+				reads = true
+			}
+			read(x)
+		})
+		if err == nil {
+			done()
+		}
+		end <- err
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(filepath.Join(root, "ended")); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatal("the step waits for a daemon that doesn't read")
+		case <-tick.C:
+		}
+	}
+	close(stuck)
+	goOn(t, root)
+	if err := <-end; err != nil {
+		t.Error(err)
+	}
+	if out.Len() != printed+len("end\n") || !strings.HasSuffix(out.String(), "\x00end\n") {
+		t.Errorf("%d bytes were stored", out.Len())
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // What a supervisor leaves that was killed is cleaned up.
 func TestSupervisorIsKilled(t *testing.T) {
 	cfg := testConfig(t)
 	c := New(cfg)
 	p, _ := newProcess(t, "long", "echo ready; cat /go-on")
 	out := listen("ready")
-	p.Stdout = out
 	go func() {
 		<-out.seen
 		c.proc.cmd.Process.Kill()
 	}()
-	if _, _, err := c.Run(context.Background(), p, nil); err == nil || !strings.Contains(err.Error(), "the supervisor has ended, and the step with it") {
+	if _, _, err := c.Run(context.Background(), p, nil, reading(t, out, io.Discard)); err == nil || !strings.Contains(err.Error(), "the supervisor has ended, and the step with it") {
 		t.Errorf("run: %v", err)
 	}
 	<-c.proc.gone
 	q, _ := newProcess(t, "next", "exit 0")
-	if _, done, err := c.Run(context.Background(), q, nil); err != nil {
+	if _, done, err := c.Run(context.Background(), q, nil, nil); err != nil {
 		t.Errorf("with another supervisor: %v", err)
 	} else {
 		done()
@@ -327,32 +405,4 @@ func TestSupervisorIsKilled(t *testing.T) {
 		t.Errorf("found %v, %v", found, err)
 	}
 	empty(t, cfg.Dir)
-}
-
-func TestKeptLog(t *testing.T) {
-	l := keptLog{dir: t.TempDir(), keep: 10}
-	defer l.close()
-	l.add(1, []byte("12345"))
-	l.add(2, []byte("err"))
-	l.add(1, []byte("6789012"))
-	l.add(1, bytes.Repeat([]byte("x"), 3*tailSize))
-	l.add(1, []byte("end"))
-	var got [3]string
-	var order string
-	if err := l.replay(func(stream int, p []byte) error {
-		got[stream] += string(p)
-		order += fmt.Sprint(stream)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if want := "1234567890" + strings.Repeat("x", tailSize-3) + "end"; got[1] != want || got[2] != "err" || order != "1211" {
-		t.Errorf("%d bytes of stdout, %q, in order %s", len(got[1]), got[2], order)
-	}
-	lost := keptLog{dir: "/no/such/dir", keep: -1}
-	lost.add(1, []byte("x"))
-	got[2] = ""
-	if err := lost.replay(func(stream int, p []byte) error { got[stream] += string(p); return nil }); err != nil || !strings.Contains(got[2], "output is missing") {
-		t.Errorf("%q, %v", got[2], err)
-	}
 }

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,6 +55,75 @@ func TestHistoryIsKept(t *testing.T) {
 		t.Errorf("after it was deleted, %s is in the history\n%s", ok, got)
 	}
 	d.buildctl("debug", "ctl", "--delete", ok).fails(t, ok, "no record")
+}
+
+// A client is shown a part of what a step prints, the history has all of it, also
+// of a failed step and of one that runs in the daemon itself, and lets go of it with
+// the record.
+// compat: CTL-061, CTL-074
+func TestWholeLogIsKept(t *testing.T) {
+	d := newDaemon(t)
+	secret := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(secret, []byte("hush"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, step := range map[string]string{
+		"ok":        "RUN seq 1000000 1999999",
+		"failed":    "RUN seq 1000000 1999999; exit 4",
+		"in daemon": "RUN --mount=type=secret,id=s seq 1000000 1999999",
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "ref")
+			r := d.dockerfile("FROM BASE\n"+step+"\n", nil, "--ref-file", file, "--secret", "id=s,src="+secret)
+			if !strings.Contains(r.stderr, "[output clipped, log limit ") || strings.Contains(r.stderr, " 1500000\n") {
+				t.Errorf("the client is shown all, or isn't told that it isn't: %s", tail(r.stderr, 5))
+			}
+			ref := readFile(t, file)
+			for _, when := range []string{"at once", "after a restart"} {
+				out := d.buildctl("debug", "logs", "--progress", "rawjson", ref).must(t)
+				if n := loggedLines(t, out.stdout+out.stderr); n != 1000000 {
+					t.Errorf("%s the history has %d lines", when, n)
+				}
+				if when == "at once" {
+					d.stop()
+					d.start()
+				}
+			}
+			d.buildctl("debug", "ctl", "--delete", ref).must(t)
+			if left, err := os.ReadDir(filepath.Join(d.root, "logs")); err != nil || len(left) > 0 {
+				t.Errorf("after the record: %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// loggedLines checks that messages as JSON have the numbers from 1000000 on, each on
+// a line, and returns how many.
+func loggedLines(t *testing.T, messages string) int {
+	t.Helper()
+	var printed strings.Builder
+	dec := json.NewDecoder(strings.NewReader(messages))
+	for dec.More() {
+		var msg struct {
+			Logs []struct {
+				Data []byte `json:"data"`
+			} `json:"logs"`
+		}
+		if err := dec.Decode(&msg); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range msg.Logs {
+			printed.Write(l.Data)
+		}
+	}
+	n := 0
+	for line := range strings.Lines(printed.String()) {
+		if want := fmt.Sprintln(1000000 + n); line != want {
+			t.Fatalf("line %d is %q", n, line)
+		}
+		n++
+	}
+	return n
 }
 
 // compat: BCL-076, CTL-139

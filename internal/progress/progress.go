@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/steplog"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -16,6 +17,7 @@ type Event struct {
 	Vertex  *Vertex
 	Status  *Status
 	Log     *Log
+	Stored  *Stored
 	Warning *Warning
 }
 
@@ -54,6 +56,14 @@ type Log struct {
 	Stream    int
 	Data      []byte
 	Timestamp time.Time
+}
+
+// Stored tells where all is that a vertex prints, if its Log events may leave
+// something out. It is told once, before the vertex ends; the log may still grow.
+// Its files are closed when nobody refers to it any more.
+type Stored struct {
+	Vertex digest.Digest
+	Log    *steplog.Log
 }
 
 // Warning is a finding about the input, such as a lint rule that fired.
@@ -158,6 +168,10 @@ func (e Event) WithVertex(v digest.Digest) Event {
 		c := *e.Log
 		c.Vertex = v
 		return Event{Log: &c}
+	case e.Stored != nil:
+		c := *e.Stored
+		c.Vertex = v
+		return Event{Stored: &c}
 	case e.Warning != nil:
 		c := *e.Warning
 		c.Vertex = v
