@@ -96,13 +96,13 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if err := w.openFiles(&undo, cfg.Log.Warn); err != nil {
 		return nil, err
 	}
-	if w.rules, err = cfg.GC.rules(cfg.Root); err != nil {
+	if w.rules, err = cfg.GC.rules(w.cfg.Root); err != nil {
 		return nil, err
 	}
 	if w.cfg.Network, err = cfg.Network.Resolve(cfg.Log); err != nil {
 		return nil, err
 	}
-	if w.cfg.Network.Dir, err = filepath.Abs(cmp.Or(w.cfg.Network.Dir, filepath.Join(cfg.Root, "net"))); err != nil {
+	if w.cfg.Network.Dir, err = filepath.Abs(cmp.Or(w.cfg.Network.Dir, filepath.Join(w.cfg.Root, "net"))); err != nil {
 		return nil, fmt.Errorf("directory for networks: %w", err)
 	}
 	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
@@ -136,10 +136,13 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 // openFiles opens what the cache stands on: store, snapshots, blobs. warn is
 // told what the store found wrong and set aside.
 func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
+	var err error
+	if w.cfg.Root, err = filepath.Abs(w.cfg.Root); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
 	if err := prepareRoot(w.cfg.Root); err != nil {
 		return err
 	}
-	var err error
 	if w.id, err = workerID(w.cfg.Root); err != nil {
 		return err
 	}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -382,4 +384,27 @@ func TestSourceMetaOfBadSources(t *testing.T) {
 	if m, err := w.SourceMeta(t.Context(), MetaRequest{Op: &pb.SourceOp{Identifier: "local://ctx"}}); err != nil || m.Op.Identifier != "local://ctx" {
 		t.Errorf("local source: %v, %v", m, err)
 	}
+}
+
+// A state directory that is named by a relative path is measured like any other.
+func TestRelativeRoot(t *testing.T) {
+	t.Chdir(t.TempDir())
+	w := open(t, "state")
+	use(t, w)
+	space, err := w.Cache().Space(t.Context())
+	must(t, err)
+	var on int64
+	must(t, filepath.WalkDir("state", func(path string, _ fs.DirEntry, err error) error {
+		var st syscall.Stat_t
+		if err == nil {
+			err = syscall.Lstat(path, &st)
+		}
+		on += st.Blocks * 512
+		return err
+	}))
+	// The store may write meanwhile.
+	if off := space.Total() - on; off > space.Records/2 || -off > space.Records/2 {
+		t.Errorf("%d bytes are said to be in the state directory, there are %d: %+v", space.Total(), on, space)
+	}
+	must(t, w.Close())
 }
