@@ -461,3 +461,20 @@ bridgeSubnet = "192.168.7.0/24"
 		t.Errorf("flags %+v", n)
 	}
 }
+
+// compat: DMN-013
+func TestRootlessDefaults(t *testing.T) {
+	t.Setenv("HOME", "/home/ann")
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+	t.Setenv("XDG_DATA_HOME", "")
+	cfg, warnings, err := loaded(t, "", "--rootless", "--oci-worker-rootless")
+	must(t, err)
+	if cfg.Root != "/home/ann/.local/share/kiln" || !slices.Equal(cfg.GRPC.Address, []string{"unix:///run/user/1000/buildkit/buildkitd.sock"}) || !cfg.Worker.OCI.Rootless || len(warnings) > 0 {
+		t.Errorf("%q %q %q", cfg.Root, cfg.GRPC.Address, warnings)
+	}
+	cfg, _, err = loaded(t, "root = \"/file\"\n[worker.oci]\nrootless = true\n", "--rootless", "--addr", "tcp://flag")
+	must(t, err)
+	if cfg.Root != "/file" || !slices.Equal(cfg.GRPC.Address, []string{"tcp://flag"}) || !cfg.Worker.OCI.Rootless {
+		t.Errorf("what is said has no effect: %q %q", cfg.Root, cfg.GRPC.Address)
+	}
+}

@@ -38,7 +38,7 @@ func asUser(t *testing.T, count int) *harness.Unprivileged {
 	return env.user
 }
 
-// compat: DMN-013, DMN-080
+// compat: DMN-013
 func TestRootless(t *testing.T) {
 	asUser(t, 65536)
 	d := newDaemon(t, "--allow-insecure-entitlement", "security.insecure")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
@@ -123,7 +124,7 @@ func (h *holder) mapIDs(program string, args []string) error {
 func (h *holder) become(nsenter, name string) error {
 	dir, err := os.Getwd()
 	if err != nil {
-		return err
+		dir = "/" // it is gone, and nothing can be meant relative to it
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -164,7 +165,8 @@ func finish(state string) error {
 		}
 		unix.Close(fd) //nolint:errcheck // nothing was written
 	}
-	if err := os.Chdir(f[2]); err != nil {
+	// Where the user may not be, such as in root's home, it stays in the top one.
+	if err := os.Chdir(f[2]); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("return to the working directory: %w", err)
 	}
 	if os.Geteuid() != 0 || !Here().Mapped() {

@@ -145,7 +145,7 @@ func TestClaimOfAnothersDirectory(t *testing.T) {
 	}
 }
 
-// compat: DMN-002, DMN-003, DMN-001
+// compat: DMN-001, DMN-003
 func TestUserPaths(t *testing.T) {
 	t.Setenv("HOME", "/home/ann")
 	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1000:/other")
