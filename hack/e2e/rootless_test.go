@@ -92,6 +92,25 @@ COPY --from=b /map /d /
 	})
 }
 
+// Paths are relative to where the user is; where it may not be, a daemon still
+// starts.
+func TestRootlessWorkingDirectory(t *testing.T) {
+	u := asUser(t, 65536)
+	state := filepath.Join(u.Home, "state")
+	if err := errors.Join(os.Mkdir(state, 0o755), os.WriteFile(filepath.Join(state, "rootless-ids"), []byte("uid 0 7 1\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	private := t.TempDir()
+	if err := os.Chmod(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for dir, root := range map[string]string{u.Home: "state", private: state} {
+		cmd := kilndCommand("fsck", "--root", root)
+		cmd.Dir = dir
+		runCommand(t, cmd).fails(t, root+" was made with other ids", "uid 0 7 1\n")
+	}
+}
+
 // archiveWithDevice is a tar with a device between two files.
 func archiveWithDevice(t *testing.T) string {
 	t.Helper()
@@ -259,6 +278,7 @@ func TestRootlessAutostart(t *testing.T) {
 		t.Errorf("the step ran as %q", got)
 	}
 	stopByRoot(t, filepath.Join(u.Home, ".local", "share", "kiln"))
+	runCommand(t, asUser(t, 0).Command(bin, "build", dir)).fails(t, "a private one can't be started", "/etc/subuid has no range of ids")
 	if left := survey(t, u.Home).since(before); left != "" {
 		t.Errorf("left behind:\n%s", left)
 	}
