@@ -65,7 +65,7 @@ func NewUnprivileged(dir string, count int) (*Unprivileged, error) {
 			return nil, err
 		}
 		if _, err := os.Stat("/etc/" + name); err != nil {
-			return nil, fmt.Errorf("%w: run hack/deps", err)
+			return nil, fmt.Errorf("%w: it must be there for others to be mounted over it", err)
 		}
 	}
 	u.env = []string{"HOME=" + u.Home, "XDG_RUNTIME_DIR=" + u.runtimeDir(), "XDG_DATA_HOME=", "XDG_CONFIG_HOME=", "USER=" + unprivilegedName, "LOGNAME=" + unprivilegedName}

@@ -67,8 +67,8 @@ func contains(ranges []Range, id uint32) bool {
 // Explain is err of giving a file to uid and gid, with the cause if that is an
 // id that isn't mapped. No error stays none.
 func (n *Namespace) Explain(err error, uid, gid int) error {
-	if err == nil {
-		return nil
+	if err == nil || !n.Mapped() {
+		return err
 	}
 	for _, id := range []struct {
 		kind, file string

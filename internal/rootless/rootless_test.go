@@ -46,7 +46,7 @@ func TestExplain(t *testing.T) {
 	if err := users.Explain(nil, 70000, 70000); err != nil {
 		t.Error(err)
 	}
-	if err := machine.Explain(cause, 1<<31, 1<<31); err != cause {
+	if err := machine.Explain(cause, all, all); err != cause {
 		t.Error(err)
 	}
 }
