@@ -2,10 +2,13 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -45,6 +48,13 @@ func TestDelegatedDir(t *testing.T) {
 		if got, err := delegatedDir(mount, own, 42); got != want || err != nil {
 			t.Errorf("%q: %q, %v", own, got, err)
 		}
+	}
+}
+
+func TestMissingController(t *testing.T) {
+	err := setting{t.TempDir(), "memory.max", "5"}.write()
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "has no controller memory") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -174,7 +174,12 @@ func (g *Group) limit(l Limits) error {
 type setting struct{ dir, file, value string }
 
 func (s setting) write() error {
-	if err := write(filepath.Join(s.dir, s.file), s.value); err != nil {
+	err := write(filepath.Join(s.dir, s.file), s.value)
+	if errors.Is(err, fs.ErrNotExist) {
+		controller, _, _ := strings.Cut(s.file, ".")
+		return fmt.Errorf("set limit %s to %s: the cgroup has no controller %s; whoever gave it to this daemon has to pass that on: %w", s.file, s.value, controller, err)
+	}
+	if err != nil {
 		return fmt.Errorf("set limit %s to %s: %w", s.file, s.value, err)
 	}
 	return nil
