@@ -2,8 +2,6 @@ package build
 
 import (
 	"bytes"
-	"context"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -12,79 +10,33 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
-	"github.com/kilnbuild/kiln/ops"
-	"github.com/kilnbuild/kiln/ops/source/registry"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
-	"github.com/kilnbuild/kiln/solver"
+	control "github.com/moby/buildkit/api/services/control"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// elsewhere is another daemon whose cache is imported: its keys as they are, its
-// results as the layers that it has pushed. It is a solver.ResultStore and, for
-// these layers, a cache.BlobSource.
-type elsewhere struct {
-	*daemon
-	to    *daemon
-	image string // that it has pushed
-}
-
-// importing makes to import what a build of result makes elsewhere, and returns
-// the blob of its last layer.
+// importing makes to import what a build of result makes on another daemon, and
+// returns the blob of its last layer.
 func (to *daemon) importing(result, variant string) digest.Digest {
 	to.t.Helper()
-	e := &elsewhere{daemon: &daemon{t: to.t, root: to.t.TempDir(), reg: to.reg, log: &bytes.Buffer{}, out: "cache"}, to: to}
-	e.start()
-	to.t.Cleanup(e.stop)
-	e.build(result, variant, trouble{})
-	e.image = to.reg.Host + "/cache-" + result + ":" + variant
-	to.imports = []solver.Import{{Name: "elsewhere", Keys: e.worker.Keys(), Results: e}}
-	usage, err := e.worker.Cache().DiskUsage(to.t.Context(), []string{"description==" + result}, 0)
+	there := &daemon{t: to.t, root: to.t.TempDir(), reg: to.reg, log: &bytes.Buffer{}, out: "cache"}
+	there.start()
+	to.t.Cleanup(there.stop)
+	ref := map[string]string{"ref": to.reg.Host + "/cache-" + result + ":cache", "mode": "max"}
+	there.exports = []*control.CacheOptionsEntry{{Type: "registry", Attrs: ref}}
+	to.imports = there.exports
+	there.build(result, variant, trouble{})
+	usage, err := there.worker.Cache().DiskUsage(to.t.Context(), []string{"description==" + result}, 0)
 	to.must(err)
 	if len(usage) != 1 {
 		to.t.Fatalf("%d records of %s elsewhere", len(usage), result)
 	}
-	layers, err := e.layers(to.t.Context(), usage[0].ID)
+	made, err := there.worker.Cache().Get(to.t.Context(), usage[0].ID)
+	to.must(err)
+	defer made.Release()
+	layers, err := made.Layers(to.t.Context(), cache.Compression{})
 	to.must(err)
 	return layers[len(layers)-1].Blob.Digest
-}
-
-func (e *elsewhere) layers(ctx context.Context, id string) ([]cache.Layer, error) {
-	there, err := e.worker.Cache().Get(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	defer there.Release()
-	layers, err := there.Layers(ctx, cache.Compression{})
-	for i := range layers {
-		layers[i].Blob.Annotations = nil // it doesn't tell a push where to mount it from
-	}
-	return layers, err
-}
-
-func (e *elsewhere) Load(ctx context.Context, id string) (solver.Result, error) {
-	layers, err := e.layers(ctx, id)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", solver.ErrNoResult, err)
-	}
-	var top *cache.Ref
-	for _, l := range layers {
-		next, err := e.to.worker.Cache().GetByBlob(ctx, l, top, e, cache.Options{Description: "imported " + l.Blob.Digest.String()})
-		top.Release()
-		if err != nil {
-			return nil, err
-		}
-		top = next
-	}
-	return ops.Result{Ref: top}, nil
-}
-
-func (e *elsewhere) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	f, err := e.to.worker.Registry().Resolver(registry.Access{}).Fetcher(ctx, e.image)
-	if err != nil {
-		return nil, err
-	}
-	return f.Fetch(ctx, desc)
 }
 
 // misbehaviours are ways in which a registry gives a blob, wherever it is asked
@@ -115,6 +67,9 @@ var misbehaviours = map[string]func(reg *registrytest.Registry, dgst digest.Dige
 
 func forBlob(dgst digest.Digest, answer func(http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, req *http.Request) bool {
+		if req.URL.Query().Has("mount") {
+			req.URL.RawQuery = "" // what is in one repository isn't in another
+		}
 		if req.Method != http.MethodGet || !strings.HasSuffix(req.URL.Path, "/cache-two/blobs/"+dgst.String()) && !strings.HasSuffix(req.URL.Path, "/cache-top/blobs/"+dgst.String()) {
 			return false
 		}

@@ -19,13 +19,12 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/frontend"
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/store"
-	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
 	"github.com/kilnbuild/kiln/worker/export"
+	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,7 +41,8 @@ type daemon struct {
 	engine *Engine
 	// out is what the names of images begin with that builds push.
 	out     string
-	imports []solver.Import // of builds
+	imports []*control.CacheOptionsEntry // of builds
+	exports []*control.CacheOptionsEntry
 }
 
 func newDaemon(t *testing.T) *daemon {
@@ -152,13 +152,14 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 	ctx, cancel := context.WithCancel(d.t.Context())
 	defer cancel()
 	def := d.definition(result, variant)
-	b, err := d.engine.register(ctx, Request{Ref: id, Definition: def})
+	b, err := d.engine.register(ctx, Request{Ref: id, Definition: def, CacheImports: d.imports, CacheExports: d.exports})
 	d.must(err)
 	defer d.engine.running.Done()
 	defer b.finish(nil, nil)
-	if d.imports != nil {
-		b.solver.Close()
-		b.solver = d.worker.Solver().NewBuild(solver.BuildOptions{Value: &ops.Build{}, Progress: progress.WriterFunc(b.write), Imports: d.imports})
+	caches, err := b.cacheExporters()
+	d.must(err)
+	for _, im := range d.imports {
+		b.imports.add(im.Type, im.Attrs)
 	}
 
 	res, err := b.bridge.Solve(ctx, frontend.SolveRequest{Definition: def})
@@ -173,7 +174,7 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 			tr.exporting()
 		}
 	})
-	if _, err := b.deliver([]export.Exporter{exporter{image, before}}, nil, res); err != nil {
+	if _, err := b.deliver([]export.Exporter{exporter{image, before}}, caches, res); err != nil {
 		d.t.Fatalf("build: %v", err)
 	}
 	return outcome{ran.counts(), d.files(b, res)}
