@@ -40,6 +40,9 @@ type SolveOptions struct {
 	Attrs      map[string]string
 	Inputs     map[string]*pb.Definition
 	Exports    []Export
+	// CacheImports are asked beside the daemon's own cache; CacheExports are where
+	// it is kept for others.
+	CacheImports, CacheExports []Cache
 	// Locals are directories by the name that the build knows them by;
 	// OCILayouts are OCI layout directories likewise.
 	Locals       map[string]string
@@ -69,6 +72,9 @@ func (c *Client) Solve(ctx context.Context, opts SolveOptions, status Status) (R
 func (c *Client) build(ctx context.Context, opts SolveOptions, drive Drive, status Status) (Response, error) {
 	if opts.Ref == "" {
 		opts.Ref = rand.Text()
+	}
+	if err := opts.resolveImports(); err != nil {
+		return nil, err
 	}
 	s, err := newSession(ctx, opts)
 	if err != nil {
@@ -108,7 +114,7 @@ func (c *Client) build(ctx context.Context, opts SolveOptions, drive Drive, stat
 		}
 		return nil, err
 	}
-	return resp.ExporterResponse, nil
+	return resp.ExporterResponse, opts.tagCaches(resp.ExporterResponse)
 }
 
 // statusQuiet is how long the status of a build that has ended may say nothing
@@ -161,7 +167,7 @@ func (opts SolveOptions) request(sessionID string) *control.SolveRequest {
 	req := &control.SolveRequest{
 		Ref: opts.Ref, Definition: opts.Definition, Session: sessionID, Frontend: opts.Frontend,
 		FrontendAttrs: opts.Attrs, FrontendInputs: opts.Inputs, Entitlements: opts.Entitlements,
-		Cache: &control.CacheOptions{},
+		Cache: opts.cacheOptions(),
 	}
 	for _, ex := range opts.Exports {
 		req.Exporters = append(req.Exporters, &control.Exporter{Type: ex.Type, Attrs: ex.Attrs})
@@ -228,7 +234,8 @@ func newSession(ctx context.Context, opts SolveOptions) (*session.Session, error
 	return s, nil
 }
 
-// allowContent serves the OCI layouts that the build may read images from.
+// allowContent serves the OCI layouts that the build may read images from, and the
+// directories of its caches.
 func allowContent(s *session.Session, opts SolveOptions) error {
 	stores := map[string]content.Store{}
 	for name, dir := range opts.OCILayouts {
@@ -240,6 +247,9 @@ func allowContent(s *session.Session, opts SolveOptions) error {
 			return fmt.Errorf("OCI layout %s in %s: %w", name, dir, err)
 		}
 		stores["oci:"+name] = store
+	}
+	if err := opts.cacheStores(func(name string, store content.Store) { stores[name] = store }); err != nil {
+		return err
 	}
 	if len(stores) > 0 {
 		s.Allow(sessioncontent.NewAttachable(stores))

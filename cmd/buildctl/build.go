@@ -70,7 +70,8 @@ func buildFlags() []cli.Flag {
 		&cli.StringFlag{Name: "ref-file", Usage: "file for the build's id"},
 		&cli.StringFlag{Name: "on-error", Usage: "shell: open a shell in a step that fails; its input is stdin, on a terminal or not", Value: "fail"},
 		&cli.StringSliceFlag{Name: "registry-auth-tlscontext", Usage: "host=H[,ca=F][,cert=F][,key=F][,insecure=BOOL]"},
-		&cli.StringSliceFlag{Name: "import-cache", Usage: "type=...: this daemon warns and goes on without it"},
+		&cli.StringSliceFlag{Name: "export-cache", Usage: "type=registry,ref=REF|local,dest=DIR|inline[,mode=min|max][,...]"},
+		&cli.StringSliceFlag{Name: "import-cache", Usage: "type=registry,ref=REF|local,src=DIR"},
 	}
 }
 
@@ -168,6 +169,12 @@ func solveOptions(c *cli.Command) (client.SolveOptions, error) {
 	if err != nil {
 		return opts, err
 	}
+	if opts.CacheExports, err = caches("export-cache", c.StringSlice("export-cache")); err != nil {
+		return opts, err
+	}
+	if opts.CacheImports, err = caches("import-cache", c.StringSlice("import-cache")); err != nil {
+		return opts, err
+	}
 	opts.SharedKey = sharedKey(opts.Locals)
 	for _, o := range outputs {
 		fields, err := csvvalue.Fields(o, nil)
@@ -215,6 +222,37 @@ func longForm(c *cli.Command, opts *client.SolveOptions) error {
 	}
 	opts.Definition, opts.Attrs = def, nil
 	return nil
+}
+
+// caches reads the values of a flag; a bare one is a reference in a registry.
+func caches(flag string, in []string) (out []client.Cache, err error) {
+	for _, s := range in {
+		if !strings.Contains(s, "=") {
+			out = append(out, client.Cache{Type: "registry", Attrs: map[string]string{"ref": s}})
+			continue
+		}
+		fields, err := csvvalue.Fields(s, nil)
+		if err != nil {
+			return nil, fmt.Errorf("%s %q: %w", flag, s, err)
+		}
+		c := client.Cache{Attrs: map[string]string{}}
+		for _, f := range fields {
+			k, v, ok := strings.Cut(f, "=")
+			switch k = strings.ToLower(k); {
+			case !ok:
+				return nil, fmt.Errorf("%s %q: %q is not K=V", flag, s, f)
+			case k == "type":
+				c.Type = v
+			default:
+				c.Attrs[k] = v
+			}
+		}
+		if c.Type == "" {
+			return nil, fmt.Errorf("%s %q: type is missing, such as type=registry", flag, s)
+		}
+		out = append(out, c)
+	}
+	return out, nil
 }
 
 // ignoreCache makes every op run, also those that have no metadata yet.

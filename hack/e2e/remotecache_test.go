@@ -388,3 +388,26 @@ func TestCacheFromAndToUpstream(t *testing.T) {
 		fresh.ran(build(fresh.addr, "--import-cache", "type=registry,ref="+ref(name)))
 	}
 }
+
+// kiln's own client knows the same, and its directories are upstream's.
+// compat: BCL-029
+func TestCacheWithOwnClient(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "cache")
+	project := files{"Dockerfile": strings.ReplaceAll(cached, "BASE", env.base), "src/x": "x", "src/y": "y"}.write(t)
+	build := func(d *daemon, args ...string) result {
+		t.Helper()
+		return d.kiln(append(append([]string{"build", "--progress", "plain"}, args...), project)...).must(t)
+	}
+	d := newDaemon(t)
+	build(d, "--import-cache", "type=local,src="+dir, "--export-cache", "type=local,mode=max,dest="+dir)
+	build(d, "--export-cache", "type=registry,mode=max,ref="+env.registry+"/cache/own:1")
+	for _, from := range []string{"type=local,src=" + dir, env.registry + "/cache/own:1"} {
+		fresh := newDaemon(t)
+		fresh.ran(build(fresh, "--import-cache", from))
+	}
+	fresh := newDaemon(t)
+	fresh.ran(fresh.makes(cached, cachedFiles, "--import-cache", "type=local,src="+dir))
+	for _, bad := range []string{"type=local,dest", "ref=x"} {
+		d.kiln("build", "--export-cache", bad, project).fails(t, "export-cache", bad)
+	}
+}
