@@ -114,6 +114,10 @@ func TestCacheInRegistry(t *testing.T) {
 	if !strings.Contains(r.stderr, "importing cache manifest from registry "+watched.Host) {
 		t.Errorf("nothing shows that a cache is imported:\n%s", r.stderr)
 	}
+	// The request and the frontend both name it.
+	if n := watched.asked("HEAD /v2/cache/max/manifests/1"); n != 1 {
+		t.Errorf("the cache was asked for %d times", n)
+	}
 	doc := manifestOf(t, "cache/max", "1")
 	if doc.Config == nil || doc.Config.MediaType != "application/vnd.buildkit.cacheconfig.v0" || len(doc.Layers) < 5 { // a copied file may make the same layer as the file's own
 		t.Errorf("the cache has %d layers: %+v", len(doc.Layers), doc)
@@ -387,6 +391,31 @@ func TestCacheFromAndToUpstream(t *testing.T) {
 		fresh := newDaemon(t)
 		fresh.ran(build(fresh.addr, "--import-cache", "type=registry,ref="+ref(name)))
 	}
+}
+
+// Each build reads and writes caches with its own credentials, also what another
+// build has found there before. compat: EXP-083
+func TestCacheCredentials(t *testing.T) {
+	reg := startRegistry(t, harness.Options{User: "ann", Password: "of-the-cache"})
+	from := "type=registry,ref=" + reg.Host + "/private/cache:1"
+	d := newDaemon(t)
+	d.dockerfile(cached, cachedFiles, "--export-cache", from+",mode=max").fails(t, reg.Host, "credentials")
+	d.login(reg.Host, "ann", "of-the-cache")
+	d.makes(cached, cachedFiles, "--export-cache", from+",mode=max")
+
+	fresh := newDaemon(t)
+	fresh.login(reg.Host, "ann", "of-the-cache")
+	fresh.ran(fresh.dockerfile(cached, cachedFiles, "--import-cache", from).must(t)) // fetches no layer
+	if err := os.RemoveAll(fresh.dockerConfig()); err != nil {
+		t.Fatal(err)
+	}
+	r := fresh.makes(cached, cachedFiles, "--import-cache", from)
+	if len(executed(r)) == 0 || !strings.Contains(r.stderr, "credentials") {
+		t.Errorf("somebody without credentials got the layers:\n%s", r.stderr)
+	}
+	fresh.buildctl("prune", "--all").must(t)
+	fresh.login(reg.Host, "ann", "of-the-cache")
+	fresh.ran(fresh.makes(cached, cachedFiles, "--import-cache", from))
 }
 
 // kiln's own client knows the same, and its directories are upstream's.
