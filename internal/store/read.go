@@ -48,19 +48,42 @@ type Reader struct {
 // and wait for nothing: a commit that grows the file waits for it.
 func (d *DB) Read(fn func(r *Reader)) {
 	r := &Reader{db: d, cursors: map[string]*bbolt.Cursor{}}
-	// The lock is held until the transaction has begun. A commit in flight may or
-	// may not be in it, which makes no difference, as its group is looked at too.
-	d.mu.RLock()
-	r.groups = [2]*group{d.flying, d.current}
-	err := d.attempt(func() (err error) {
-		r.tx, err = d.bolt.Begin(false)
-		return err
-	})
-	d.mu.RUnlock()
-	if err == nil {
+	for !r.begin() {
+	}
+	if r.tx != nil {
 		defer r.tx.Rollback() // of a transaction that only reads; it can't fail
 	}
 	fn(r)
+}
+
+// begin begins the transaction, and reports whether the groups are still those of
+// before: else a commit may have gone in between, and r would see a part of it.
+//
+// DB.mu isn't held meanwhile: a transaction begins after a commit that grows the
+// file, which waits for readers, and they for DB.mu.
+func (r *Reader) begin() bool {
+	r.groups = r.db.pending()
+	err := r.db.attempt(func() (err error) {
+		r.tx, err = r.db.bolt.Begin(false)
+		return err
+	})
+	if err != nil {
+		r.tx = nil
+		return true
+	}
+	if r.groups == r.db.pending() {
+		return true
+	}
+	r.tx.Rollback()
+	return false
+}
+
+// pending are the groups that aren't in bbolt, oldest first. One that is in flight
+// may be there already, which makes no difference.
+func (d *DB) pending() [2]*group {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return [2]*group{d.flying, d.current}
 }
 
 // Scan is DB.Scan.

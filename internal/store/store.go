@@ -20,8 +20,8 @@
 // of every commit (journal.go). What the two files hold is drawn in schema.md.
 //
 // Locks: DB.committing is held during a commit, DB.mu guards the groups and
-// counters and is never held during one; it comes after committing. bbolt's own
-// locks come last.
+// counters and is never held during one, nor while a transaction begins. It comes
+// after committing and after bbolt's locks.
 package store
 
 import (
