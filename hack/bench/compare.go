@@ -30,6 +30,8 @@ type sample struct {
 	wall   time.Duration
 	cpu    time.Duration
 	peakMB float64
+	// switches are those of its threads.
+	switches int64
 }
 
 // compare runs s in turns and prints its row.
@@ -75,8 +77,13 @@ func (b *bench) compare(s scenario, rounds int) error {
 		fmt.Printf("%-22s %9.3fs %10s %7s   %8.3fs %9s   %8.0f %8s   buildkitd can't: %v\n", s.name, median(kiln, wall), "-", "-", median(kiln, cpu), "-", median(kiln, mem), "-", cannot)
 		return nil
 	}
-	fmt.Printf("%-22s %9.3fs %9.3fs %7.2f   %8.3fs %8.3fs   %8.0f %8.0f\n", s.name,
+	fmt.Printf("%-22s %9.3fs %9.3fs %7.2f   %8.3fs %8.3fs   %8.0f %8.0f", s.name,
 		median(kiln, wall), median(peer, wall), medianOf(ratios), median(kiln, cpu), median(peer, cpu), median(kiln, mem), median(peer, mem))
+	if s.idle {
+		switches := func(s sample) float64 { return float64(s.switches) }
+		fmt.Printf("   context switches: %.0f, %.0f", median(kiln, switches), median(peer, switches))
+	}
+	fmt.Println()
 	return nil
 }
 
@@ -118,6 +125,10 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 		return out, fmt.Errorf("warm up: %w", err)
 	}
 	process := d.cmd
+	switched, err := d.switches()
+	if err != nil {
+		return out, err
+	}
 	before, err := d.cpu()
 	if err != nil {
 		return out, err
@@ -134,8 +145,12 @@ func (b *bench) measure(s scenario, input string, ours bool) (out sample, err er
 	if err != nil {
 		return out, err
 	}
+	if out.switches, err = d.switches(); err != nil {
+		return out, err
+	}
 	if out.cpu = after; d.cmd == process { // else it was started anew
 		out.cpu -= before
+		out.switches -= switched
 	}
 	return out, s.check(r)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/client/llb"
 )
@@ -83,10 +84,17 @@ func definition(name string, cached bool, g graph) scenario {
 // many records.
 const storedRecords = 5000
 
-// stored times run on a daemon with many records; check is told how many are
-// left.
-func stored(name string, run func(*runner) error, check func(records int) error) scenario {
+// stored times run on a daemon with many records, after first; check is told how
+// many are left.
+func stored(name string, first, run func(*runner) error, check func(records int) error) scenario {
 	s := definition(name, true, wide(storedRecords))
+	build := s.warm
+	s.warm = func(r *runner) error {
+		if err := build(r); err != nil {
+			return err
+		}
+		return first(r)
+	}
 	s.run = run
 	s.check = func(r *runner) error {
 		out, err := r.output(nil, "du", "--format", "{{range .}}{{println .ID}}{{end}}")
@@ -95,6 +103,39 @@ func stored(name string, run func(*runner) error, check func(records int) error)
 		}
 		return check(len(strings.Fields(out)))
 	}
+	return s
+}
+
+func nothing(*runner) error { return nil }
+
+func du(r *runner) error { return r.buildctl("du") }
+
+// workers asks for next to nothing: what counts is what the daemon has in memory.
+func workers(r *runner) error { return r.buildctl("debug", "workers") }
+
+const (
+	// calmDown is how long a daemon may be busy with the end of a build: the
+	// collector's pause is the longest.
+	calmDown = 15 * time.Second
+	idleFor  = 10 * time.Second
+)
+
+// idle counts what wakes up in a daemon that has built and does nothing.
+func idle(name string) scenario {
+	s := definition(name, true, chain(20))
+	build := s.warm
+	s.warm = func(r *runner) error {
+		if err := build(r); err != nil {
+			return err
+		}
+		<-time.After(calmDown)
+		return nil
+	}
+	s.run = func(*runner) error {
+		<-time.After(idleFor)
+		return nil
+	}
+	s.idle = true
 	return s
 }
 

@@ -82,6 +82,39 @@ func (d *daemon) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * (time.Second / 100), nil
 }
 
+// switches is how often threads of the daemon and of all below it that run have
+// given up a processor: all that wakes up does so again.
+func (d *daemon) switches() (sum int64, err error) {
+	all, err := d.processes()
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range all {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.pid))
+		if err != nil {
+			return 0, err
+		}
+		for _, task := range tasks {
+			status, err := p.file("task/" + filepath.Base(task) + "/status")
+			if err != nil {
+				return 0, err
+			}
+			for line := range strings.Lines(string(status)) {
+				name, value, _ := strings.Cut(line, ":")
+				if !strings.HasSuffix(name, "ctxt_switches") {
+					continue
+				}
+				n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+				if err != nil {
+					return 0, err
+				}
+				sum += n
+			}
+		}
+	}
+	return sum, nil
+}
+
 // memoryKB is what the daemon and all below it, but for programs named without,
 // have in memory now. What several of them share, as two processes of a program
 // do its text, is counted once; so nothing else should run their programs meanwhile.

@@ -20,6 +20,7 @@ type scenario struct {
 	run     func(*runner) error
 	check   func(*runner) error
 
+	idle     bool         // nothing is to happen while it runs
 	args     []string     // further flags of the daemons
 	peerArgs []string     // and of buildkitd alone
 	peerCan  func() error // why buildkitd can't; nil: it can
@@ -65,9 +66,13 @@ var scenarios = []scenario{
 	definition("wide5000-cached", true, wide(5000)),
 	definition("chain100", false, chain(100)),
 	definition("merge100", false, merge(100)),
-	stored("restart", restart, allKept),
-	stored("du", func(r *runner) error { return r.buildctl("du") }, allKept),
-	stored("prune", func(r *runner) error { return r.buildctl("prune", "--all") }, allGone),
+	stored("records-memory", nothing, workers, allKept),
+	stored("restart", nothing, restart, allKept),
+	stored("restart-cached", restart, func(r *runner) error { return r.buildDefinition() }, allKept),
+	stored("du", nothing, du, allKept),
+	stored("du-again", du, du, allKept),
+	stored("prune", nothing, func(r *runner) error { return r.buildctl("prune", "--all") }, allGone),
+	idle("idle"),
 }
 
 // runs builds 50 RUN true in one kind of network.
