@@ -5,19 +5,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/store"
-	"github.com/kilnbuild/kiln/snapshot"
 )
-
-// removals counts the snapshots that are removed.
-type removals struct {
-	snapshot.Snapshotter
-	n int
-}
-
-func (r *removals) Remove(b *store.Batch, id string) error {
-	r.n++
-	return r.Snapshotter.Remove(b, id)
-}
 
 // step makes a record, persists it, reads it and lets go of it, as a build does
 // with a step: whatever lock somebody held meanwhile would make it wait for good.
@@ -36,17 +24,16 @@ func TestPruneLetsBuildsIn(t *testing.T) {
 	e := newEnv(t)
 	const n = 3*evictBatch + 1
 	e.unused(n)
-	counted := &removals{Snapshotter: e.snaps}
-	e.m.snapshots = counted
-	batches, told := 0, 0
+	batches, told, removed := 0, 0, 0
+	e.m.snapshots = &onRemove{e.snaps, func() { removed++ }}
 	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, func(Usage) error {
 		if told++; told%evictBatch == 1 {
-			if counted.n == 0 || counted.n > evictBatch {
-				t.Errorf("batch %d removed %d records", batches, counted.n)
+			if removed == 0 || removed > evictBatch {
+				t.Errorf("batch %d removed %d records", batches, removed)
 			}
 			e.step(fmt.Sprint("step ", batches))
 			batches++
-			counted.n = 0
+			removed = 0
 		}
 		return nil
 	}))
