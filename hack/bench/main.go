@@ -1,6 +1,7 @@
 // Command bench compares kiln with upstream's buildkitd: the same client, the
 // same work, one after the other in turns (A B A B), each run on a file system
-// of its own. It prints medians and the median of the pairs' ratios.
+// of its own. It prints medians and the median of the pairs' ratios. Before, it
+// compares what a running step costs a daemon, and containers alone.
 package main
 
 import (
@@ -83,6 +84,14 @@ func run(bin string, rounds int, only string) error {
 	b := &bench{dir: dir, bin: bin, base: base}
 	fmt.Printf("%d pairs each; wall clock of the client, cpu and peak memory of the daemon and all that it runs, supervisor, runc and steps; medians.\n", rounds)
 	fmt.Printf("Memory is the sum of proportional shares (PSS), looked at every %s: what two processes share is counted once.\n\n", memoryInterval)
+	for _, f := range []figure{runningStep, alone("alone-host", false), alone("alone-none", true)} {
+		if !pattern.MatchString(f.name) {
+			continue
+		}
+		if err := f.print(b, rounds); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+	}
 	fmt.Printf("%-22s %10s %10s %7s   %9s %9s   %8s %8s\n", "scenario", "kiln", "buildkitd", "ratio", "cpu kiln", "cpu peer", "MB kiln", "MB peer")
 	for _, s := range scenarios {
 		if !pattern.MatchString(s.name) {

@@ -50,6 +50,12 @@ var scenarios = []scenario{
 		check: func(r *runner) error { return r.expect("stages", "49", "49\n") },
 	},
 	{
+		name: "log1g", prepare: prepareLog,
+		warm:  func(r *runner) error { return r.build("base") },
+		run:   func(r *runner) error { return r.build("log") },
+		check: func(r *runner) error { return r.expect("log", "done", "1\n") },
+	},
+	{
 		name: "context-first", prepare: prepareContext,
 		warm:  func(r *runner) error { return nil },
 		run:   func(r *runner) error { return r.build("context") },
@@ -188,6 +194,16 @@ func prepareRuns(dir, base, flag string) error {
 		return err
 	}
 	return writeFile(filepath.Join(dir, "stages", "Dockerfile"), stages.String()+"FROM scratch\n"+copies.String())
+}
+
+// prepareLog writes a step that prints 1 GiB. buildkitd forgets what is beyond the
+// 2 MiB that clients are shown; kiln stores it.
+func prepareLog(dir, base string) error {
+	if err := writeFile(filepath.Join(dir, "base", "Dockerfile"), "FROM "+base+"\nRUN echo warm\n"); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, "log", "Dockerfile"), "FROM "+base+" AS build\nRUN yes "+strings.Repeat("0123456789", 6)+
+		" | head -c 1024m; echo 1 > /done\nFROM scratch\nCOPY --from=build /done /\n")
 }
 
 // prepareContext writes 20,000 small files, 217 MB, that no build step copies
