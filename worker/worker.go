@@ -51,7 +51,10 @@ type Config struct {
 	// the daemon, by Unclaimed at most; none do if it is empty or Unclaimed is 0.
 	Supervisor []string
 	Unclaimed  time.Duration
-	Log        *slog.Logger // nil discards
+	// CancelGrace is how long a cancelled step may take to end after TERM; 0 is
+	// executor.DefaultGrace.
+	CancelGrace time.Duration
+	Log         *slog.Logger // nil discards
 }
 
 // Worker is the place. Close it after the last build.

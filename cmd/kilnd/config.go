@@ -62,6 +62,7 @@ type config struct {
 		NoOutputTimeout any `toml:"noOutputTimeout"`
 		BuildTimeout    any `toml:"buildTimeout"`
 		UnclaimedStep   any `toml:"unclaimedStepTimeout"`
+		CancelGrace     any `toml:"cancelGrace"`
 	} `toml:"kiln"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
@@ -90,6 +91,7 @@ type config struct {
 	gc         worker.GC     // of the OCI worker, read
 	limits     ops.Limits    // those of Kiln, read
 	unclaimed  time.Duration // Kiln.UnclaimedStep, read
+	cancel     time.Duration // Kiln.CancelGrace, read
 
 	// These have flags only.
 	group    string
@@ -242,7 +244,7 @@ func (cfg *config) applyFlags(c *cli.Command) {
 		oci.Labels[k] = v
 	}
 	for name, key := range map[string]*any{"step-timeout": &cfg.Kiln.StepTimeout, "no-output-timeout": &cfg.Kiln.NoOutputTimeout, "build-timeout": &cfg.Kiln.BuildTimeout,
-		"unclaimed-step-timeout": &cfg.Kiln.UnclaimedStep} {
+		"unclaimed-step-timeout": &cfg.Kiln.UnclaimedStep, "cancel-grace": &cfg.Kiln.CancelGrace} {
 		if c.IsSet(name) || *key == nil {
 			*key = c.Duration(name)
 		}
@@ -299,6 +301,7 @@ func (cfg *config) check() error {
 		{"kiln.noOutputTimeout", cfg.Kiln.NoOutputTimeout, &cfg.limits.Quiet},
 		{"kiln.buildTimeout", cfg.Kiln.BuildTimeout, &cfg.limits.Build},
 		{"kiln.unclaimedStepTimeout", cfg.Kiln.UnclaimedStep, &cfg.unclaimed},
+		{"kiln.cancelGrace", cfg.Kiln.CancelGrace, &cfg.cancel},
 	} {
 		if *d.read, err = parseDuration(d.key, d.value); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/internal/suggest"
@@ -81,6 +82,7 @@ func built() []cli.Flag {
 		&cli.DurationFlag{Name: "step-timeout", Usage: "end steps that run longer, unless a build says otherwise (--opt kiln.step-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "no-output-timeout", Usage: "end steps that print nothing for longer, unless a build says otherwise (--opt kiln.no-output-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "build-timeout", Usage: "end builds that take longer, unless they say otherwise (--opt kiln.build-timeout); 0 is never"},
+		&cli.DurationFlag{Name: "cancel-grace", Usage: "how long a cancelled step may take to end after TERM; 0: it is killed at once", Value: executor.DefaultGrace},
 		&cli.DurationFlag{Name: "unclaimed-step-timeout", Usage: "how long steps go on without a daemon; 0: they end with it", Value: defaultUnclaimed},
 		&cli.DurationFlag{Name: "idle-exit", Usage: "end when no client has been connected for this long; 0 is never"},
 		&cli.DurationFlag{Name: "grace", Usage: "time that running builds get after SIGTERM", Value: defaultGrace},

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
@@ -104,6 +105,7 @@ func TestBadConfig(t *testing.T) {
 		{"[kiln]\nstepTimeout = \"soon\"", nil, []string{"kiln.stepTimeout", "soon"}},
 		{"[kiln]\nnoOutputTimeout = -5", nil, []string{"kiln.noOutputTimeout", "negative"}},
 		{"", []string{"--build-timeout", "-1s"}, []string{"kiln.buildTimeout", "negative"}},
+		{"[kiln]\ncancelGrace = \"later\"", nil, []string{"kiln.cancelGrace", "later"}},
 		{"[history]\nmaxEntries = -5", nil, []string{"maxEntries"}},
 		{"insecure-entitlements = [\"root\"]", nil, []string{"root", "network.host"}},
 		{"", []string{"--tlscert", "x"}, []string{"--tlskey"}},
@@ -138,6 +140,19 @@ func TestLimitsOfTime(t *testing.T) {
 	cfg, _, err := loaded(t, "[kiln]\nstepTimeout = \"1h\"\nnoOutputTimeout = 90", "--step-timeout", "2h")
 	if want := (ops.Limits{Step: 2 * time.Hour, Quiet: 90 * time.Second}); err != nil || cfg.limits != want {
 		t.Errorf("%+v, %v, want %+v", cfg.limits, err, want)
+	}
+}
+
+// The grace of cancelled steps reaches the worker; none isn't the default one.
+func TestCancelGrace(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": executor.DefaultGrace, "[kiln]\ncancelGrace = \"3s\"": 3 * time.Second, "[kiln]\ncancelGrace = 0": 1} {
+		cfg, _, err := loaded(t, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := workerConfig(cfg, nil).CancelGrace; got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
 	}
 }
 

@@ -23,7 +23,8 @@ func workerConfig(cfg *config, log *slog.Logger) worker.Config {
 	oci := cfg.Worker.OCI
 	out := worker.Config{
 		Supervisor: []string{"/proc/self/exe", superviseName}, Unclaimed: cfg.unclaimed,
-		Root: cfg.Root, Labels: oci.Labels, Platforms: oci.Platforms, Runtime: oci.Binary,
+		CancelGrace: max(cfg.cancel, 1), // none is a very short one
+		Root:        cfg.Root, Labels: oci.Labels, Platforms: oci.Platforms, Runtime: oci.Binary,
 		CgroupParent: oci.DefaultCgroupParent, Parallelism: oci.MaxParallelism, GC: cfg.gc, Log: log, Network: cfg.network(),
 		Registry: registry.Config{Hosts: map[string]registry.HostConfig{}, MaxConcurrency: cfg.System.MaxRegistryConcurrency},
 	}
