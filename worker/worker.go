@@ -111,14 +111,16 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
 		return nil, err
 	}
-	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
-		return nil, err
-	}
+	// Before the cache, which deletes what steps of a daemon that was killed have
+	// left: with another runtime they go on until the executor ends them.
 	exec, err := executor.New(w.executorConfig())
 	if err != nil {
 		return nil, fmt.Errorf("set up the executor: %w", err)
 	}
 	undo.Add(exec.Close)
+	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
+		return nil, err
+	}
 	w.supervise(&undo)
 	if w.sessions, err = session.NewManager(); err != nil {
 		return nil, fmt.Errorf("set up sessions: %w", err)
