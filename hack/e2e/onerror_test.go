@@ -114,27 +114,9 @@ func TestShellIsAbandoned(t *testing.T) {
 			d := newDaemon(t, "--grace", "200ms")
 			dir := files{"Dockerfile": "FROM " + env.base + "\nRUN echo x > /x; exit 1\n"}.write(t)
 			client := d.client(filepath.Join(env.bin, "buildctl"), "build", "--on-error=shell", dir)
-			out := &lockedBuffer{}
-			client.Stdout, client.Stderr = out, out
-			stdin, err := client.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := client.Start(); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { client.Process.Kill(); client.Wait() }() // errors: it has ended
-			if _, err := stdin.Write([]byte("cat /x; sleep 1000 & echo is $((40+2)); sleep 2000\n")); err != nil {
-				t.Fatal(err)
-			}
-			if err := harness.WaitFor(30*time.Second, func() error {
-				if !strings.Contains(out.String(), "is 42") {
-					return &notYet{out.String()}
-				}
-				return nil
-			}); err != nil {
-				t.Fatal(err)
-			}
+			s := startScreen(t, client)
+			s.typed("cat /x; sleep 1000 & echo is $((40+2)); sleep 2000\n")
+			s.await("is 42")
 			if err := harness.WaitFor(30*time.Second, func() error { // the shell forks, then executes it
 				if left := d.left(); !strings.Contains(left, "sleep 1000") {
 					return &notYet{left}
@@ -172,27 +154,9 @@ func TestDebugExec(t *testing.T) {
 	dir := files{"Dockerfile": "FROM " + env.base + "\nENV A=b\nWORKDIR /w\nRUN echo left > /left; exit 1\n"}.write(t)
 	ref := filepath.Join(t.TempDir(), "ref")
 	client := d.client(filepath.Join(env.bin, "buildctl"), "build", "--on-error=shell", "--ref-file", ref, dir)
-	out := &lockedBuffer{}
-	client.Stdout, client.Stderr = out, out
-	stdin, err := client.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := client.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { client.Process.Kill(); client.Wait() }() // errors: it has ended
-	if _, err := stdin.Write([]byte("echo by the shell > /shell; echo is $((40+2))\n")); err != nil {
-		t.Fatal(err)
-	}
-	if err := harness.WaitFor(30*time.Second, func() error {
-		if !strings.Contains(out.String(), "is 42") {
-			return &notYet{out.String()}
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
+	s := startScreen(t, client)
+	s.typed("echo by the shell > /shell; echo is $((40+2))\n")
+	s.await("is 42")
 	id := readFile(t, ref)
 	if got := d.kiln("debug", "exec", id, "sh", "-c", "cat /left /shell; echo $A; pwd; test $$ -ne 1 && echo beside").must(t).stdout; got != "left\nby the shell\nb\n/w\nbeside\n" {
 		t.Errorf("printed %q", got)
@@ -206,9 +170,9 @@ func TestDebugExec(t *testing.T) {
 	d.kiln("debug", "exec", id, "nope").fails(t, "nope")
 	d.kiln("debug", "exec", "nothing").fails(t, "nothing")
 	d.kiln("debug", "exec").fails(t, "which build?")
-	stdin.Close()
-	if err := client.Wait(); err == nil || !strings.Contains(out.String(), "exit code: 1") {
-		t.Errorf("the build ended with %v:\n%s", err, out)
+	s.stdin.Close()
+	if err := client.Wait(); err == nil || !strings.Contains(s.out.String(), "exit code: 1") {
+		t.Errorf("the build ended with %v:\n%s", err, s.out)
 	}
 	d.kiln("debug", "exec", id, "true").fails(t, id)
 }
@@ -244,11 +208,11 @@ func TestShellOnTerminal(t *testing.T) {
 	s.await(" echo ")
 }
 
-// screen is a program on a terminal.
+// screen is a program that is typed to and watched.
 type screen struct {
 	t     *testing.T
 	out   *lockedBuffer
-	stdin io.Writer
+	stdin io.WriteCloser
 }
 
 // startScreen starts cmd, which is killed when the test ends.

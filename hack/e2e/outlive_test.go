@@ -133,6 +133,19 @@ func (d *daemon) goOn() {
 	}
 }
 
+// longEnds waits until nothing is left of the step.
+func longEnds(t *testing.T) {
+	t.Helper()
+	if err := harness.WaitFor(20*time.Second, func() error {
+		if left := marked(t, longMark()); len(left) > 0 {
+			return fmt.Errorf("the step goes on: %q", left)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A step outlives its daemon, whether that is killed or ends in order. Who asks
 // the next one for the same gets its log from the start and its result; it
 // doesn't begin a second time.
@@ -160,14 +173,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 		d.kill()
 		first.fails()
 		d.goOn()
-		if err := harness.WaitFor(20*time.Second, func() error {
-			if left := marked(t, longMark()); len(left) > 0 {
-				return fmt.Errorf("the step goes on: %q", left)
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		longEnds(t)
 		d.start()
 		d.buildLong().succeeds(1)
 	})
@@ -210,14 +216,7 @@ func TestUnclaimedStepEnds(t *testing.T) {
 			if restarted {
 				d.start()
 			}
-			if err := harness.WaitFor(20*time.Second, func() error {
-				if left := marked(t, longMark()); len(left) > 0 {
-					return fmt.Errorf("the step goes on: %q", left)
-				}
-				return nil
-			}); err != nil {
-				t.Error(err)
-			}
+			longEnds(t)
 			if !restarted {
 				d.start()
 			}
