@@ -43,6 +43,9 @@ type Monitor struct {
 	mu      sync.Mutex // guards the fields below
 	running int        // builds
 	calls   map[string]int
+	begun   map[*solver.Execute]time.Time // the steps that run
+
+	recent recent
 }
 
 // seconds are bucket bounds from 10 ms to an hour.
@@ -50,7 +53,8 @@ var seconds = []float64{.01, .03, .1, .3, 1, 3, 10, 30, 60, 300, 900, 3600}
 
 // New returns a monitor that has seen nothing.
 func New(cfg Config) *Monitor {
-	m := &Monitor{cfg: cfg, calls: map[string]int{}}
+	m := &Monitor{cfg: cfg, calls: map[string]int{}, begun: map[*solver.Execute]time.Time{}}
+	m.recent.noted = map[kind][]note{}
 	m.started = m.set.Counter("kiln_builds_started_total", "Builds that have begun.")
 	m.builds = m.set.Counter("buildkit_builds_total", "Builds that have ended, by status and, if they failed, gRPC code.", "status", "error_code")
 	m.steps = m.set.Counter("buildkit_builds_steps_total", "Steps of builds that have ended, by kind.", "kind")
@@ -98,7 +102,7 @@ func (m *Monitor) Watch() (o solver.Observer, ended func()) {
 	m.mu.Lock()
 	m.running++
 	m.mu.Unlock()
-	return &observer{m: m, begun: map[*solver.Execute]time.Time{}}, func() {
+	return &observer{m}, func() {
 		m.mu.Lock()
 		m.running--
 		m.mu.Unlock()
@@ -108,6 +112,7 @@ func (m *Monitor) Watch() (o solver.Observer, ended func()) {
 // Ended is for build.Config: it counts how a build ended.
 func (m *Monitor) Ended(b *build.Build) {
 	out := b.Outcome()
+	m.ended(b, out)
 	status, code := "success", ""
 	if out.Err != nil {
 		status, code = "failure", grpcerrors.Code(build.WithCode(out.Err)).String()
@@ -122,33 +127,27 @@ func (m *Monitor) Ended(b *build.Build) {
 	}
 }
 
-// observer counts what a build executes.
-type observer struct {
-	m *Monitor
-
-	mu    sync.Mutex // guards begun
-	begun map[*solver.Execute]time.Time
-}
+// observer counts what builds execute.
+type observer struct{ m *Monitor }
 
 func (o *observer) Announced(*solver.Announce) {}
-func (o *observer) Loading(*solver.Load)       {}
-func (o *observer) Dropped(*solver.Drop)       {}
 
 func (o *observer) Starts(eff *solver.Execute, _ progress.Scope) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.begun[eff] = time.Now()
+	o.m.mu.Lock()
+	defer o.m.mu.Unlock()
+	o.m.begun[eff] = time.Now()
 }
 
 func (o *observer) Ended(eff *solver.Execute, ev *solver.Executed) {
-	o.mu.Lock()
-	begun, ok := o.begun[eff]
-	delete(o.begun, eff)
-	o.mu.Unlock()
+	o.m.mu.Lock()
+	begun, ok := o.m.begun[eff]
+	delete(o.m.begun, eff)
+	o.m.mu.Unlock()
 	switch {
 	case ev.Err == nil && ok:
 		o.m.vertices.Add(1, "executed")
 		o.m.stepDuration.Observe(time.Since(begun).Seconds())
+		o.m.made(ev)
 	case ev.Err != nil && !ev.Interrupted():
 		o.m.vertices.Add(1, "failed")
 	}

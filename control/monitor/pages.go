@@ -15,9 +15,17 @@ import (
 	"github.com/kilnbuild/kiln/internal/metrics"
 )
 
-// Handler serves the debug pages (DMN-114).
+// Handler serves the debug pages (DMN-114). What they show of the past begins
+// with the first call.
 func (m *Monitor) Handler() http.Handler {
+	m.recent.on.Store(true)
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/requests", m.requests)
+	mux.HandleFunc("GET /debug/events", m.recent.page(events))
+	mux.HandleFunc("GET /debug/cache/all", m.recent.page(lookups, stores, loads))
+	mux.HandleFunc("GET /debug/cache/lookup", m.recent.page(lookups))
+	mux.HandleFunc("GET /debug/cache/store", m.recent.page(stores))
+	mux.HandleFunc("GET /debug/cache/load", m.recent.page(loads))
 	mux.HandleFunc("GET /metrics", m.metrics)
 	mux.Handle("GET /debug/vars", expvar.Handler())
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
