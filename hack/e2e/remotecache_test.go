@@ -39,17 +39,14 @@ var cachedFiles = files{"src/x": "x", "src/y": "y"}
 
 var (
 	stepBegins = regexp.MustCompile(`(?m)^#(\d+) \[(.*(?:RUN|COPY) .*)$`)
-	stepEnds   = regexp.MustCompile(`(?m)^#(\d+) (DONE|CACHED)`)
+	stepEnds   = regexp.MustCompile(`(?m)^#(\d+) DONE `)
 )
 
 // executed are the RUN and COPY steps that ran, as the client shows them.
 func executed(r result) (out []string) {
 	ended := map[string]bool{}
-	var cached []string
 	for _, m := range stepEnds.FindAllStringSubmatch(r.stderr, -1) {
-		if ended[m[1]] = m[2] == "DONE" && !slices.Contains(cached, m[1]); !ended[m[1]] {
-			cached = append(cached, m[1]) // what is fetched of it later is no execution
-		}
+		ended[m[1]] = true // also what was in the cache first, and then turned out lost
 	}
 	for _, m := range stepBegins.FindAllStringSubmatch(r.stderr, -1) {
 		if name := "[" + m[2]; ended[m[1]] && !slices.Contains(out, name) {
