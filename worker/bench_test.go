@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -147,8 +148,40 @@ func BenchmarkStart(b *testing.B) {
 		w := quiet(b, root)
 		fill(b, w, n)
 		must(b, w.Close())
+		w = nil
+		before := heap()
 		out := measured(func() { w = quiet(b, root) })
+		b.ReportMetric(float64(heap()-before)/float64(n), "heap-B/record")
 		must(b, w.Close())
 		return map[string]spent{"start": out}
+	})
+}
+
+// heap is what is in use of it.
+func heap() int64 {
+	var m runtime.MemStats
+	for range 3 { // what has finalizers and what is pooled takes several
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// BenchmarkCollectNothing is a pass of the collector by upstream's default rules
+// that finds nothing to remove: the most frequent one.
+func BenchmarkCollectNothing(b *testing.B) {
+	perRecord(b, func(b *testing.B, n int) map[string]spent {
+		w := quiet(b, b.TempDir())
+		fill(b, w, n)
+		rules := []cache.PruneOptions{
+			{Filters: []string{"type==source.local", "type==exec.cachemount", "type==source.git.checkout"}, KeepDuration: 48 * time.Hour, MaxUsedSpace: 512 << 20},
+			{KeepDuration: 60 * 24 * time.Hour, MaxUsedSpace: 1 << 40},
+			{MaxUsedSpace: 1 << 40},
+			{All: true, MaxUsedSpace: 1 << 40},
+		}
+		pass := func() { must(b, w.Cache().Collect(b.Context(), rules, nil)) }
+		out := map[string]spent{"first": measured(pass), "again": measured(pass)}
+		must(b, w.Close())
+		return out
 	})
 }
