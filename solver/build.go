@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/opencontainers/go-digest"
 )
 
 // ResultStore turns result ids back into results.
@@ -111,7 +112,7 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 		opts.Progress = progress.Discard
 	}
 	b := &Build{
-		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[nodeID]*shown{}},
+		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[*Vertex]*shown{}, plain: map[digest.Digest]bool{}},
 		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
 	}
 	if b.opts.Observer == nil {

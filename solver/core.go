@@ -11,11 +11,11 @@ import (
 // whoever performs them sends their outcomes back as events. One goroutine owns
 // a Core. The same events give the same effects.
 type Core struct {
-	nodes map[nodeID]*node
+	nodes nodesByDigest
+	fresh nodesByDigest   // those that ignore the cache
 	order []*node         // every node, inputs first
 	calls map[int]*edge   // the open requests
 	avoid map[string]bool // records that turned out lost in this build
-	twins bool            // some vertex ignores the cache
 
 	effects []Effect
 	dirty   []*node // to be decided before Step returns
@@ -26,16 +26,10 @@ type Core struct {
 
 // NewCore returns a core without vertices.
 func NewCore() *Core {
-	return &Core{nodes: map[nodeID]*node{}, calls: map[int]*edge{}, avoid: map[string]bool{}}
+	return &Core{nodes: nodesByDigest{}, fresh: nodesByDigest{}, calls: map[int]*edge{}, avoid: map[string]bool{}}
 }
 
-// nodeID tells vertices apart within a build.
-type nodeID struct {
-	digest      digest.Digest
-	ignoreCache bool
-}
-
-func idOf(v *Vertex) nodeID { return nodeID{v.Digest, v.IgnoreCache} }
+type nodesByDigest map[digest.Digest]*node
 
 // node is a vertex in the graph. What its consumers look at comes first.
 type node struct {
@@ -88,6 +82,7 @@ const (
 	undigested digestState = iota
 	digesting
 	digested
+	neverDigested // it is matched by definition only
 )
 
 // edge is one output of a node. What its consumers look at comes first.
@@ -183,61 +178,72 @@ func (c *Core) results() (out []Result) {
 // add brings root and everything below it into the graph, inputs first.
 func (c *Core) add(root *Vertex) *node {
 	type frame struct {
-		v    *Vertex
-		next int
+		node      *node
+		connected int // so many of its inputs
 	}
 	var stack []frame
-	visit := func(v *Vertex) {
-		if c.lookup(v) == nil {
-			stack = append(stack, frame{v: v})
-		}
+	n := c.lookup(root)
+	if n == nil {
+		n = c.newNode(root)
+		stack = append(stack, frame{node: n})
 	}
-	for visit(root); len(stack) > 0; {
+	for len(stack) > 0 {
 		f := &stack[len(stack)-1]
-		if f.next == len(f.v.Inputs) {
-			c.insert(f.v)
+		if f.connected == len(f.node.inputs) {
+			c.announce(f.node)
 			stack = stack[:len(stack)-1]
 			continue
 		}
-		f.next++
-		visit(f.v.Inputs[f.next-1].Vertex)
+		in := f.node.vertex.Inputs[f.connected]
+		if from := c.lookup(in.Vertex); from != nil {
+			f.node.inputs[f.connected].connect(from.edge(in.Index))
+			f.connected++
+		} else {
+			stack = append(stack, frame{node: c.newNode(in.Vertex)})
+		}
 	}
-	return c.lookup(root)
+	return n
 }
 
 // lookup finds the node that v joins: a plain vertex that of its ignore-cache
 // twin, not the reverse (LLB-007).
 func (c *Core) lookup(v *Vertex) *node {
-	if c.twins {
-		if n := c.nodes[nodeID{v.Digest, true}]; n != nil || v.IgnoreCache {
+	if len(c.fresh) > 0 || v.IgnoreCache {
+		if n := c.fresh[v.Digest]; n != nil || v.IgnoreCache {
 			return n
 		}
-	} else if v.IgnoreCache {
-		return nil
 	}
-	return c.nodes[nodeID{v.Digest, false}]
+	return c.nodes[v.Digest]
 }
 
-func (c *Core) insert(v *Vertex) {
+func (c *Core) newNode(v *Vertex) *node {
 	n := &c.freeNodes.take(1)[0]
 	n.vertex, n.ignoreCache, n.more = v, v.IgnoreCache, true
 	n.inputs, n.edges = c.freeInputs.take(len(v.Inputs)), n.one[:0]
-	inputs := v.Inputs
-	for i, in := range v.Inputs {
-		e := c.lookup(in.Vertex).edge(in.Index)
-		n.inputs[i] = input{node: n, index: int32(i), edge: e}
-		e.use(&n.inputs[i])
-		if joined := e.ref(); joined.Vertex != in.Vertex {
-			if &inputs[0] == &v.Inputs[0] {
+	for i := range n.inputs {
+		n.inputs[i].node, n.inputs[i].index = n, int32(i)
+	}
+	return n
+}
+
+// announce makes n, whose inputs are connected, known.
+func (c *Core) announce(n *node) {
+	if n.ignoreCache {
+		c.fresh[n.vertex.Digest] = n
+	} else {
+		c.nodes[n.vertex.Digest] = n
+	}
+	c.order = append(c.order, n)
+	inputs := n.vertex.Inputs
+	for i := range n.inputs {
+		if joined := n.inputs[i].edge.ref(); joined != n.vertex.Inputs[i] {
+			if &inputs[0] == &n.vertex.Inputs[0] {
 				inputs = slices.Clone(inputs)
 			}
 			inputs[i] = joined
 		}
 	}
-	c.nodes[idOf(v)] = n
-	c.twins = c.twins || v.IgnoreCache
-	c.order = append(c.order, n)
-	c.do(&Announce{Vertex: v, Inputs: inputs})
+	c.do(&Announce{Vertex: n.vertex, Inputs: inputs})
 }
 
 func (n *node) edge(index int) *edge {
@@ -270,8 +276,9 @@ func (s *slab[T]) take(n int) []T {
 	return out
 }
 
-// use adds in to the users of e.
-func (e *edge) use(in *input) {
+// connect makes in a user of e.
+func (in *input) connect(e *edge) {
+	in.edge = e
 	if e.last == nil {
 		e.users = in
 	} else {
@@ -352,7 +359,7 @@ func (c *Core) closeOne(n *node) {
 // digest starts to digest the result that in has, if its content matters.
 func (c *Core) digest(in *input) {
 	n := in.node
-	if in.digest != undigested || n.running || n.err != nil || n.deps[in.index].Content == nil {
+	if in.digest != undigested || n.running || n.err != nil {
 		return
 	}
 	in.digest = digesting

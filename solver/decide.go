@@ -97,18 +97,17 @@ func (n *node) blocked() bool { return n.open > 0 || n.running || n.err != nil }
 // match asks the store, for as many keys as want needs. It reports whether
 // there is nothing left to find by definition or known content.
 func (c *Core) match(e *edge, want level) bool {
-	if c.askStore(e) || c.hit(e, want) {
-		return false
-	}
-	c.tell(e, firstKeys)
-	if want == firstKeys {
-		return false
-	}
-	if c.moreKeys(e) {
-		return false
-	}
-	if c.askStore(e) || c.hit(e, want) {
-		return false
+	for {
+		if c.askStore(e) || c.hit(e, want) {
+			return false
+		}
+		if e.node.knowsAllKeys() && (want > firstKeys || !e.mayAskSources()) {
+			break
+		}
+		c.tell(e, firstKeys)
+		if want == firstKeys || c.moreKeys(e.node) {
+			return false
+		}
 	}
 	if want == allKeys && c.askSources(e) {
 		return false
@@ -117,32 +116,52 @@ func (c *Core) match(e *edge, want level) bool {
 	return want == theResult
 }
 
+// knowsAllKeys reports whether there are no more by definition to ask for.
+func (n *node) knowsAllKeys() bool {
+	for i := range n.inputs {
+		if !n.inputs[i].edge.has(allKeys) {
+			return false
+		}
+	}
+	return len(n.inputs) > 0 || !n.more
+}
+
 // askSources asks for the content of those inputs that have nothing else to be
 // matched by, if the others match. It reports whether there is something to wait
 // for.
 func (c *Core) askSources(e *edge) bool {
+	if !e.mayAskSources() {
+		return false
+	}
 	n := e.node
-	mayMatch := func(i int) bool {
-		return n.inputs[i].edge.node.transient && n.deps[i].Content != nil && n.inputs[i].digest != digested
-	}
 	for i := range n.inputs {
-		if !e.found.Matched[i] && !mayMatch(i) {
-			return false
-		}
-	}
-	for i := range n.inputs {
-		if mayMatch(i) {
-			c.ask(&n.inputs[i], theResult)
+		if in := &n.inputs[i]; in.isSource() {
+			c.ask(in, theResult)
 		}
 	}
 	return n.blocked()
 }
 
+// mayAskSources reports whether there are such inputs, and the others match.
+func (e *edge) mayAskSources() (may bool) {
+	for i := range e.node.inputs {
+		switch {
+		case e.node.inputs[i].isSource():
+			may = true
+		case !e.found.matched(i):
+			return false
+		}
+	}
+	return may
+}
+
+// isSource reports whether only its content can match in, and isn't known yet.
+func (in *input) isSource() bool { return in.digest == undigested && in.edge.node.transient }
+
 // moreKeys asks for every key by definition, also if those known had led to a
 // record that then couldn't be had. It reports whether there is something to
 // wait for.
-func (c *Core) moreKeys(e *edge) bool {
-	n := e.node
+func (c *Core) moreKeys(n *node) bool {
 	if len(n.inputs) == 0 && n.more {
 		c.askMap(n)
 	}
@@ -176,7 +195,7 @@ func (c *Core) askStore(e *edge) bool {
 	}
 	e.asked = count
 	if count == 0 {
-		e.found = &Found{Matched: make([]bool, len(e.node.inputs))}
+		e.found = &nothingFound
 		return false
 	}
 	e.status = matching
@@ -297,14 +316,12 @@ func (c *Core) contentsThatMayMatch(e *edge) []*input {
 	}
 	var matched, unmatched []*input
 	for i := range n.inputs {
-		in := &n.inputs[i]
-		byContent := n.deps[i].Content != nil && in.digest != digested
-		switch {
-		case byContent && e.found.Matched[i]:
+		switch in := &n.inputs[i]; {
+		case in.digest == undigested && e.found.matched(i):
 			matched = append(matched, in)
-		case byContent:
+		case in.digest == undigested:
 			unmatched = append(unmatched, in)
-		case !e.found.Matched[i]:
+		case !e.found.matched(i):
 			return nil
 		}
 	}
@@ -370,7 +387,7 @@ func (e *edge) runReason() string {
 		switch {
 		case n.inputs[i].edge.byContentOnly && n.inputs[i].digest != digested:
 			return "run: input " + itoa(i) + " is new in every build"
-		case !e.found.Matched[i] && missed < 0:
+		case !e.found.matched(i) && missed < 0:
 			missed = i
 		}
 	}

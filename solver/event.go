@@ -103,6 +103,11 @@ func (ev *GotCacheMap) apply(c *Core) {
 		for _, e := range n.edges {
 			e.byContentOnly = n.transient
 		}
+		for i := range n.inputs {
+			if n.deps[i].Content == nil {
+				n.inputs[i].digest = neverDigested
+			}
+		}
 	}
 	n.ops = append(n.ops, ev.Map.Digest)
 	n.more = ev.More
@@ -221,11 +226,10 @@ func (ev *Digested) apply(c *Core) {
 	n := in.node
 	in.digest = undigested
 	c.closeOne(n)
-	lost := (*LostError)(nil)
-	switch {
+	switch lost := asLost(ev.Err); {
 	case in.outdated:
 		in.outdated = false
-	case errors.As(ev.Err, &lost):
+	case lost != nil:
 		c.loseInputs(n, []int{ev.Input}, lost)
 	case ev.Err != nil:
 		c.fail(n, vertexError(n.vertex, ev.Err))
@@ -261,10 +265,9 @@ func (ev *Executed) apply(c *Core) {
 	n := ev.node
 	n.running, n.cancelled = false, false
 	c.closeOne(n)
-	lost := (*LostError)(nil)
-	switch {
+	switch lost := asLost(ev.Err); {
 	case errors.Is(ev.Err, ErrUnwanted):
-	case errors.As(ev.Err, &lost):
+	case lost != nil:
 		c.loseInputs(n, lost.Inputs, lost)
 	case ev.Err != nil:
 		c.fail(n, vertexError(n.vertex, ev.Err))

@@ -2,7 +2,6 @@ package solver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,7 +75,7 @@ func (b *Build) board(ctx context.Context, key flightKey, eff *Execute, ev *Exec
 func (b *Build) share(ctx context.Context, f *flight, eff *Execute, ev *Executed) (again bool) {
 	if f.err != nil {
 		ev.Err = f.err
-		if lost := (*LostError)(nil); errors.As(f.err, &lost) {
+		if lost := asLost(f.err); lost != nil {
 			return ctx.Err() == nil && !f.flewWith(eff, lost.Inputs)
 		}
 		fs := &b.solver.flights
@@ -182,8 +181,7 @@ func (b *Build) flightKey(ctx context.Context, eff *Execute) (key flightKey, err
 
 // lostInput says which input a loss is of: Prepare sees only one.
 func lostInput(err error, i int) error {
-	var lost *LostError
-	if errors.As(err, &lost) {
+	if lost := asLost(err); lost != nil {
 		return &LostError{Inputs: []int{i}, Err: lost.Err}
 	}
 	return err

@@ -96,6 +96,9 @@ type Found struct {
 	Records []Record
 }
 
+// matched reports whether input i's candidates lead anywhere.
+func (f *Found) matched(i int) bool { return i < len(f.Matched) && f.Matched[i] }
+
 // add joins what an import found to f. Its records come after those that are
 // there: what the daemon has itself needs no transfer.
 func (f *Found) add(other Found, importNumber int) {

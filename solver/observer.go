@@ -29,7 +29,7 @@ type Observer interface {
 // Interrupted reports whether the execution ended for reasons that aren't its
 // own: nobody wanted it any more, or an input was lost.
 func (ev *Executed) Interrupted() bool {
-	return errors.Is(ev.Err, errClosed) || errors.Is(ev.Err, ErrUnwanted) || isLost(ev.Err)
+	return errors.Is(ev.Err, errClosed) || errors.Is(ev.Err, ErrUnwanted) || asLost(ev.Err) != nil
 }
 
 type unobserved struct{}

@@ -198,7 +198,7 @@ func (b *Build) digest(eff *Digest) *Digested {
 		ev.Content, err = eff.Dep.Content(ctx, asker{b.opts.Value}, eff.Result)
 		return err
 	})
-	if ev.Err != nil && !isLost(ev.Err) && b.ctx.Err() == nil {
+	if ev.Err != nil && asLost(ev.Err) == nil && b.ctx.Err() == nil {
 		b.report.complete(v, ev.Err)
 	}
 	return ev
@@ -214,7 +214,12 @@ func protect(v *Vertex, fn func() error) (err error) {
 	return fn()
 }
 
-func isLost(err error) bool {
+// asLost is the loss that err tells of; nil if it tells of none.
+func asLost(err error) *LostError {
+	if err == nil {
+		return nil // most often, and at no cost
+	}
 	var lost *LostError
-	return errors.As(err, &lost)
+	errors.As(err, &lost)
+	return lost
 }

@@ -14,7 +14,8 @@ type reporter struct {
 	w progress.Writer
 
 	mu     sync.Mutex // guards the fields below; held while writing, to keep the order
-	seen   map[nodeID]*shown
+	seen   map[*Vertex]*shown
+	plain  map[digest.Digest]bool // those that don't ignore the cache
 	order  []*shown
 	counts Stats
 }
@@ -36,7 +37,7 @@ func (r *reporter) scope(v *Vertex) progress.Scope { return progress.NewScope(r.
 func (r *reporter) digest(v *Vertex) digest.Digest {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.seen[idOf(v)].digest
+	return r.seen[v].digest
 }
 
 func (r *reporter) writeLocked(s *shown, started, completed *time.Time, cached bool, err error) {
@@ -59,13 +60,14 @@ func (r *reporter) announce(a *Announce) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := &shown{vertex: a.Vertex, digest: a.Vertex.Digest, inputs: make([]*shown, len(a.Inputs))}
-	if a.Vertex.IgnoreCache && r.seen[nodeID{a.Vertex.Digest, false}] != nil {
+	if a.Vertex.IgnoreCache && r.plain[a.Vertex.Digest] {
 		s.digest = digest.FromString(string(a.Vertex.Digest) + "-ignorecache")
 	}
 	for i, in := range a.Inputs {
-		s.inputs[i] = r.seen[idOf(in.Vertex)]
+		s.inputs[i] = r.seen[in.Vertex]
 	}
-	r.seen[idOf(a.Vertex)] = s
+	r.seen[a.Vertex] = s
+	r.plain[a.Vertex.Digest] = r.plain[a.Vertex.Digest] || !a.Vertex.IgnoreCache
 	r.order = append(r.order, s)
 	r.counts.Total++
 	r.writeLocked(s, nil, nil, false, nil)
@@ -74,7 +76,7 @@ func (r *reporter) announce(a *Announce) {
 func (r *reporter) start(v *Vertex) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, now := r.seen[idOf(v)], time.Now()
+	s, now := r.seen[v], time.Now()
 	s.started, s.completed = &now, false
 	r.consumedLocked(s, now)
 	r.writeLocked(s, &now, nil, false, nil)
@@ -85,7 +87,7 @@ func (r *reporter) start(v *Vertex) {
 func (r *reporter) complete(v *Vertex, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.completeLocked(r.seen[idOf(v)], err)
+	r.completeLocked(r.seen[v], err)
 }
 
 func (r *reporter) completeLocked(s *shown, err error) {
@@ -105,7 +107,7 @@ func (r *reporter) completeLocked(s *shown, err error) {
 func (r *reporter) cached(v *Vertex) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, now := r.seen[idOf(v)], time.Now()
+	s, now := r.seen[v], time.Now()
 	r.consumedLocked(s, now)
 	r.cachedLocked(s, now)
 }
