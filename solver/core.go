@@ -14,8 +14,11 @@ type Core struct {
 	nodes nodesByDigest
 	fresh nodesByDigest   // those that ignore the cache
 	order []*node         // every node, inputs first
-	calls map[int]*edge   // the open requests
+	calls map[int]*edge   // the open requests, by their ids
+	ids   map[*edge][]int // the same, in order of arrival
 	avoid map[string]bool // records that turned out lost in this build
+
+	loaded map[*edge]string // the records that results were loaded from
 
 	effects []Effect
 	dirty   []*node // to be decided before Step returns
@@ -26,35 +29,37 @@ type Core struct {
 
 // NewCore returns a core without vertices.
 func NewCore() *Core {
-	return &Core{nodes: nodesByDigest{}, fresh: nodesByDigest{}, calls: map[int]*edge{}, avoid: map[string]bool{}}
+	return &Core{nodes: nodesByDigest{}, fresh: nodesByDigest{}, calls: map[int]*edge{}, ids: map[*edge][]int{}, avoid: map[string]bool{}, loaded: map[*edge]string{}}
 }
 
 type nodesByDigest map[digest.Digest]*node
 
-// node is a vertex in the graph. What its consumers look at comes first.
+// node is a vertex in the graph. Large graphs are mostly nodes and inputs, which
+// are met in any order: they fill cache lines, and what is looked at together is
+// in one. A node begins with its first edge, of which that is true in turn.
 type node struct {
+	first  edge
+	vertex *Vertex
+
 	// open counts the outcomes that must come before anything else is decided:
 	// a cache map, the inputs that are waited for, digests, an execution.
-	open   int
-	err    *VertexError
-	inputs []input
-	edges  []*edge // outputs that somebody asked for, by index
-
+	open        int32
 	asked       level // of every input, at least; nothing if nothing is asked of any
+	losses      uint8 // executions and digests that found an input lost
 	ignoreCache bool
 	transient   bool // as the cache map says
 	more        bool // there are further cache maps
 	asking      bool // for the next cache map
 	running     bool
-	cancelled   bool  // what runs
-	queued      bool  // in Core.dirty
-	losses      uint8 // executions and digests that found an input lost
+	cancelled   bool // what runs
+	queued      bool // in Core.dirty
+	inputs      []input
+	err         *VertexError
 
-	ops    []digest.Digest // of the cache maps, cheapest first
-	deps   []Dep
-	vertex *Vertex
-	one    [1]*edge // where edges is as long as there is one
-	first  edge     // where that one is
+	edges []*edge         // outputs that somebody asked for, by index
+	ops   []digest.Digest // of the cache maps, cheapest first
+	deps  []Dep
+	one   [1]*edge // where edges is as long as there is one
 }
 
 // maxLosses bounds how often a vertex is tried again because inputs were lost.
@@ -90,7 +95,8 @@ type edge struct {
 	node   *node
 	keys   []Key
 	wanted [theResult + 1]int32 // users and requests, by what they want
-	asked  int                  // candidates in the last lookup; -1 if it must be repeated
+	index  int32
+	asked  int32 // candidates in the last lookup; -1 if it must be repeated
 	status status
 	told   level // up to which keys are known. Keys only grow
 	// byContentOnly is set if what is saved under the keys may not be what the
@@ -100,14 +106,11 @@ type edge struct {
 	lost          bool // a record of it was
 	adopted       bool // what an import knows of the edge has been saved
 
-	index       int
+	result      Result
 	users, last *input // whoever consumes the edge, in order of arrival
 	query       *Query // the last lookup
 	found       *Found // what it found
-	result      Result
-	record      string // the id of the record that result was loaded from; "" if it was made
 	spare       *spare
-	calls       []int // requests from outside
 }
 
 // nothingFound is what is found before a lookup.
@@ -120,7 +123,7 @@ type spare struct {
 }
 
 // ref names e outside the core.
-func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: e.index} }
+func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: int(e.index)} }
 
 func (e *edge) want() level {
 	for l := theResult; l > nothing; l-- {
@@ -247,13 +250,13 @@ func (c *Core) announce(n *node) {
 }
 
 func (n *node) edge(index int) *edge {
-	i, ok := slices.BinarySearchFunc(n.edges, index, func(e *edge, index int) int { return e.index - index })
+	i, ok := slices.BinarySearchFunc(n.edges, index, func(e *edge, index int) int { return int(e.index) - index })
 	if !ok {
 		e := &n.first
 		if e.node != nil {
 			e = &edge{}
 		}
-		*e = edge{node: n, index: index, asked: -1, found: &nothingFound, byContentOnly: n.transient}
+		*e = edge{node: n, index: int32(index), asked: -1, found: &nothingFound, byContentOnly: n.transient}
 		n.edges = slices.Insert(n.edges, i, e)
 	}
 	return n.edges[i]
@@ -268,7 +271,7 @@ type slab[T any] struct {
 
 func (s *slab[T]) take(n int) []T {
 	if n > len(s.free) {
-		s.size = max(n, min(2*s.size, 256), 8)
+		s.size = max(n, min(2*s.size, 1024), 8)
 		s.free = make([]T, s.size)
 	}
 	out := s.free[:n:n]
@@ -342,7 +345,7 @@ func (c *Core) settle(in *input) {
 		}
 	}
 	switch {
-	case in.waits && in.edge.node.err != nil:
+	case in.waits && in.edge.status == failed:
 		c.fail(n, in.edge.node.err)
 	case in.want == theResult && !in.waits:
 		c.digest(in)
@@ -376,19 +379,22 @@ func (c *Core) succeed(e *edge, r Result) {
 		c.do(&Release{Result: e.spare.result})
 		e.spare = nil
 	}
-	for len(e.calls) > 0 {
-		c.do(&Answer{Call: c.hangUp(e), Result: r.Clone()})
+	for _, call := range c.hangUp(e) {
+		c.do(&Answer{Call: call, Result: r.Clone()})
 	}
 	c.wake(e)
 	c.touch(e.node)
 }
 
-// hangUp takes the first request off e.
-func (c *Core) hangUp(e *edge) (call int) {
-	call, e.calls = e.calls[0], e.calls[1:]
-	e.wanted[theResult]--
-	delete(c.calls, call)
-	return call
+// hangUp takes all requests off e.
+func (c *Core) hangUp(e *edge) (ids []int) {
+	ids = c.ids[e]
+	e.wanted[theResult] -= int32(len(ids))
+	delete(c.ids, e)
+	for _, id := range ids {
+		delete(c.calls, id)
+	}
+	return ids
 }
 
 // fail ends n with err; so do all that need one of its edges.
@@ -407,8 +413,8 @@ func (c *Core) refuse(n *node) {
 			continue
 		}
 		e.status = failed
-		for len(e.calls) > 0 {
-			c.do(&Answer{Call: c.hangUp(e), Err: n.err})
+		for _, call := range c.hangUp(e) {
+			c.do(&Answer{Call: call, Err: n.err})
 		}
 		c.wake(e)
 	}
@@ -417,8 +423,9 @@ func (c *Core) refuse(n *node) {
 // lose forgets the result of e, so that it is found or made again.
 func (c *Core) lose(e *edge, why error) {
 	id := e.result.ID()
-	c.avoid[id], c.avoid[e.record] = true, true
-	e.record, e.lost = "", true
+	c.avoid[id], c.avoid[c.loaded[e]] = true, true
+	delete(c.loaded, e)
+	e.lost = true
 	c.do(&Drop{Edge: e.ref(), Records: []string{id}, Reason: why.Error()})
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1

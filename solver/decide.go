@@ -189,7 +189,7 @@ func (c *Core) askInputs(n *node, l level) {
 
 // askStore starts a lookup if there are candidates that weren't looked up yet.
 func (c *Core) askStore(e *edge) bool {
-	count := e.candidates()
+	count := int32(e.candidates())
 	if count == e.asked || e.node.transient {
 		return false
 	}
@@ -230,9 +230,9 @@ func (e *edge) lookup() Lookup { return e.identity(false) }
 // are older than they are.
 func (e *edge) identity(all bool) Lookup {
 	n := e.node
-	l := Lookup{Op: n.ops[0], Output: e.index}
+	l := Lookup{Op: n.ops[0], Output: int(e.index)}
 	if len(n.inputs) == 0 {
-		l.Roots = rootKeys(n.ops, e.index)
+		l.Roots = rootKeys(n.ops, int(e.index))
 		return l
 	}
 	l.Inputs = make([][]InputKey, len(n.inputs))
@@ -364,7 +364,7 @@ func (c *Core) execute(e *edge) {
 
 // lastLookup is e's lookup, which mostly is what was asked for last.
 func (e *edge) lastLookup() Lookup {
-	if e.asked > 0 && e.asked == e.candidates() {
+	if e.asked > 0 && int(e.asked) == e.candidates() {
 		return e.query.Lookup
 	}
 	return e.lookup()

@@ -36,9 +36,8 @@ func (ev *Requested) apply(c *Core) {
 		c.do(&Answer{Call: ev.Call, Result: e.result.Clone()})
 		return
 	}
-	e.calls = append(e.calls, ev.Call)
 	e.wanted[theResult]++
-	c.calls[ev.Call] = e
+	c.calls[ev.Call], c.ids[e] = e, append(c.ids[e], ev.Call)
 	c.touch(e.node)
 }
 
@@ -54,7 +53,7 @@ func (ev *Abandoned) apply(c *Core) {
 		return // answered already
 	}
 	delete(c.calls, ev.Call)
-	e.calls = slices.DeleteFunc(e.calls, func(call int) bool { return call == ev.Call })
+	c.ids[e] = slices.DeleteFunc(c.ids[e], func(id int) bool { return id == ev.Call })
 	e.wanted[theResult]--
 	c.touch(e.node)
 }
@@ -170,7 +169,7 @@ func (ev *Loaded) apply(c *Core) {
 		return
 	}
 	c.do(&Cached{Vertex: e.node.vertex})
-	e.record = ev.Record.String()
+	c.loaded[e] = ev.Record.String()
 	if l := e.lookup(); ev.Record.Import > 0 {
 		c.do(&Adopt{Save: Save{Lookup: l, Keys: e.found.Keys, Result: ev.Result.Clone()}, Record: ev.Record})
 		c.adoptBelow(e.node)
@@ -294,7 +293,7 @@ func (ev *Executed) apply(c *Core) {
 func (c *Core) land(e *edge, out Output, cached bool) {
 	keys := out.Keys
 	if len(e.node.inputs) == 0 {
-		keys = rootKeys(e.node.ops, e.index) // whatever others know it by
+		keys = rootKeys(e.node.ops, int(e.index)) // whatever others know it by
 	}
 	switch wanted := e.status == executing; {
 	case wanted && cached:
