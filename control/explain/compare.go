@@ -30,7 +30,7 @@ func boolInt(b bool) int {
 // compare tells now from old.
 func compare(now, old *record) (d difference) {
 	if d.op = now.Op != old.Op; d.op {
-		a, b := comparable(now.Facets, old.Facets)
+		a, b := comparable(now.Facets.values(), old.Facets.values())
 		for _, name := range slices.Sorted(maps.Keys(union(a, b))) {
 			if a[name] != b[name] {
 				d.facets = append(d.facets, name)
@@ -95,14 +95,14 @@ func withoutOrders(facets []string) []string {
 
 // facetCauses names the differing parts of a definition, the command first.
 func (d difference) facetCauses(now, old *record, isArgument func(string) bool) (out []explanation.Cause) {
-	a, b := comparable(now.Facets, old.Facets)
+	a, b := comparable(now.Facets.values(), old.Facets.values())
 	for _, name := range d.facets {
 		c := facetCause(name, b[name], a[name], isArgument)
 		switch {
 		case c.Kind == explanation.Command && old.Step.Text != now.Step.Text:
 			c.From = old.Step.Text
 		case c.Kind == explanation.Image && c.Subject == "digest":
-			c.Subject = now.Facets["image"]
+			c.Subject = a["image"]
 			if slices.Contains(d.facets, "image") {
 				continue // another image has another digest
 			}

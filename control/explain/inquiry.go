@@ -58,7 +58,7 @@ func (q *inquiry) plain() (explanation.Cause, bool) {
 		return explanation.Cause{Kind: explanation.Lost, From: clip(dropped, maxName), Certain: true}, true
 	}
 	for i, in := range s.inputs {
-		if in.forced(0) && s.record.Inputs[i].Content == "" {
+		if in.forced() && s.record.Inputs[i].Content == "" {
 			return explanation.Cause{Kind: explanation.Parent, Subject: in.name(), Certain: true, By: q.r.causesOf(in)}, true
 		}
 	}
@@ -85,22 +85,11 @@ const maxDepth = 64
 
 // forced reports whether s ran without the cache, or on something that did, so
 // that what it makes isn't what the cache has.
-func (s *state) forced(depth int) bool {
+func (s *state) forced() bool {
 	if s.vertex.IgnoreCache {
 		return len(s.inputs) > 0
 	}
-	if !s.recorded() {
-		return true
-	}
-	if s.record == nil || depth > maxDepth {
-		return false
-	}
-	for i, in := range s.inputs {
-		if s.record.Inputs[i].Content == "" && in.forced(depth+1) {
-			return true
-		}
-	}
-	return false
+	return !s.recorded() || s.fresh
 }
 
 // causesOf is why s ran, as far as that is known by now. Who runs after it
@@ -278,6 +267,10 @@ func (r *Recorder) present(s *state) *record {
 	switch {
 	case s.record != nil:
 		return s.record
+	case s.packed != nil:
+		if rec, err := unpackRecord(s.packed); err == nil {
+			return rec
+		}
 	case s.load != nil:
 		return loadedRecord(s.load)
 	}

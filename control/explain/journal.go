@@ -64,16 +64,16 @@ type Journal struct {
 	load    sync.Once
 	keeping sync.WaitGroup // keepWaiting
 
-	mu       sync.Mutex                  // guards the fields below
-	waiting  []func()                    // keep builds that have ended; the first one is being run
-	ended    int                         // builds
-	kept     int                         // of these
-	progress *sync.Cond                  // kept has changed
-	index    map[string]map[*record]bool // by what a record is found by
-	keys     map[string]*record          // the last one that made a result of that key
-	used     []*record                   // those used last at the end
-	next     uint64                      // id of the next record
-	builds   map[string]*build           // by short of the ref
+	mu       sync.Mutex            // guards the fields below
+	waiting  []func()              // keep builds that have ended; the first one is being run
+	ended    int                   // builds
+	kept     int                   // of these
+	progress *sync.Cond            // kept has changed
+	index    [3]map[uint64]*record // for each of foundBy the newest record; it leads to others
+	keys     map[string]*record    // the last one that made a result of that key
+	used     []*record             // those used last at the end
+	next     uint64                // id of the next record
+	builds   map[string]*build     // by short of the ref, without their steps
 }
 
 // build is an explained build as it is stored.
@@ -91,7 +91,7 @@ func Open(cfg Config) *Journal {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{cfg: cfg, bounds: defaultBounds, index: map[string]map[*record]bool{}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j := &Journal{cfg: cfg, bounds: defaultBounds, index: [3]map[uint64]*record{{}, {}, {}}, keys: map[string]*record{}, builds: map[string]*build{}}
 	j.progress = sync.NewCond(&j.mu)
 	return j
 }
@@ -153,18 +153,32 @@ func (j *Journal) survive(what string) {
 func (j *Journal) Get(ref string) (explanation.Build, bool) {
 	j.ready()
 	j.settle()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	found := j.builds[short(ref)]
-	for _, b := range j.builds {
-		if ref == "" && (found == nil || b.Ended.After(found.Ended)) {
-			found = b
-		}
-	}
-	if found == nil {
+	data, ok := j.cfg.Store.Get(buildsBucket, j.refOf(ref))
+	if !ok {
 		return explanation.Build{}, false
 	}
-	return found.Build, true
+	var b build
+	if err := unpack(data, &b); err != nil {
+		j.cfg.Log.Warn("an explanation of a build can't be read", "build", ref, "err", err)
+		return explanation.Build{}, false
+	}
+	return b.Build, true
+}
+
+// refOf is ref or, for "", that of the last build that ended.
+func (j *Journal) refOf(ref string) string {
+	if ref != "" {
+		return ref
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var last build
+	for _, b := range j.builds {
+		if b.Ended.After(last.Ended) {
+			last = *b
+		}
+	}
+	return last.Ref
 }
 
 // Forget drops the explanation of a build; what is known of its steps stays.
@@ -191,16 +205,18 @@ func (j *Journal) ready() {
 		defer j.mu.Unlock()
 		var bad store.Batch
 		j.cfg.Store.Scan(stepsBucket, "", func(id string, data []byte) bool {
-			rec := &record{id: id}
+			var rec *record
 			n, err := strconv.ParseUint(id, 16, 64)
 			if err == nil {
-				err = unpack(data, rec)
+				rec, err = unpackRecord(data)
 			}
 			if err != nil {
 				j.cfg.Log.Warn("a record of a step can't be read and is dropped", "record", id, "err", err)
 				bad.Delete(stepsBucket, id)
 				return true
 			}
+			rec.id = n
+			j.shareLocked(rec)
 			j.next = max(j.next, n+1)
 			j.addLocked(rec)
 			return true
@@ -212,19 +228,35 @@ func (j *Journal) ready() {
 				bad.Delete(buildsBucket, ref)
 				return true
 			}
-			j.builds[short(ref)] = b
+			j.knowLocked(b)
 			return true
 		})
 		j.cfg.Store.Write(&bad)
 	})
 }
 
+// knowLocked keeps what other builds may ask of b. Its steps are read from the
+// store again when somebody wants to see them.
+func (j *Journal) knowLocked(b *build) {
+	b.Steps = nil
+	j.builds[short(b.Ref)] = b
+}
+
+// shareLocked makes rec share its origin with the record before it, which mostly
+// is of the same build.
+func (j *Journal) shareLocked(rec *record) {
+	if len(j.used) == 0 {
+		return
+	}
+	if last := j.used[len(j.used)-1]; *rec.Origin == *last.Origin {
+		rec.Origin = last.Origin
+	}
+}
+
 func (j *Journal) addLocked(rec *record) {
-	for _, name := range rec.foundBy() {
-		if j.index[name] == nil {
-			j.index[name] = map[*record]bool{}
-		}
-		j.index[name][rec] = true
+	for i, name := range rec.foundBy() {
+		rec.older[i] = j.index[i][name]
+		j.index[i][name] = rec
 	}
 	for _, k := range rec.Keys {
 		j.keys[k] = rec
@@ -233,10 +265,18 @@ func (j *Journal) addLocked(rec *record) {
 }
 
 func (j *Journal) removeLocked(rec *record) {
-	for _, name := range rec.foundBy() {
-		if delete(j.index[name], rec); len(j.index[name]) == 0 {
-			delete(j.index, name)
+	for i, name := range rec.foundBy() {
+		if j.index[i][name] == rec {
+			if j.index[i][name] = rec.older[i]; rec.older[i] == nil {
+				delete(j.index[i], name)
+			}
+			continue
 		}
+		newer := j.index[i][name]
+		for newer.older[i] != rec {
+			newer = newer.older[i]
+		}
+		newer.older[i] = rec.older[i]
 	}
 	for _, k := range rec.Keys {
 		if j.keys[k] == rec {
@@ -245,28 +285,44 @@ func (j *Journal) removeLocked(rec *record) {
 	}
 }
 
+// packed is a record, its stored form, or both.
+type packed struct {
+	*record
+	data []byte
+}
+
+// complete makes what is missing of p.
+func (p *packed) complete() (err error) {
+	if p.data == nil {
+		p.data, err = p.record.pack()
+		return err
+	}
+	p.record, err = unpackRecord(p.data)
+	return err
+}
+
 // keep adds an explained build and the records of its steps, and drops what is
 // beyond the bounds: all in one change of the store.
-func (j *Journal) keep(b *build, records []*record) {
+func (j *Journal) keep(b *build, records []packed) {
 	var batch store.Batch
-	packed := make([][]byte, len(records))
-	for i, rec := range records {
-		var err error
-		if packed[i], err = rec.pack(); err != nil {
-			j.cfg.Log.Warn("a step isn't kept for later explanations", "step", rec.Step.name(), "err", err)
+	for i := range records {
+		if err := records[i].complete(); err != nil {
+			j.cfg.Log.Warn("a step isn't kept for later explanations", "build", b.Ref, "err", err)
+			records[i].data = nil
 		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for i, rec := range records {
-		if packed[i] == nil {
+	for _, p := range records {
+		if p.data == nil {
 			continue
 		}
-		rec.id = fmtID(j.next)
+		p.id = j.next
 		j.next++
-		j.replaceLocked(rec, &batch)
-		j.addLocked(rec)
-		batch.Put(stepsBucket, rec.id, packed[i])
+		j.shareLocked(p.record)
+		j.replaceLocked(p.record, &batch)
+		j.addLocked(p.record)
+		batch.Put(stepsBucket, fmtID(p.id), p.data)
 	}
 	for len(j.used) > j.bounds.records {
 		j.dropLocked(j.used[0], &batch)
@@ -275,7 +331,7 @@ func (j *Journal) keep(b *build, records []*record) {
 		j.cfg.Log.Warn("the explanation of a build is lost", "build", b.Ref, "err", err)
 	} else {
 		batch.Put(buildsBucket, b.Ref, data)
-		j.builds[short(b.Ref)] = b
+		j.knowLocked(b)
 	}
 	j.trimBuildsLocked(&batch)
 	j.cfg.Store.Write(&batch)
@@ -288,7 +344,7 @@ func fmtID(n uint64) string {
 
 // replaceLocked drops the record that rec says the same as, and more.
 func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
-	for old := range j.index[rec.foundBy()[0]] {
+	for old := j.index[0][rec.foundBy()[0]]; old != nil; old = old.older[0] {
 		if old.Project == rec.Project && old.Step == rec.Step && compare(rec, old).none() {
 			j.dropLocked(old, batch)
 			return
@@ -299,7 +355,7 @@ func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
 func (j *Journal) dropLocked(rec *record, batch *store.Batch) {
 	j.removeLocked(rec)
 	j.used = slices.DeleteFunc(j.used, func(r *record) bool { return r == rec })
-	batch.Delete(stepsBucket, rec.id)
+	batch.Delete(stepsBucket, fmtID(rec.id))
 }
 
 // touchLocked notes that a record was of use, so that it is kept.

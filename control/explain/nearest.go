@@ -1,9 +1,10 @@
 package explain
 
 import (
-	"fmt"
+	"hash/fnv"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -14,7 +15,7 @@ type family struct {
 
 	mu      sync.Mutex      // guards the fields below; taken last
 	texts   map[string]bool // shorts of its steps
-	claimed map[step]bool   // its steps
+	claimed map[uint64]bool // hashes of its steps
 	kin     map[string]kinship
 }
 
@@ -33,8 +34,7 @@ func (f *family) add(s step) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.texts[short(s.Text)] = true
-	s.Index = 0
-	f.claimed[s] = true
+	f.claimed[s.hash()] = true
 }
 
 // likeness says how a record came to be taken for the same step, the best
@@ -97,23 +97,31 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	return best, ok
 }
 
-// foundBy are the names under which the journal finds a record: what it is,
-// what it says, and where it stands. Steps that stand nowhere are found by their
-// kind.
-func (r *record) foundBy() []string {
+// foundBy are hashes of the names under which the journal finds a record: what
+// it is, what it says, and where it stands. Steps that stand nowhere are found
+// by their kind. Who is found is looked at: hashes may be equal by chance.
+func (r *record) foundBy() [3]uint64 {
 	s := r.Step
-	place := fmt.Sprintf("place\x00%s\x00%s\x00%d", s.Kind, s.Stage, s.Index)
-	if s.Index == 0 {
-		place = "kind\x00" + s.Kind
+	place := hash("kind", s.Kind)
+	if s.Index > 0 {
+		place = hash("place", s.Kind, s.Stage, strconv.Itoa(s.Index))
 	}
-	return []string{"op\x00" + r.Op, "text\x00" + s.Kind + "\x00" + s.Text, place}
+	return [3]uint64{hash("op", r.Op), hash("text", s.Kind, s.Text), place}
+}
+
+func hash(words ...string) uint64 {
+	h := fnv.New64a()
+	for _, w := range words {
+		_, _ = h.Write(append([]byte(w), 0)) // a hash takes everything
+	}
+	return h.Sum64()
 }
 
 // candidatesLocked are the records that may be of the same step as rec.
 func (j *Journal) candidatesLocked(rec *record) (out []*record) {
 	seen := map[*record]bool{}
-	for _, name := range rec.foundBy() {
-		for old := range j.index[name] {
+	for i, name := range rec.foundBy() {
+		for old := j.index[i][name]; old != nil; old = old.older[i] {
 			if !seen[old] {
 				seen[old] = true
 				out = append(out, old)
@@ -171,9 +179,11 @@ func (f *family) sortedTexts() []string {
 func (f *family) has(s step) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s.Index = 0
-	return f.claimed[s]
+	return f.claimed[s.hash()]
 }
+
+// hash names s wherever it stands in its stage.
+func (s step) hash() uint64 { return hash(s.Kind, s.Stage, s.Text) }
 
 // kinLocked reports whether at least half of the build's steps were in the
 // earlier build, too.

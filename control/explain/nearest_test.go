@@ -9,7 +9,7 @@ import (
 // anew for each of them, and yet never by less than most of what is known.
 func TestKinshipIsKept(t *testing.T) {
 	j := &Journal{builds: map[string]*build{"earlier": {Texts: []string{short("0"), short("1"), short("2")}}}}
-	f := &family{texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]kinship{}}
+	f := &family{texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
 	compared, last := 0, kinship{at: -1}
 	for i := range 5000 {
 		f.add(step{Kind: "exec", Text: fmt.Sprint(i), Index: i})

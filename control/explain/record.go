@@ -21,19 +21,25 @@ import (
 // record is what is kept of a step that ran: enough to tell a later run of it
 // what is different, in at most maxRecord bytes.
 type record struct {
-	Build   string            `json:"b"` // short of the build's ref
-	Time    int64             `json:"u"` // when it started, in Unix seconds
-	Project string            `json:"p"` // short of what tells projects apart
-	Step    step              `json:"n"`
-	Op      string            `json:"o"`           // short of the op's digest in its cache key
-	Facets  map[string]string `json:"f,omitempty"` // values, or "#" and their short
-	Inputs  []inputFact       `json:"in,omitempty"`
-	Keys    []string          `json:"ks,omitempty"` // shorts of the keys of its outputs
-	Results []string          `json:"r,omitempty"`  // ids of its outputs
-	Sketch  []byte            `json:"sk,omitempty"` // of what it reads by content (content.go)
-	Failed  bool              `json:"x,omitempty"`
+	*Origin
+	Step    step        `json:"n"`
+	Op      string      `json:"o"`           // short of the op's digest in its cache key
+	Facets  facets      `json:"f,omitempty"` // values, or "#" and their short
+	Inputs  []inputFact `json:"in,omitempty"`
+	Keys    []string    `json:"ks,omitempty"` // shorts of the keys of its outputs
+	Results []string    `json:"r,omitempty"`  // ids of its outputs
+	Sketch  []byte      `json:"sk,omitempty"` // of what it reads by content (content.go)
+	Failed  bool        `json:"x,omitempty"`
 
-	id string // in the store
+	id    uint64     // in the store
+	older [3]*record // the next of those found by the same, for each of foundBy
+}
+
+// Origin is the build that a record is of.
+type Origin struct {
+	Build   string `json:"b"` // short of the build's ref
+	Time    int64  `json:"u"` // when it started, in Unix seconds
+	Project string `json:"p"` // short of what tells projects apart
 }
 
 // inputFact is what an input was.
@@ -69,7 +75,7 @@ func shortKeys(keys []solver.Key) []string {
 const maxValue = 80
 
 // facetValues are the facets of v in the form of a record.
-func facetValues(v *solver.Vertex) map[string]string {
+func facetValues(v *solver.Vertex) facets {
 	all := ops.Facets(v)
 	out := make(map[string]string, len(all))
 	for _, f := range all {
@@ -78,7 +84,7 @@ func facetValues(v *solver.Vertex) map[string]string {
 		}
 		out[f.Name] = f.Value
 	}
-	return out
+	return facetsOf(out)
 }
 
 // executedRecord is the record of an execution that starts.
@@ -175,7 +181,7 @@ var groups = []string{"env", "mount", "action", "extra host", ""}
 func (r *record) pack() ([]byte, error) {
 	data, err := pack(r)
 	for i := 0; err == nil && len(data) > maxRecord && i < len(groups); i++ {
-		r.Facets = fold(r.Facets, groups[i])
+		r.Facets = facetsOf(fold(r.Facets.values(), groups[i]))
 		data, err = pack(r)
 	}
 	if err == nil && len(data) > maxRecord {
@@ -186,6 +192,11 @@ func (r *record) pack() ([]byte, error) {
 		return nil, fmt.Errorf("it takes %d bytes, more than %d", len(data), maxRecord)
 	}
 	return data, err
+}
+
+func unpackRecord(data []byte) (*record, error) {
+	r := &record{Origin: &Origin{}}
+	return r, unpack(data, r)
 }
 
 // pack is v as compressed JSON. It is compressed without a state: that of other

@@ -56,12 +56,15 @@ type state struct {
 	ran     bool
 	ended   bool
 	failed  bool
-	record  *record // of the execution, once it starts
+	// fresh is set if it ran on what isn't what the cache has: see forced.
+	fresh  bool
+	record *record // of the execution, from its start until it is packed
+	packed []byte  // the same, once the step is explained and has ended
 	// explained is closed when causes and compared are set; nil before the
 	// execution starts.
 	explained chan struct{}
 	causes    []explanation.Cause
-	compared  *record
+	compared  *explanation.Earlier
 }
 
 var _ solver.ImportObserver = (*Recorder)(nil)
@@ -153,6 +156,10 @@ func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
 	r.mu.Lock()
 	s, show := r.states[eff.Vertex], r.show
 	s.ran, s.record, s.explained = true, rec, make(chan struct{})
+	s.ended, s.packed = false, nil
+	for i, in := range s.inputs {
+		s.fresh = s.fresh || rec.Inputs[i].Content == "" && in.forced()
+	}
 	for _, w := range eff.Wanted {
 		s.wanted = append(s.wanted, w.Save.Output)
 	}
@@ -170,10 +177,11 @@ func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
 
 // Ended implements solver.Observer.
 func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
+	defer r.pack(eff.Vertex)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.states[eff.Vertex]
-	if !s.ran || ev.Cached || ev.Interrupted() {
+	if s.record == nil || ev.Cached || ev.Interrupted() {
 		return // whatever it was like, it says nothing of the next time
 	}
 	s.ended, s.failed = true, ev.Err != nil
@@ -182,6 +190,38 @@ func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
 	}
 	slices.Sort(s.record.Results)
 }
+
+// pack makes a step small that is explained and has ended: most of what a build
+// holds would be the records of such. What isn't known yet of a build is known
+// when it is kept.
+func (r *Recorder) pack(v *solver.Vertex) {
+	project, ok := r.project()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.states[v]
+	if !ok || !s.ended || !s.recorded() || s.record == nil || s.explained != explained {
+		return
+	}
+	r.finishLocked(s, project)
+	data, err := s.record.pack()
+	if err != nil {
+		r.journal.cfg.Log.Warn("a step isn't kept for later explanations", "step", s.name(), "err", err)
+	}
+	s.packed, s.record, s.ended = data, nil, err == nil
+}
+
+// finishLocked completes the record of s, which has ended.
+func (r *Recorder) finishLocked(s *state, project string) {
+	s.record.Origin = &Origin{Build: short(r.opts.Ref), Project: project, Time: r.started.Unix()}
+	s.record.Failed = s.failed
+}
+
+// explained is what is closed for every step whose causes are known.
+var explained = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // Close explains what is left to explain. After it nothing of the build is
 // held; the explanation is kept a moment later.
@@ -197,7 +237,7 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b := &build{Build: explanation.Build{Ref: r.opts.Ref, Started: r.started, Ended: ended, Failed: failed}}
-	var records []*record
+	var records []packed
 	for _, s := range r.order {
 		shown := r.shown[s.vertex.Digest]
 		if !s.ran && (shown == nil || shown.Completed == nil) {
@@ -207,9 +247,10 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 			b.Steps = append(b.Steps, r.stepLocked(s))
 		}
 		if s.ended && s.recorded() {
-			s.record.Build, s.record.Project, s.record.Failed = short(r.opts.Ref), f.project, s.failed
-			s.record.Time = r.started.Unix()
-			records = append(records, s.record)
+			if s.packed == nil {
+				r.finishLocked(s, f.project)
+			}
+			records = append(records, packed{s.record, s.packed})
 		}
 	}
 	b.Texts = f.sortedTexts()
@@ -243,16 +284,13 @@ func (s *state) name() string { return clip(s.vertex.Name, maxName) }
 // stepLocked is what the explanation says of s.
 func (r *Recorder) stepLocked(s *state) explanation.Step {
 	out := explanation.Step{
-		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Causes: s.causes,
+		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Causes: s.causes, Compared: s.compared,
 	}
 	if v := r.shown[s.vertex.Digest]; v != nil && v.Started != nil && v.Completed != nil {
 		out.Failed = v.Error != ""
 		if s.ran {
 			out.Duration = v.Completed.Sub(*v.Started)
 		}
-	}
-	if s.compared != nil {
-		out.Compared = r.journal.earlier(s.compared)
 	}
 	return out
 }
@@ -263,14 +301,13 @@ const maxName = 200
 // kin is what of this build tells which records are of its steps. It grows with
 // the graph.
 func (r *Recorder) kin() *family {
-	key := r.clientKey()
+	project, _ := r.project()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.family == nil {
-		o := r.opts.Opts
 		r.known, r.family = 0, &family{
-			project: short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00")), known: key != "",
-			texts: map[string]bool{}, claimed: map[step]bool{}, kin: map[string]kinship{},
+			project: project, known: r.key != nil && *r.key != "",
+			texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{},
 		}
 	}
 	for _, s := range r.order[r.known:] {
@@ -282,27 +319,35 @@ func (r *Recorder) kin() *family {
 	return r.family
 }
 
-// clientKey asks for the key until it is known.
-func (r *Recorder) clientKey() string {
+// project is the short of what tells projects apart. It isn't final, and ok is
+// false, as long as the client isn't there.
+func (r *Recorder) project() (project string, ok bool) {
 	r.mu.Lock()
 	known := r.key
 	r.mu.Unlock()
-	if known != nil {
-		return *known
-	}
-	key, ok := r.opts.Key()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if ok {
+	if known == nil {
+		key, ok := r.opts.Key()
+		if !ok {
+			return r.projectOf(key), false
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		r.key, r.family = &key, nil
+		known = r.key
 	}
-	return key
+	return r.projectOf(*known), true
+}
+
+func (r *Recorder) projectOf(key string) string {
+	o := r.opts.Opts
+	return short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00"))
 }
 
 // explain finds the causes of s, which starts to run, and lets go of files.
 func (r *Recorder) explain(s *state, files *content) {
+	defer r.pack(s.vertex)
 	defer files.release()
-	defer close(s.explained)
+	defer r.told(s)
 	defer r.journal.survive("explain a step")
 	ctx := context.Background() // it reads memory, and is waited for
 	var sketched []byte
@@ -320,5 +365,16 @@ func (r *Recorder) explain(s *state, files *content) {
 	causes, compared := q.causes(ctx)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s.causes, s.compared = withImports(causes, r.failed), compared
+	s.causes = withImports(causes, r.failed)
+	if compared != nil {
+		s.compared = r.journal.earlier(compared)
+	}
+}
+
+// told lets whoever waits for the causes of s see them.
+func (r *Recorder) told(s *state) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(s.explained)
+	s.explained = explained
 }

@@ -30,11 +30,15 @@ var (
 // stepOf reads the identity of v off its kind and its name.
 func stepOf(v *solver.Vertex) step {
 	s := step{Kind: ops.Kind(v), Text: v.Name}
-	if m := placed.FindStringSubmatch(v.Name); m != nil {
-		s.Stage, s.Text = strings.TrimSpace(m[1]), m[3]
-		s.Index, _ = strconv.Atoi(m[2]) // 0 if it is out of range: not numbered
+	if strings.HasPrefix(v.Name, "[") {
+		if m := placed.FindStringSubmatch(v.Name); m != nil {
+			s.Stage, s.Text = strings.TrimSpace(m[1]), m[3]
+			s.Index, _ = strconv.Atoi(m[2]) // 0 if it is out of range: not numbered
+		}
 	}
-	s.Text = pinned.ReplaceAllString(s.Text, "")
+	if strings.Contains(s.Text, "@sha256:") {
+		s.Text = pinned.ReplaceAllString(s.Text, "")
+	}
 	if len(s.Text) > maxText {
 		s.Text = clip(s.Text, maxText-len(short(""))) + short(s.Text)
 	}

@@ -1,0 +1,113 @@
+package explain
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/client/llb"
+	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/solver"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// dockerfile is a chain of n RUN steps as a Dockerfile makes them.
+func dockerfile(t testing.TB, n int) (steps []*solver.Vertex) {
+	t.Helper()
+	st := llb.Scratch().AddEnv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").AddEnv("GOFLAGS", "-mod=vendor").Dir("/src")
+	for i := range n {
+		st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("make -C component/%d install", i)}),
+			llb.WithCustomName(fmt.Sprintf("[build %d/%d] RUN make -C component/%d install", i+1, n, i))).Root()
+	}
+	def, err := st.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := ops.NewLoader(ops.Config{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	edge, err := l.Load(def, ops.LoadOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for v := edge.Vertex; v != nil; {
+		steps = append(steps, v)
+		if len(v.Inputs) == 0 {
+			break
+		}
+		v = v.Inputs[0].Vertex
+	}
+	slices.Reverse(steps)
+	if len(steps) != n {
+		t.Fatalf("%d steps, want %d", len(steps), n)
+	}
+	return steps
+}
+
+// BenchmarkCachedBuild is what recording a build of 20 steps takes that is
+// answered from the cache: the last step is found, the others aren't needed.
+func BenchmarkCachedBuild(b *testing.B) {
+	j, steps := newJournal(b), dockerfile(b, 20)
+	b.ReportAllocs()
+	for n := 0; b.Loop(); n++ {
+		s := j.scriptOf(b, fmt.Sprint("build", n), steps)
+		s.r.Loading(&solver.Load{Edge: solver.Edge{Vertex: steps[len(steps)-1]}, Record: solver.Record{Result: "r"}})
+		now := time.Now()
+		for _, v := range steps {
+			s.r.Shown(&progress.Vertex{Digest: v.Digest, Name: v.Name})
+			s.r.Shown(&progress.Vertex{Digest: v.Digest, Name: v.Name, Started: &now, Completed: &now, Cached: true})
+		}
+		s.r.Close(false)
+		j.settle()
+	}
+}
+
+// A step takes at most 1 KB: in memory while its build runs and after it, and on
+// disk.
+func TestBytesPerStep(t *testing.T) {
+	const steps, limit = 4000, 1024
+	const fixed = 256 << 10 // whatever the number of steps: buffers of encoders and of the store
+	j := newJournal(t)
+	j.ready()
+	within := func(when string, bytes int64) {
+		t.Helper()
+		if bytes = (bytes - fixed) / steps; bytes > limit {
+			t.Errorf("%d bytes a step %s, the most is %d", bytes, when, limit)
+		} else {
+			t.Logf("%d bytes a step %s", bytes, when)
+		}
+	}
+	vertices := dockerfile(t, steps)
+	before := held()
+	s := j.scriptOf(t, "build", vertices)
+	for i := range vertices {
+		s.run(i, fmt.Sprint("op", i), fmt.Sprint("output", i-1), fmt.Sprint("output", i), nil)
+	}
+	within("while the build runs", held()-before)
+	s.r.Close(false)
+	j.settle()
+	s = nil
+	if err := j.cfg.Store.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	within("after it", held()-before)
+	stored := 0
+	for _, bucket := range []string{stepsBucket, buildsBucket} {
+		j.cfg.Store.Scan(bucket, "", func(id string, value []byte) bool { stored += len(id) + len(value); return true })
+	}
+	within("on disk", int64(stored)+fixed)
+	runtime.KeepAlive(vertices)
+}
+
+// held is how many bytes are reachable.
+func held() int64 {
+	runtime.GC()
+	runtime.GC() // pools are kept for one more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
