@@ -7,7 +7,6 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/progress"
-	"github.com/opencontainers/go-digest"
 )
 
 // ResultStore turns result ids back into results.
@@ -85,7 +84,7 @@ type Build struct {
 	opts   BuildOptions
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
-	report reporter
+	graph  *progress.Graph[*Vertex] // as watchers see it
 
 	events  queue[Event]
 	storage queue[func()] // what goes to the key store
@@ -112,7 +111,7 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 		opts.Progress = progress.Discard
 	}
 	b := &Build{
-		solver: s, opts: opts, report: reporter{w: opts.Progress, seen: map[*Vertex]*shown{}, plain: map[digest.Digest]bool{}},
+		solver: s, opts: opts, graph: progress.NewGraph[*Vertex](opts.Progress),
 		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
 	}
 	if b.opts.Observer == nil {
@@ -213,13 +212,8 @@ func (b *Build) answer(a *Answer) {
 	ch <- answer{result: a.Result, err: a.Err}
 }
 
-// Stats are counts of vertices.
-type Stats struct {
-	Total, Completed, Cached int
-}
-
 // Stats returns the counts as of now.
-func (b *Build) Stats() Stats { return b.report.stats() }
+func (b *Build) Stats() progress.Counts { return b.graph.Counts() }
 
 // Close cancels what still runs for this build alone, waits for it, and
 // releases everything the build holds.
@@ -230,7 +224,7 @@ func (b *Build) Close() {
 	b.cancel(errClosed)
 	b.events.close()
 	b.owner.Wait()
-	b.report.interrupted()
+	b.graph.Interrupt()
 }
 
 // own is the only goroutine that touches the core.

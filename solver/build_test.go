@@ -86,7 +86,7 @@ func inSite(t *testing.T, fn func(t *testing.T, s *site)) {
 }
 
 // build solves v in a build of its own.
-func (s *site) build(v *Vertex) (*recorder, Stats, error) {
+func (s *site) build(v *Vertex) (*recorder, progress.Counts, error) {
 	rec := &recorder{}
 	b := s.s.NewBuild(BuildOptions{Progress: rec})
 	defer b.Close()
@@ -110,7 +110,7 @@ func TestProgressOfExecution(t *testing.T) {
 		}
 		rec.expect(t, a, "announced; started; ran a; completed")
 		rec.expect(t, b, "announced; started; ran b; completed")
-		if stats != (Stats{Total: 2, Completed: 2}) {
+		if stats != (progress.Counts{Total: 2, Completed: 2}) {
 			t.Errorf("stats %+v", stats)
 		}
 		if v := rec.events[1].Vertex; v.Name != "b" || !slices.Equal(v.Inputs, []digest.Digest{a.Digest, a.Digest}) {
@@ -132,7 +132,7 @@ func TestProgressOfCached(t *testing.T) {
 		rec, stats, _ := s.build(b)
 		rec.expect(t, a, "announced; cached")
 		rec.expect(t, b, "announced; cached")
-		if stats != (Stats{Total: 2, Completed: 2, Cached: 2}) {
+		if stats != (progress.Counts{Total: 2, Completed: 2, Cached: 2}) {
 			t.Errorf("stats %+v", stats)
 		}
 		c := s.w.vertex("c", 1, in{v: b})
@@ -140,7 +140,7 @@ func TestProgressOfCached(t *testing.T) {
 		rec.expect(t, a, "announced; cached")
 		rec.expect(t, b, "announced; cached")
 		rec.expect(t, c, "announced; started; ran c; completed")
-		if stats != (Stats{Total: 3, Completed: 3, Cached: 2}) {
+		if stats != (progress.Counts{Total: 3, Completed: 3, Cached: 2}) {
 			t.Errorf("stats %+v", stats)
 		}
 	})

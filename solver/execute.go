@@ -30,10 +30,10 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 	b.opts.Observer.Ended(eff, ev)
 	switch {
 	case ev.Err == nil && ev.Cached:
-		b.report.cached(eff.Vertex)
+		b.graph.Cached(eff.Vertex)
 	case ev.Interrupted():
 	default:
-		b.report.complete(eff.Vertex, ev.Err)
+		b.graph.Complete(eff.Vertex, ev.Err)
 	}
 	return ev
 }
@@ -138,7 +138,7 @@ func (f *flight) output(i int) *Output {
 // follow copies the flight's log to this build, from the start.
 func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 	v := eff.Vertex
-	scope := b.report.scope(v)
+	scope := b.graph.Scope(v)
 	r := f.log.NewReader()
 	for {
 		events, err := r.Next(ctx)
@@ -147,7 +147,7 @@ func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 		}
 		for _, e := range events {
 			if e.Vertex != nil { // the mark that it really runs
-				b.report.start(v)
+				b.graph.Start(v)
 				b.opts.Observer.Starts(eff, scope)
 				continue
 			}
@@ -173,7 +173,7 @@ func (b *Build) flightKey(ctx context.Context, eff *Execute) (key flightKey, err
 		return key, nil
 	}
 	err = protect(eff.Vertex, func() (err error) {
-		key.own, err = sharer.SharingKey(progress.With(ctx, b.report.scope(eff.Vertex)), asker{b.opts.Value})
+		key.own, err = sharer.SharingKey(progress.With(ctx, b.graph.Scope(eff.Vertex)), asker{b.opts.Value})
 		return err
 	})
 	return key, err

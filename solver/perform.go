@@ -14,10 +14,10 @@ import (
 func (b *Build) perform(eff Effect) {
 	switch eff := eff.(type) {
 	case *Announce:
-		b.report.announce(eff)
+		b.announce(eff)
 		b.opts.Observer.Announced(eff)
 	case *Cached:
-		b.report.cached(eff.Vertex)
+		b.graph.Cached(eff.Vertex)
 	case *Release:
 		eff.Result.Release()
 	case *Answer:
@@ -50,6 +50,14 @@ func (b *Build) perform(eff Effect) {
 	default:
 		panic(fmt.Sprintf("internal error: effect of unknown kind %T", eff))
 	}
+}
+
+func (b *Build) announce(a *Announce) {
+	inputs := make([]*Vertex, len(a.Inputs))
+	for i, in := range a.Inputs {
+		inputs[i] = in.Vertex
+	}
+	b.graph.Add(a.Vertex, a.Vertex.Digest, a.Vertex.Name, a.Vertex.Group, inputs)
 }
 
 // begin makes the context of v's execution, which stop ends.
@@ -168,18 +176,18 @@ func (b *Build) cacheMap(eff *GetCacheMap) *GotCacheMap {
 	w := progress.WriterFunc(func(e progress.Event) {
 		start.Do(func() {
 			started = true
-			b.report.start(v)
+			b.graph.Start(v)
 		})
 		b.opts.Progress.Write(e)
 	})
-	ctx := progress.With(b.ctx, progress.NewScope(w, b.report.digest(v)))
+	ctx := progress.With(b.ctx, progress.NewScope(w, b.graph.Digest(v)))
 	ev.Err = protect(v, func() (err error) {
 		ev.Map, ev.More, err = v.Op.CacheMap(ctx, asker{b.opts.Value}, eff.Index)
 		return err
 	})
 	start.Do(func() {}) // what comes later doesn't start it again
 	if started || ev.Err != nil && b.ctx.Err() == nil {
-		b.report.complete(v, ev.Err)
+		b.graph.Complete(v, ev.Err)
 	}
 	return ev
 }
@@ -188,7 +196,7 @@ func (b *Build) digest(eff *Digest) *Digested {
 	v := eff.Vertex
 	defer eff.Result.Release()
 	ev := &Digested{Digest: eff}
-	ctx := progress.With(b.ctx, b.report.scope(v))
+	ctx := progress.With(b.ctx, b.graph.Scope(v))
 	ev.Err = protect(v, func() (err error) {
 		if eff.Dep.Prepare != nil {
 			if err := eff.Dep.Prepare(ctx, asker{b.opts.Value}, eff.Result); err != nil {
@@ -199,7 +207,7 @@ func (b *Build) digest(eff *Digest) *Digested {
 		return err
 	})
 	if ev.Err != nil && asLost(ev.Err) == nil && b.ctx.Err() == nil {
-		b.report.complete(v, ev.Err)
+		b.graph.Complete(v, ev.Err)
 	}
 	return ev
 }

@@ -55,7 +55,7 @@ type Outcome struct {
 	Response       map[string]string
 	Results        map[int]ocispec.Descriptor // by exporter
 	Err            error
-	Stats          solver.Stats
+	Stats          progress.Counts
 	Warnings       int
 }
 
