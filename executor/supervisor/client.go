@@ -212,6 +212,7 @@ type follower struct {
 	conn    *conn
 	dir     string
 	printed func(steplog.Extent)
+	parts   int // of the log, whose files have come
 	leaving *atomic.Bool
 	put     func(*conn) // takes the connection back
 }
@@ -265,7 +266,15 @@ func (f *follower) read() (*exit, error) {
 			return nil, err
 		}
 		if r.Log != nil {
-			f.printed(*r.Log)
+			files, err := f.conn.take(len(r.Log.Parts) - f.parts)
+			if err != nil {
+				return nil, err
+			}
+			f.parts = len(r.Log.Parts)
+			f.printed(r.Log.With(files))
+			for _, file := range files {
+				file.Close() // it was read only
+			}
 		}
 		if r.Exit != nil {
 			return r.Exit, nil

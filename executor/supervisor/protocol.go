@@ -1,18 +1,22 @@
 package supervisor
 
 import (
+	"bytes"
 	"encoding/gob"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/steplog"
+	"golang.org/x/sys/unix"
 )
 
 // request is what a daemon sends. One of the fields is set. After Run and
@@ -32,7 +36,7 @@ type runRequest struct {
 
 // reply is what a supervisor sends.
 type reply struct {
-	Log    *steplog.Extent // what the step has printed so far
+	Log    *steplog.Extent // what the step has printed so far; the files of new parts come with it
 	Exit   *exit
 	Steps  []Step
 	Listed bool
@@ -119,21 +123,78 @@ func (e *remoteError) Unwrap() error {
 // conn is a connection between the two. Gob tells types once, so connections are
 // used again.
 type conn struct {
-	net.Conn
-	dec *gob.Decoder
+	*net.UnixConn
+	dec   *gob.Decoder
+	files []*os.File // that came with what dec has read; of who reads
 
-	mu  sync.Mutex // guards enc; held while a message is written
+	mu  sync.Mutex // guards the fields below; held while a message is written
 	enc *gob.Encoder
+	buf bytes.Buffer // what enc writes to
 }
 
 func newConn(c net.Conn) *conn {
-	return &conn{Conn: c, dec: gob.NewDecoder(c), enc: gob.NewEncoder(c)}
+	out := &conn{UnixConn: c.(*net.UnixConn)}
+	out.dec, out.enc = gob.NewDecoder(out), gob.NewEncoder(&out.buf)
+	return out
 }
 
-func (c *conn) send(message any) error {
+// send sends a message, and files with it.
+func (c *conn) send(message any, files ...*os.File) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.enc.Encode(message)
+	c.buf.Reset()
+	if err := c.enc.Encode(message); err != nil {
+		return err
+	}
+	if len(files) == 0 {
+		_, err := c.UnixConn.Write(c.buf.Bytes())
+		return err
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	n, _, err := c.WriteMsgUnix(c.buf.Bytes(), unix.UnixRights(fds...), nil)
+	if err == nil && n < c.buf.Len() {
+		_, err = c.UnixConn.Write(c.buf.Bytes()[n:])
+	}
+	runtime.KeepAlive(files)
+	return err
+}
+
+// maxFiles is how many files come with a message at most: a log has fewer parts.
+const maxFiles = 8
+
+// Read reads for dec, and keeps the files that come with it.
+func (c *conn) Read(p []byte) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(4*maxFiles))
+	n, oobn, _, _, err := c.ReadMsgUnix(p, oob)
+	if oobn > 0 {
+		messages, perr := unix.ParseSocketControlMessage(oob[:oobn])
+		err = errors.Join(err, perr)
+		for _, m := range messages {
+			fds, perr := unix.ParseUnixRights(&m)
+			err = errors.Join(err, perr)
+			for _, fd := range fds {
+				c.files = append(c.files, os.NewFile(uintptr(fd), "file of the supervisor"))
+			}
+		}
+	}
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), err
+}
+
+// take returns the next n files. Those of later messages may be there already, for
+// dec reads ahead.
+func (c *conn) take(n int) ([]*os.File, error) {
+	if n < 0 || n > len(c.files) {
+		return nil, fmt.Errorf("internal error: %d files came with a message, not %d", len(c.files), n)
+	}
+	files := c.files[:n:n]
+	c.files = c.files[n:]
+	return files, nil
 }
 
 // A supervisor's directory.

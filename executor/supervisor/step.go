@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"os"
 	"sync"
 	"time"
 
@@ -57,15 +58,18 @@ const tellInterval = 5 * time.Millisecond
 // step doesn't.
 func (st *step) tell(c *conn) {
 	var told int64
+	var parts int // whose files were sent
 	for {
 		r, ok := st.news(c, told)
 		if !ok {
 			return
 		}
+		var files []*os.File
 		if r.Log != nil {
-			told = r.Log.Size
+			files = r.Log.Files()[parts:]
+			told, parts = r.Log.Size, len(r.Log.Parts)
 		}
-		if c.send(r) != nil {
+		if c.send(r, files...) != nil {
 			st.detach(c)
 			return
 		}

@@ -20,20 +20,20 @@ type Log struct {
 	parts []part
 }
 
-// Grow tells the reader how long the log is by now.
+// Grow tells the reader how long the log is by now. The files of x remain whose
+// they are.
 func (l *Log) Grow(x Extent) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range x.Parts[min(len(l.parts), len(x.Parts)):] {
-		f, err := os.Open(p.Path)
+		if p.file == nil {
+			return errors.New("internal error: a part of a step's log without its file")
+		}
+		fd, err := unix.FcntlInt(p.file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return fmt.Errorf("open the log of a step: %w", err)
 		}
-		var st unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Ino != p.Inode {
-			return errors.Join(fmt.Errorf("open the log of a step: %s is another file by now", p.Path), err, f.Close())
-		}
-		l.parts = append(l.parts, part{f, p.Base, p.Inode})
+		l.parts = append(l.parts, part{os.NewFile(uintptr(fd), p.file.Name()), p.Base})
 	}
 	l.size = max(l.size, x.Size)
 	return nil

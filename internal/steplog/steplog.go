@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,11 +39,12 @@ func appendHeader(b []byte, stream int, now time.Time, size int) []byte {
 	return binary.LittleEndian.AppendUint32(b, uint32(size))
 }
 
-// Part is where the log is from Base on, up to the Base of the next part.
+// Part is where the log is from Base on, up to the Base of the next part. Its file
+// isn't encoded with it: who sends it to another process sends that apart, see
+// Extent.Files.
 type Part struct {
-	Path  string // by which other processes can open it too, as long as the writer is there
-	Inode uint64 // what they must find
-	Base  int64
+	Base int64
+	file *os.File
 }
 
 // Extent is what there is of a log. The zero value is an empty one.
@@ -71,12 +73,29 @@ type Writer struct {
 	lost  bool
 }
 
+// Files are those of the parts, which remain the writer's.
+func (x Extent) Files() []*os.File {
+	files := make([]*os.File, len(x.Parts))
+	for i, p := range x.Parts {
+		files[i] = p.file
+	}
+	return files
+}
+
+// With returns an extent that came without its files, with those of its last parts.
+func (x Extent) With(files []*os.File) Extent {
+	x.Parts = slices.Clone(x.Parts)
+	for i := range files {
+		x.Parts[len(x.Parts)-len(files)+i].file = files[i]
+	}
+	return x
+}
+
 // part is a file that holds the log from base on. It stays open as long as the
-// writer is: whoever was told of it opens it by its number.
+// writer is.
 type part struct {
 	*os.File
-	base  int64
-	inode uint64
+	base int64
 }
 
 // NewWriter returns a writer of an empty log, which will be on the file system of
@@ -149,7 +168,8 @@ func (w *Writer) memoryLocked() error {
 	if err != nil {
 		return fmt.Errorf("make a log in memory: %w", err)
 	}
-	return w.addPartLocked(os.NewFile(uintptr(fd), "step log in memory"), w.size)
+	w.parts = append(w.parts, part{os.NewFile(uintptr(fd), "step log in memory"), w.size})
+	return nil
 }
 
 // spillLocked copies the log from memory to disk, where it goes on.
@@ -162,15 +182,7 @@ func (w *Writer) spillLocked() error {
 	if _, err := io.Copy(f, io.NewSectionReader(w.parts[0], 0, w.size)); err != nil {
 		return errors.Join(fmt.Errorf("write the log to %s: %w", w.dir, err), f.Close())
 	}
-	return w.addPartLocked(f, 0)
-}
-
-func (w *Writer) addPartLocked(f *os.File, base int64) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return errors.Join(fmt.Errorf("look at %s: %w", f.Name(), err), f.Close())
-	}
-	w.parts = append(w.parts, part{f, base, st.Ino})
+	w.parts = append(w.parts, part{f, 0})
 	return nil
 }
 
@@ -192,7 +204,7 @@ func (w *Writer) Extent() Extent {
 	defer w.mu.Unlock()
 	x := Extent{Size: w.size}
 	for _, p := range w.parts {
-		x.Parts = append(x.Parts, Part{Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), p.Fd()), Inode: p.inode, Base: p.base})
+		x.Parts = append(x.Parts, Part{Base: p.base, file: p.File})
 	}
 	if w.lost {
 		x.Lost = w.err.Error()
