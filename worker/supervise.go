@@ -18,7 +18,12 @@ func (w *Worker) executorConfig() executor.Config {
 }
 
 // supervisors is where supervisors have their directories.
-func (w *Worker) supervisors() string { return filepath.Join(w.cfg.Root, "supervisors") }
+func (w *Worker) supervisors() string { return supervisorsIn(w.cfg.Root) }
+
+func supervisorsIn(root string) string { return filepath.Join(root, "supervisors") }
+
+// Supervisors are the processes of earlier daemons' supervisors that live.
+func Supervisors(root string) []int { return supervisor.Pids(supervisorsIn(root)) }
 
 // supervise starts the supervisor, if there is to be one.
 func (w *Worker) supervise(undo *cleanup.Stack) {

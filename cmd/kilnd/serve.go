@@ -42,7 +42,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := rootless.Enter(); err != nil {
+	if err := rootless.Enter(worker.Supervisors(cfg.Root)...); err != nil {
 		return err
 	}
 	if err := seal.Self(); err != nil {

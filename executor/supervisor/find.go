@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/steplog"
+	"golang.org/x/sys/unix"
 )
 
 // Earlier is a supervisor of an earlier daemon.
@@ -44,6 +47,41 @@ func Find(dir string, exec executor.Config) ([]*Earlier, error) {
 		}
 	}
 	return found, nil
+}
+
+// Pids are the processes of the supervisors in dir that live.
+func Pids(dir string) (pids []int) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // there are none, or Find tells
+	}
+	for _, e := range entries {
+		c, err := dial(filepath.Join(dir, e.Name()))
+		if err != nil {
+			continue
+		}
+		if pid, err := peer(c.Conn); err == nil {
+			pids = append(pids, pid)
+		}
+		c.Close()
+	}
+	return pids
+}
+
+// peer is the process at the other end.
+func peer(c net.Conn) (pid int, err error) {
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
+		return 0, cerr
+	}
+	if err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
 }
 
 // ask asks the supervisor in dir for its steps.

@@ -8,7 +8,8 @@
 // its id and its parent; there is none beside it.
 //
 //	user's process       makes a child in new namespaces, has its ids mapped,
-//	                     opens the namespaces, ends the child
+//	                     opens the namespaces, ends the child; or opens those of
+//	                     a process that an earlier run has left
 //	execve of nsenter    enters them: only a process with one thread can, which
 //	                     no Go program has
 //	execve of itself     root

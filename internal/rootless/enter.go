@@ -27,7 +27,10 @@ const HoldCommand = "hold-namespace"
 // namespace that it can mount in. In the process of an ordinary user it makes a
 // namespace and executes the program once more, with the same arguments, so it
 // has to come before everything that can't be done twice.
-func Enter() error {
+//
+// The namespaces of a process of an earlier run are used again if one is left:
+// from others it and its files could not be reached.
+func Enter(earlier ...int) error {
 	if state, ok := os.LookupEnv(stateEnv); ok {
 		return finish(state)
 	}
@@ -37,14 +40,14 @@ func Enter() error {
 		}
 		return checkMount()
 	}
-	if err := enter(); err != nil {
+	if err := enter(earlier); err != nil {
 		return fmt.Errorf("run without root (user %d): %w", os.Geteuid(), err)
 	}
 	return nil
 }
 
 // enter returns only errors.
-func enter() error {
+func enter(earlier []int) error {
 	who, err := whoAmI()
 	if err != nil {
 		return err
@@ -63,15 +66,21 @@ func enter() error {
 			return fmt.Errorf("the program %s is needed and not in PATH: install Debian's package %s, or what has it elsewhere", name, pkg)
 		}
 	}
+	for _, pid := range earlier {
+		// An error is that it has just ended.
+		if err := (&holder{pid: pid}).become(programs["nsenter"], who.Username); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	h, err := hold()
 	if err != nil {
 		return err
 	}
 	defer h.end()
-	if err := h.mapIDs(programs["newuidmap"], mapArgs(h.cmd.Process.Pid, os.Geteuid(), uids)); err != nil {
+	if err := h.mapIDs(programs["newuidmap"], mapArgs(h.pid, os.Geteuid(), uids)); err != nil {
 		return err
 	}
-	if err := h.mapIDs(programs["newgidmap"], mapArgs(h.cmd.Process.Pid, os.Getegid(), gids)); err != nil {
+	if err := h.mapIDs(programs["newgidmap"], mapArgs(h.pid, os.Getegid(), gids)); err != nil {
 		return err
 	}
 	return h.become(programs["nsenter"], who.Username)
@@ -87,7 +96,8 @@ func whoAmI() (*user.User, error) {
 
 // holder is a process that keeps new namespaces alive until others are in them.
 type holder struct {
-	cmd  *exec.Cmd
+	pid  int
+	cmd  *exec.Cmd // nil for one that isn't this process's
 	stop io.Closer
 }
 
@@ -101,6 +111,7 @@ func hold() (*holder, error) {
 	if err := h.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("make a user namespace: %w%s", err, forbidden("/proc/sys"))
 	}
+	h.pid = h.cmd.Process.Pid
 	return h, nil
 }
 
@@ -108,6 +119,9 @@ func hold() (*holder, error) {
 func Hold() { io.Copy(io.Discard, os.Stdin) } //nolint:errcheck // either end of it is the end
 
 func (h *holder) end() {
+	if h.cmd == nil {
+		return
+	}
 	h.stop.Close()
 	h.cmd.Wait() //nolint:errcheck // it is of no use any more
 }
@@ -133,8 +147,8 @@ func (h *holder) become(nsenter, name string) error {
 	fds := map[string]int{}
 	for _, kind := range []string{"user", "mnt"} {
 		// Not closed on execve: nsenter reads them after the holder's end.
-		if fds[kind], err = unix.Open(fmt.Sprintf("/proc/%d/ns/%s", h.cmd.Process.Pid, kind), unix.O_RDONLY, 0); err != nil {
-			return fmt.Errorf("open the new %s namespace: %w", kind, err)
+		if fds[kind], err = unix.Open(fmt.Sprintf("/proc/%d/ns/%s", h.pid, kind), unix.O_RDONLY, 0); err != nil {
+			return fmt.Errorf("open the %s namespace of process %d: %w", kind, h.pid, err)
 		}
 		defer unix.Close(fds[kind])
 	}
