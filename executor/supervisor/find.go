@@ -60,7 +60,7 @@ func Pids(dir string) (pids []int) {
 		if err != nil {
 			continue
 		}
-		if pid, err := peer(c.Conn); err == nil {
+		if pid, err := peer(c.UnixConn); err == nil {
 			pids = append(pids, pid)
 		}
 		c.Close()
