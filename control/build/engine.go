@@ -6,6 +6,7 @@ package build
 import (
 	"context"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -135,11 +136,17 @@ func (e *Engine) refuseLocked(ref string) {
 	})
 }
 
+// forget forgets b. What the last builds took goes back to the machine then: a
+// large one's memory would stay the daemon's for minutes.
 func (e *Engine) forget(b *Build) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	if e.builds[b.req.Ref] == b {
 		delete(e.builds, b.req.Ref)
+	}
+	idle := len(e.builds) == 0
+	e.mu.Unlock()
+	if idle {
+		debug.FreeOSMemory()
 	}
 }
 

@@ -108,6 +108,11 @@ func stored(name string, first, run func(*runner) error, check func(records int)
 
 func nothing(*runner) error { return nil }
 
+func rest(*runner) error {
+	<-time.After(calmDown)
+	return nil
+}
+
 func du(r *runner) error { return r.buildctl("du") }
 
 // workers asks for next to nothing: what counts is what the daemon has in memory.
@@ -128,8 +133,7 @@ func idle(name string) scenario {
 		if err := build(r); err != nil {
 			return err
 		}
-		<-time.After(calmDown)
-		return nil
+		return rest(r)
 	}
 	s.run = func(*runner) error {
 		<-time.After(idleFor)

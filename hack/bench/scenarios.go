@@ -72,7 +72,7 @@ var scenarios = []scenario{
 	definition("wide5000-cached", true, wide(5000)),
 	definition("chain100", false, chain(100)),
 	definition("merge100", false, merge(100)),
-	stored("records-memory", nothing, workers, allKept),
+	stored("records-memory", rest, workers, allKept),
 	stored("restart", nothing, restart, allKept),
 	stored("restart-cached", restart, func(r *runner) error { return r.buildDefinition() }, allKept),
 	stored("du", nothing, du, allKept),
