@@ -455,8 +455,10 @@ func TestStepNames(t *testing.T) {
 		"[linux/amd64 build  2/12] COPY a b":                {Stage: "linux/amd64 build", Index: 2, Text: "COPY a b"},
 		"[internal] load build context":                     {Text: "[internal] load build context"},
 		"[1/2] FROM a:b@" + digest.FromString("x").String(): {Index: 1, Text: "FROM a:b"},
-		"make": {Text: "make"},
-		"":     {},
+		"[build 2/5] RUN echo [x 1/2] y":                    {Stage: "build", Index: 2, Text: "RUN echo [x 1/2] y"},
+		"[build x/5] RUN make":                              {Text: "[build x/5] RUN make"},
+		"make":                                              {Text: "make"},
+		"":                                                  {},
 	} {
 		want.Kind = "other"
 		if got := stepOf(&solver.Vertex{Name: name}); got != want {

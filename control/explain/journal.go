@@ -366,15 +366,13 @@ func (j *Journal) touchLocked(rec *record) {
 }
 
 func (j *Journal) trimBuildsLocked(batch *store.Batch) {
-	if len(j.builds) <= j.bounds.builds {
-		return
-	}
-	all := make([]*build, 0, len(j.builds))
-	for _, b := range j.builds {
-		all = append(all, b)
-	}
-	slices.SortFunc(all, func(a, b *build) int { return cmp.Or(a.Ended.Compare(b.Ended), cmp.Compare(a.Ref, b.Ref)) })
-	for _, b := range all[:len(all)-j.bounds.builds] {
-		j.forgetLocked(b.Ref, batch)
+	for len(j.builds) > j.bounds.builds {
+		var oldest *build
+		for _, b := range j.builds {
+			if oldest == nil || cmp.Or(b.Ended.Compare(oldest.Ended), cmp.Compare(b.Ref, oldest.Ref)) < 0 {
+				oldest = b
+			}
+		}
+		j.forgetLocked(oldest.Ref, batch)
 	}
 }

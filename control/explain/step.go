@@ -21,20 +21,30 @@ type step struct {
 // maxText bounds the text that is kept of a step.
 const maxText = 96
 
-var (
-	// placed is the name of a Dockerfile's step: "[linux/amd64 build 2/5] RUN make".
-	placed = regexp.MustCompile(`^\[(?:(.*) )? *([0-9]+)/[0-9]+\] (?s:(.*))$`)
-	pinned = regexp.MustCompile(`@sha256:[0-9a-f]{64}`)
-)
+var pinned = regexp.MustCompile(`@sha256:[0-9a-f]{64}`)
+
+// placed reads the name of a Dockerfile's step: "[linux/amd64 build 2/5] RUN make".
+func placed(name string) (stage string, index int, text string, ok bool) {
+	place, text, ok := strings.Cut(strings.TrimPrefix(name, "["), "] ")
+	if !ok || !strings.HasPrefix(name, "[") {
+		return "", 0, "", false
+	}
+	at := strings.LastIndexByte(place, ' ') + 1
+	n, of, ok := strings.Cut(place[at:], "/")
+	if _, err := strconv.ParseUint(of, 10, 64); !ok || err != nil {
+		return "", 0, "", false
+	}
+	if index, err := strconv.ParseUint(n, 10, 31); err == nil {
+		return strings.TrimSpace(place[:at]), int(index), text, true
+	}
+	return "", 0, "", false
+}
 
 // stepOf reads the identity of v off its kind and its name.
 func stepOf(v *solver.Vertex) step {
 	s := step{Kind: ops.Kind(v), Text: v.Name}
-	if strings.HasPrefix(v.Name, "[") {
-		if m := placed.FindStringSubmatch(v.Name); m != nil {
-			s.Stage, s.Text = strings.TrimSpace(m[1]), m[3]
-			s.Index, _ = strconv.Atoi(m[2]) // 0 if it is out of range: not numbered
-		}
+	if stage, index, text, ok := placed(v.Name); ok {
+		s.Stage, s.Index, s.Text = stage, index, text
 	}
 	if strings.Contains(s.Text, "@sha256:") {
 		s.Text = pinned.ReplaceAllString(s.Text, "")
