@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,7 +43,7 @@ func join(dir string, setUp func(alone bool) error) (_ *membership, err error) {
 	if m.users, err = os.OpenFile(usersFile(dir), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, fmt.Errorf("remember that networks are in use: %w", err)
 	}
-	alone, err := m.alone()
+	alone, err := m.aloneSoon()
 	if err == nil {
 		err = setUp(alone)
 	}
@@ -102,6 +103,24 @@ func (m *membership) alone() (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// forkWait is how long what a killed member was just starting may have the file
+// locked, too: from fork to exec.
+const (
+	forkWait  = 200 * time.Millisecond
+	forkRetry = 5 * time.Millisecond
+)
+
+// aloneSoon is alone that doesn't take such a process for a member.
+func (m *membership) aloneSoon() (bool, error) {
+	again := time.NewTicker(forkRetry)
+	defer again.Stop()
+	for end := time.Now().Add(forkWait); ; <-again.C {
+		if alone, err := m.alone(); alone || err != nil || time.Now().After(end) {
+			return alone, err
+		}
+	}
 }
 
 // end closes the file, and removes it if nothing is left that it tells of.
