@@ -268,6 +268,8 @@ var meaningless = []struct {
 	{regexp.MustCompile(`(?m)^(mount: \S+ on \S+ ro\S* .* - \S+) r[ow]`), "$1 r?"},
 	{regexp.MustCompile(`(?m)^(mount: .* - tmpfs r\?),size=0k`), "$1"},
 	{regexp.MustCompile(`(?m)^mount: /null on (\S+) .*`), "mount: /null on $1"},
+	// The root of a container or chroot may be a directory of its file system.
+	{regexp.MustCompile(`(?m)^mount: \S+(SHARED|BUNDLE)`), "mount: $1"},
 }
 
 // normal leaves out what is different in each run.
