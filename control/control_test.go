@@ -305,13 +305,21 @@ func TestBridgeRouting(t *testing.T) {
 	if len(pong.LLBCaps) == 0 || len(pong.FrontendAPICaps) != 27 || len(pong.Workers) != 1 {
 		t.Errorf("pong: %d, %d caps, %d workers", len(pong.LLBCaps), len(pong.FrontendAPICaps), len(pong.Workers))
 	}
+	inFlight := make(chan error)
+	started := d.frontend.blocks()
+	go func() {
+		_, err := d.bridge().Solve(inBuild(t.Context(), "r"), &gwpb.SolveRequest{Frontend: "fake"})
+		inFlight <- err
+	}()
+	<-started
 	_, err = d.bridge().Return(inBuild(t.Context(), "r"), &gwpb.ReturnRequest{Error: &status.Status{Code: int32(codes.Aborted), Message: "enough"}})
 	must(t, err)
 	wantCode(t, wait(), codes.Aborted, "enough")
+	wantCode(t, <-inFlight, codes.Canceled, "enough")
 	_, err = d.bridge().Ping(inBuild(t.Context(), "r"), &gwpb.PingRequest{})
 	wantCode(t, err, codes.NotFound, "no such job r")
 
-	started := d.frontend.blocks()
+	started = d.frontend.blocks()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go d.control().Solve(ctx, &control.SolveRequest{Ref: "s", Frontend: "fake"})

@@ -219,10 +219,19 @@ func (b *Build) exporters() ([]export.Exporter, error) {
 // errEnded is what calls that a client makes for a build get when it is over.
 var errEnded = status.Error(codes.Canceled, "the build has ended")
 
+// endedBy is errEnded with why a build failed: which of its calls a client hears
+// of first is open.
+func endedBy(err error) error {
+	if err == nil {
+		return errEnded
+	}
+	return status.Errorf(codes.Canceled, "the build has ended: %v", err)
+}
+
 // finish records how the build ended and closes its stream.
 func (b *Build) finish(resp map[string]string, err error) {
 	stats := b.solver.Stats()
-	b.cancel(errEnded)
+	b.cancel(endedBy(err))
 	b.endAfter(0)
 	b.bridge.release()
 	b.solver.Close()
