@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/hack/harness"
 	"github.com/kilnbuild/kiln/hack/testimage"
+	"golang.org/x/sys/unix"
 )
 
 // env is what all tests share, set up once by TestMain.
@@ -58,6 +59,7 @@ func setUpAndRun(m *testing.M) (int, error) {
 			return 0, fmt.Errorf("%w: run make build peer first", err)
 		}
 	}
+	unix.Umask(0o022) // the files of an ordinary user's daemon are made by root
 	if err := adoptOrphans(); err != nil {
 		return 0, err
 	}
