@@ -20,9 +20,11 @@ import (
 
 // bench is what all runs share.
 type bench struct {
-	dir  string
-	bin  string
-	base string // reference of the base image
+	dir      string
+	bin      string
+	registry string // host:port
+	base     string // reference of the base image
+	daemons  int    // started so far
 }
 
 // sample is one run of one daemon.
@@ -188,6 +190,7 @@ func freshDisk(dir string) (mountpoint string, unmount func() error, err error) 
 // daemon is kilnd or buildkitd.
 type daemon struct {
 	bench   *bench
+	number  int // of the daemons so far
 	addr    string
 	program string
 	args    []string
@@ -196,7 +199,8 @@ type daemon struct {
 }
 
 func (b *bench) daemon(disk string, ours bool) *daemon {
-	d := &daemon{bench: b, addr: "unix://" + filepath.Join(b.dir, "s"), program: filepath.Join(b.bin, "kilnd")}
+	b.daemons++
+	d := &daemon{bench: b, number: b.daemons, addr: "unix://" + filepath.Join(b.dir, "s"), program: filepath.Join(b.bin, "kilnd")}
 	d.args = []string{"--root", filepath.Join(disk, "state"), "--addr", d.addr, "--config", "/dev/null"}
 	if !ours {
 		d.program = filepath.Join(b.bin, "peer", "buildkitd")

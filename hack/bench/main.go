@@ -81,7 +81,7 @@ func run(bin string, rounds int, only string) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, bin: bin, base: base}
+	b := &bench{dir: dir, bin: bin, registry: reg.Host, base: base}
 	fmt.Printf("%d pairs each; wall clock of the client, cpu and peak memory of the daemon and all that it runs, supervisor, runc and steps; medians.\n", rounds)
 	fmt.Printf("Memory is the sum of proportional shares (PSS), looked at every %s: what two processes share is counted once.\n\n", memoryInterval)
 	for _, f := range []figure{runningStep, alone("alone-host", false), alone("alone-none", true)} {

@@ -79,6 +79,29 @@ var scenarios = []scenario{
 	stored("du-again", du, du, allKept),
 	stored("prune", nothing, func(r *runner) error { return r.buildctl("prune", "--all") }, allGone),
 	idle("idle"),
+	{
+		name: "cache-export", prepare: prepareCache,
+		warm: buildCache,
+		run:  exportCache,
+		check: func(r *runner) error {
+			if err := startOver(r); err != nil {
+				return err
+			}
+			return checkCache(r)
+		},
+	},
+	{
+		name: "cache-import", prepare: prepareCache,
+		warm:  exportAndStartOver,
+		run:   func(r *runner) error { return r.build("cache", importCache(r)...) },
+		check: checkCache,
+	},
+	{
+		name: "cache-import-files", prepare: prepareCache,
+		warm:  exportAndStartOver,
+		run:   checkCache,
+		check: checkCache,
+	},
 }
 
 // runs builds 50 RUN true in one kind of network.
@@ -125,6 +148,70 @@ func noop(name string, n int) scenario {
 		run:     build,
 		check:   func(r *runner) error { return r.expect("steps", "done", fmt.Sprintf("%d\n", n-1)) },
 	}
+}
+
+// cacheSteps is what a cache that is kept in a registry holds.
+const cacheSteps = 32
+
+// prepareCache writes steps that make something else each time they run: who has
+// the same result has it from the cache.
+func prepareCache(dir, base string) error {
+	var df strings.Builder
+	fmt.Fprintf(&df, "FROM %s AS build\n", base)
+	for i := range cacheSteps / 2 {
+		fmt.Fprintf(&df, "RUN head -c 262144 /dev/urandom > /r%d\nRUN sha256sum /r%d >> /done\n", i, i)
+	}
+	df.WriteString("FROM scratch\nCOPY --from=build /done /\n")
+	return writeFile(filepath.Join(dir, "cache", "Dockerfile"), df.String())
+}
+
+// buildCache keeps what the steps made beside the disk's other results.
+func buildCache(r *runner) error {
+	return r.build("cache", "--output", "type=local,dest="+r.out+"-first")
+}
+
+func exportCache(r *runner) error {
+	return r.build("cache", "--export-cache", "type=registry,mode=max,ref="+r.cacheRef())
+}
+
+func importCache(r *runner) []string {
+	return []string{"--import-cache", "type=registry,ref=" + r.cacheRef()}
+}
+
+// cacheRef is a repository for each run, where no layer is known yet.
+func (r *runner) cacheRef() string {
+	return fmt.Sprintf("%s/cache%d", r.d.bench.registry, r.d.number)
+}
+
+// exportAndStartOver leaves a daemon that has nothing, and a cache in the registry.
+func exportAndStartOver(r *runner) error {
+	for _, do := range []func(*runner) error{buildCache, exportCache, startOver} {
+		if err := do(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startOver begins with a daemon that has an empty state directory.
+func startOver(r *runner) error {
+	if err := r.d.stop(); err != nil {
+		return err
+	}
+	for i, a := range r.d.args {
+		if a == "--root" {
+			r.d.args[i+1] += "-next"
+		}
+	}
+	return r.d.start()
+}
+
+func checkCache(r *runner) error {
+	want, err := os.ReadFile(filepath.Join(r.out+"-first", "done"))
+	if err != nil {
+		return err
+	}
+	return r.expect("cache", "done", string(want), importCache(r)...)
 }
 
 // expect builds the Dockerfile of name with its files to the client and
