@@ -107,13 +107,54 @@ func (s *stdio) copyOut(w io.Writer, r *os.File) {
 	defer copyBuffers.Put(buf)
 	// Not w's ReadFrom or r's WriteTo: they would bypass the buffer.
 	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf[:])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = copyRest(w, r, buf[:])
+	}
 	// A terminal that nobody has open any more ends with EIO.
-	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || r == s.master && errors.Is(err, unix.EIO) {
+	if err == nil || r == s.master && errors.Is(err, unix.EIO) {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.err = errors.Join(s.err, fmt.Errorf("copy output: %w", err))
+}
+
+// restSize is more than what is in a pipe when its last writer has ended; a writer
+// that isn't the process could go on for ever.
+const restSize = 1 << 20
+
+// copyRest copies what is in r, without waiting for more: the last words of a
+// process that was told to end.
+func copyRest(w io.Writer, r *os.File, buf []byte) error {
+	if err := r.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	conn, err := r.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for rest := restSize; rest > 0; {
+		var n int
+		var rerr error
+		err := conn.Read(func(fd uintptr) bool {
+			n, rerr = unix.Read(int(fd), buf)
+			return true
+		})
+		if errors.Is(rerr, unix.EINTR) {
+			continue
+		}
+		if errors.Is(rerr, unix.EAGAIN) || n == 0 && rerr == nil {
+			return err
+		}
+		if err = errors.Join(err, rerr); err != nil {
+			return err
+		}
+		if _, err := w.Write(buf[:n]); err != nil {
+			return err
+		}
+		rest -= n
+	}
+	return nil
 }
 
 // started closes the process's ends, which it has copies of, and starts to
@@ -134,8 +175,8 @@ func (s *stdio) started() error {
 	return s.undo.Run()
 }
 
-// ended waits until all output has been handed over. When ctx has ended,
-// what the writers didn't take yet is dropped.
+// ended waits until all output has been handed over. When ctx has ended, that is
+// what has been written until now.
 func (s *stdio) ended(ctx context.Context) error {
 	for _, in := range s.inputs {
 		in.Close()
