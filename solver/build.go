@@ -70,8 +70,8 @@ type BuildOptions struct {
 	// Trace, if set, gets every event with its effects before they are performed.
 	// It is called from one goroutine. Package trace makes text of them.
 	Trace func(Event, []Effect)
-	// Observer, if set, is told what becomes of the vertices.
-	Observer Observer
+	// Observers are told what becomes of the vertices, in order.
+	Observers []Observer
 }
 
 // Build is one request's graph. Its methods are safe for concurrent use.
@@ -113,9 +113,6 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	b := &Build{
 		solver: s, opts: opts, graph: progress.NewGraph[*Vertex](opts.Progress),
 		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
-	}
-	if b.opts.Observer == nil {
-		b.opts.Observer = unobserved{}
 	}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	b.owner.Go(b.own)

@@ -688,6 +688,7 @@ func TestLossIsNotShared(t *testing.T) {
 
 // observed writes down what an Observer is told.
 type observed struct {
+	Unobserved
 	mu    sync.Mutex // guards lines
 	lines []string
 }
@@ -721,7 +722,7 @@ func TestObserverSeesWhatBecomesOfVertices(t *testing.T) {
 		run := func(want ...string) *recorder {
 			t.Helper()
 			o, rec := &observed{}, &recorder{}
-			build := s.s.NewBuild(BuildOptions{Observer: o, Progress: rec})
+			build := s.s.NewBuild(BuildOptions{Observers: []Observer{o}, Progress: rec})
 			r, err := build.Solve(context.Background(), Edge{Vertex: b})
 			if err != nil {
 				t.Fatal(err)

@@ -27,7 +27,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 	if ctx.Err() != nil && ev.Err != nil {
 		ev.Err = context.Cause(ctx) // and no failure of the vertex
 	}
-	b.opts.Observer.Ended(eff, ev)
+	b.tell(func(o Observer) { o.Ended(eff, ev) })
 	switch {
 	case ev.Err == nil && ev.Cached:
 		b.graph.Cached(eff.Vertex)
@@ -148,7 +148,7 @@ func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 		for _, e := range events {
 			if e.Vertex != nil { // the mark that it really runs
 				b.graph.Start(v)
-				b.opts.Observer.Starts(eff, scope)
+				b.tell(func(o Observer) { o.Starts(eff, scope) })
 				continue
 			}
 			scope.Write(e)

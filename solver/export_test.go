@@ -20,6 +20,3 @@ func (c *Core) Vertices() (out []*Vertex) {
 	}
 	return out
 }
-
-// Unobserved is an Observer that is told and does nothing.
-type Unobserved = unobserved

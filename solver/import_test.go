@@ -139,7 +139,7 @@ func TestImports(t *testing.T) {
 		there.broken = true
 		told := &importsTold{}
 		dead := s.NewBuild(BuildOptions{
-			Imports: append([]Import{{Name: "dead", Keys: deadIndex{}, Results: there}}, there.imports()...), Observer: Observers(Unobserved{}, told),
+			Imports: append([]Import{{Name: "dead", Keys: deadIndex{}, Results: there}}, there.imports()...), Observers: []Observer{Unobserved{}, told},
 		})
 		l, err := dead.Solve(context.Background(), Edge{Vertex: left})
 		if err != nil {

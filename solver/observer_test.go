@@ -16,16 +16,13 @@ func (o *looking) Queried(e *Query, found Found) {
 }
 
 func TestSeveralObservers(t *testing.T) {
-	if Observers(nil, nil) != nil {
-		t.Error("no observers are some")
-	}
 	inSite(t, func(t *testing.T, s *site) {
 		a := s.w.vertex("a", 1)
 		b := s.w.vertex("b", 1, in{v: a})
 		run := func() (plain, looks []string) {
 			t.Helper()
 			p, l := &observed{}, &looking{}
-			build := s.s.NewBuild(BuildOptions{Observer: Observers(p, nil, l)})
+			build := s.s.NewBuild(BuildOptions{Observers: []Observer{p, l}})
 			r, err := build.Solve(context.Background(), Edge{Vertex: b})
 			if err != nil {
 				t.Fatal(err)

@@ -15,7 +15,7 @@ func (b *Build) perform(eff Effect) {
 	switch eff := eff.(type) {
 	case *Announce:
 		b.announce(eff)
-		b.opts.Observer.Announced(eff)
+		b.tell(func(o Observer) { o.Announced(eff) })
 	case *Cached:
 		b.graph.Cached(eff.Vertex)
 	case *Release:
@@ -31,12 +31,12 @@ func (b *Build) perform(eff Effect) {
 	case *Adopt:
 		b.adopt(eff)
 	case *Drop:
-		b.opts.Observer.Dropped(eff)
+		b.tell(func(o Observer) { o.Dropped(eff) })
 		b.storage.put(func() { b.drop(eff) })
 	case *GetCacheMap:
 		b.work.Go(func() { b.events.put(b.cacheMap(eff)) })
 	case *Load:
-		b.opts.Observer.Loading(eff)
+		b.tell(func(o Observer) { o.Loading(eff) })
 		b.work.Go(func() { b.events.put(b.load(eff)) })
 	case *Digest:
 		b.work.Go(func() { b.events.put(b.digest(eff)) })
@@ -95,16 +95,12 @@ func (b *Build) query(eff *Query) {
 		more, ierr := im.Keys.Lookup(eff.Lookup)
 		if ierr != nil {
 			b.solver.opts.Warn("look up imported cache keys", "import", im.Name, "vertex", eff.Edge.Vertex.Name, "error", ierr)
-			if o, ok := b.opts.Observer.(ImportObserver); ok {
-				o.ImportFailed(im.Name, ierr)
-			}
+			b.tell(func(o Observer) { o.ImportFailed(im.Name, ierr) })
 			continue
 		}
 		found.add(more, i+1)
 	}
-	if o, ok := b.opts.Observer.(LookupObserver); ok {
-		o.Queried(eff, found)
-	}
+	b.tell(func(o Observer) { o.Queried(eff, found) })
 	b.events.put(&Queried{Query: eff, Found: found})
 }
 

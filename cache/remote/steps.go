@@ -4,7 +4,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
 )
@@ -36,6 +35,8 @@ type KeyStore interface {
 // Recorder notes what the vertices of a build are known by. It observes the
 // build.
 type Recorder struct {
+	solver.Unobserved
+
 	mu       sync.Mutex // guards the fields below
 	vertices map[*solver.Vertex]*vertex
 	last     map[digest.Digest]*vertex
@@ -54,7 +55,7 @@ type output struct {
 	results []solver.Record // of imports
 }
 
-var _ solver.LookupObserver = (*Recorder)(nil)
+var _ solver.Observer = (*Recorder)(nil)
 
 // NewRecorder returns the recorder of a build that begins.
 func NewRecorder() *Recorder {
@@ -74,7 +75,7 @@ func (r *Recorder) Announced(eff *solver.Announce) {
 	}
 }
 
-// Queried implements solver.LookupObserver.
+// Queried implements solver.Observer.
 func (r *Recorder) Queried(eff *solver.Query, found solver.Found) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -104,15 +105,6 @@ func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
 		v.known(l, keys)
 	}
 }
-
-// Loading implements solver.Observer.
-func (r *Recorder) Loading(*solver.Load) {}
-
-// Dropped implements solver.Observer.
-func (r *Recorder) Dropped(*solver.Drop) {}
-
-// Starts implements solver.Observer.
-func (r *Recorder) Starts(*solver.Execute, progress.Scope) {}
 
 // known notes that what l asked for is known by keys.
 func (v *vertex) known(l solver.Lookup, keys []solver.Key) *output {

@@ -73,17 +73,17 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 	}
 	if e.cfg.Explain != nil && !req.Internal {
 		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
-		opts.Observer = b.explain
+		opts.Observers = append(opts.Observers, b.explain)
 		b.explainTo(req.Opts)
 	}
 	for _, watch := range e.cfg.Watch {
 		o, ended := watch()
-		opts.Observer = solver.Observers(opts.Observer, o)
+		opts.Observers = append(opts.Observers, o)
 		b.unwatch = append(b.unwatch, ended)
 	}
 	if len(req.CacheExports) > 0 {
 		b.steps = remote.NewRecorder()
-		opts.Observer = solver.Observers(opts.Observer, b.steps)
+		opts.Observers = append(opts.Observers, b.steps)
 	}
 	b.solver = e.cfg.Worker.Solver().NewBuild(opts)
 	b.imports = &imports{b: b, known: map[string]bool{}}

@@ -28,6 +28,7 @@ type Options struct {
 
 // Recorder watches one build. It is the observer of its solver.Build.
 type Recorder struct {
+	solver.Unobserved
 	journal *Journal
 	opts    Options
 	started time.Time
@@ -67,7 +68,7 @@ type state struct {
 	compared  *explanation.Earlier
 }
 
-var _ solver.ImportObserver = (*Recorder)(nil)
+var _ solver.Observer = (*Recorder)(nil)
 
 // NewRecorder returns the recorder of a build that begins.
 func (j *Journal) NewRecorder(opts Options) *Recorder {
@@ -137,7 +138,7 @@ func (r *Recorder) Dropped(eff *solver.Drop) {
 	}
 }
 
-// ImportFailed implements solver.ImportObserver. An import may also turn out to
+// ImportFailed implements solver.Observer. An import may also turn out to
 // be of no use before anything is asked of it.
 func (r *Recorder) ImportFailed(name string, err error) {
 	r.mu.Lock()

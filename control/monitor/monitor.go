@@ -102,7 +102,7 @@ func (m *Monitor) Watch() (o solver.Observer, ended func()) {
 	m.mu.Lock()
 	m.running++
 	m.mu.Unlock()
-	return &observer{m}, func() {
+	return &observer{m: m}, func() {
 		m.mu.Lock()
 		m.running--
 		m.mu.Unlock()
@@ -128,9 +128,10 @@ func (m *Monitor) Ended(b *build.Build) {
 }
 
 // observer counts what builds execute.
-type observer struct{ m *Monitor }
-
-func (o *observer) Announced(*solver.Announce) {}
+type observer struct {
+	solver.Unobserved
+	m *Monitor
+}
 
 func (o *observer) Starts(eff *solver.Execute, _ progress.Scope) {
 	o.m.mu.Lock()

@@ -243,7 +243,7 @@ func (s *site) build(v *solver.Vertex, watched bool) string {
 	end := func() {}
 	if watched {
 		w := s.v.Watch()
-		opts.Observer, end = w, w.End
+		opts.Observers, end = []solver.Observer{w}, w.End
 	}
 	b := s.solver.NewBuild(opts)
 	r, err := b.Solve(s.t.Context(), solver.Edge{Vertex: v})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
 )
@@ -12,6 +11,7 @@ import (
 // Watch is the solver.Observer of one build. End is called once, when the build
 // is over.
 type Watch struct {
+	solver.Unobserved
 	v *Verifier
 
 	mu   sync.Mutex // guards the fields below
@@ -19,7 +19,7 @@ type Watch struct {
 	made map[output]string // records that the build made or was given by another
 }
 
-var _ solver.LookupObserver = (*Watch)(nil)
+var _ solver.Observer = (*Watch)(nil)
 
 // node is a vertex, whichever request brought it.
 type node struct {
@@ -112,15 +112,6 @@ func (w *Watch) Ended(eff *solver.Execute, ev *solver.Executed) {
 		w.made[output{n, out.Index}] = out.Result.ID()
 	}
 }
-
-// Announced does nothing.
-func (w *Watch) Announced(*solver.Announce) {}
-
-// Dropped does nothing: what is dropped is made again, or another is loaded.
-func (w *Watch) Dropped(*solver.Drop) {}
-
-// Starts does nothing.
-func (w *Watch) Starts(*solver.Execute, progress.Scope) {}
 
 // End hands the build's hits over.
 func (w *Watch) End() {
