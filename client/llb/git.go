@@ -4,6 +4,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/giturl"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/apicaps"
 )
@@ -34,9 +35,9 @@ const (
 //
 // Repositories reached over ssh are checked against KnownSSHHosts if given.
 func Git(url, fragment string, opts ...GitOption) State {
-	remote, err := ParseGitURL(url)
+	remote, err := giturl.Parse(url)
 	if err != nil && !strings.Contains(url, "://") {
-		remote, err = ParseGitURL("https://" + url)
+		remote, err = giturl.Parse("https://" + url)
 	}
 	if err == nil {
 		url = remote.Remote

@@ -4,71 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"path"
-	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/kilnbuild/kiln/internal/giturl"
 )
 
 // ErrNotGit is returned for strings that don't name a git repository.
-var ErrNotGit = errors.New("not a git repository URL")
-
-// GitURL is a parsed URL of a git repository.
-type GitURL struct {
-	Scheme string // http, https, ssh or git
-	Host   string
-	Path   string
-	Remote string // what git is given: without query and fragment
-
-	Query       url.Values
-	Ref, Subdir string // from the fragment, "#ref:subdir"
-}
-
-var (
-	schemePattern = regexp.MustCompile(`^([a-zA-Z0-9]+)://`)
-	scpPattern    = regexp.MustCompile(`^([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?$`)
-)
-
-// ParseGitURL parses a URL with a scheme or of the form user@host:path.
-func ParseGitURL(s string) (*GitURL, error) {
-	if m := schemePattern.FindStringSubmatch(s); m != nil {
-		switch strings.ToLower(m[1]) {
-		case "http", "https", "ssh", "git":
-		default:
-			return nil, fmt.Errorf("%w: git has no protocol %q", ErrNotGit, m[1])
-		}
-		u, err := url.Parse(s)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotGit, err)
-		}
-		return gitURL(u), nil
-	}
-	m := scpPattern.FindStringSubmatch(s)
-	if m == nil {
-		return nil, fmt.Errorf("%w: %q", ErrNotGit, s)
-	}
-	query, err := url.ParseQuery(m[4])
-	if err != nil {
-		return nil, fmt.Errorf("%w: query of %q: %w", ErrNotGit, s, err)
-	}
-	g := &GitURL{Scheme: "ssh", Host: m[2], Path: m[3], Query: query}
-	g.Remote = url.User(m[1]).String() + "@" + g.Host + ":" + g.Path
-	g.setFragment(m[5])
-	return g, nil
-}
-
-func gitURL(u *url.URL) *GitURL {
-	remote := *u
-	remote.RawQuery, remote.Fragment, remote.RawFragment = "", "", ""
-	g := &GitURL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, Query: u.Query(), Remote: remote.String()}
-	g.setFragment(u.Fragment)
-	return g
-}
-
-func (g *GitURL) setFragment(fragment string) {
-	ref, subdir, _ := strings.Cut(fragment, ":")
-	g.Ref, g.Subdir = ref, strings.TrimPrefix(path.Join("/", subdir), "/")
-}
+var ErrNotGit = giturl.ErrNotGit
 
 // GitRepo is a repository as build contexts and ADD name it: a URL whose
 // fragment and query say what to take of it.
@@ -110,7 +53,7 @@ func ParseGitRepo(s string) (*GitRepo, error) {
 	return r, nil
 }
 
-func parseRepoURL(s string) (_ *GitURL, local bool, _ error) {
+func parseRepoURL(s string) (_ *giturl.URL, local bool, _ error) {
 	switch {
 	case strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"):
 		return nil, false, fmt.Errorf("%w: %q is a path", ErrNotGit, s)
@@ -120,9 +63,9 @@ func parseRepoURL(s string) (_ *GitURL, local bool, _ error) {
 			return nil, false, fmt.Errorf("%w: %w", ErrNotGit, err)
 		}
 		u.Scheme = "https"
-		return gitURL(u), true, nil
+		return giturl.Of(u), true, nil
 	}
-	g, err := ParseGitURL(s)
+	g, err := giturl.Parse(s)
 	if err != nil {
 		return nil, false, err
 	}
