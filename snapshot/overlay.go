@@ -24,8 +24,8 @@ const recordBucket = "snapshot"
 // Overlay is the overlay snapshotter. All records are in memory; the store has
 // those that must survive.
 //
-// Removal goes: record, then the directory's rename, then its deletion by a
-// goroutine that Close waits for.
+// Removal goes: record, then the directory's rename and deletion by a goroutine
+// that Close waits for.
 type Overlay struct {
 	dir   string // where the snapshots are
 	db    *store.DB
@@ -427,8 +427,8 @@ func (o *Overlay) persistLocked(b *store.Batch, id string, added map[string]reco
 	return nil
 }
 
-// Remove adds the deletion of id's record to b; the files go after b is
-// durable. A parent of others is ErrInUse, a missing id is fine.
+// Remove adds the deletion of id's record to b; the files go in the background
+// once b is durable. A parent of others is ErrInUse, a missing id is fine.
 func (o *Overlay) Remove(b *store.Batch, id string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -443,10 +443,10 @@ func (o *Overlay) Remove(b *store.Batch, id string) error {
 	delete(o.snaps, id)
 	b.Delete(recordBucket, id)
 	if len(s.Layers) == 0 {
-		b.OnDurable(func() { o.trash.discard(o.path(id)) })
+		b.OnDurable(func() { o.trash.delete(o.path(id)) })
 	}
 	if s.Form == formCopy {
-		b.OnDurable(func() { o.trash.discard(o.portablePath(id)) })
+		b.OnDurable(func() { o.trash.delete(o.portablePath(id)) })
 	}
 	return nil
 }

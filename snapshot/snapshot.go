@@ -90,8 +90,9 @@ type Snapshotter interface {
 	// A snapshot that was never persisted is swept after a restart.
 	Persist(b *store.Batch, id string) error
 
-	// Remove adds the deletion of id's record to b; the files go after b is
-	// durable. A parent of others is ErrInUse, a missing id is fine.
+	// Remove adds the deletion of id's record to b; the files go in the background
+	// once b is durable, and the id isn't used again. A parent of others is
+	// ErrInUse, a missing id is fine.
 	Remove(b *store.Batch, id string) error
 
 	// Walk calls fn for every snapshot, parents before children.

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,17 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// trash deletes files and directory trees in the background. What is given to
-// it gets another name at once, in the trash's directory; a crash leaves it
-// there, for the next sweep. To rename a directory costs half as much within
-// its own directory as to another, so that the trash of snapshots is theirs.
+// trash deletes files and directory trees in the background. Before anything of a
+// tree is deleted it gets another name, in the trash's directory, so that half a
+// tree is never taken for a whole one; a crash leaves it there, for the next
+// sweep. To rename a directory costs half as much within its own directory as to
+// another, so that the trash of snapshots is theirs.
 type trash struct {
 	dir  string
 	next atomic.Int64 // makes names
 
 	mu    sync.Mutex // guards the fields below
 	queue []string
-	// pending are the trees that aren't gone yet, in the queue or at work.
+	// pending are the trees that aren't gone yet, in the queue or at work, by each
+	// name that they have or may get.
 	pending map[string]bool
 	idle    chan struct{}  // closed when pending is empty; nil as long as it is
 	wg      sync.WaitGroup // the goroutine that deletes, while there is one
@@ -46,17 +48,31 @@ func newTrash(dir string) *trash {
 // discard moves path out of the way, so that its name is free at once, and has
 // it deleted. A missing path is fine.
 func (t *trash) discard(path string) {
-	name := filepath.Join(t.dir, trashPrefix+strconv.FormatInt(t.next.Add(1), 36))
-	if err := os.Rename(path, name); err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			t.failed(fmt.Errorf("move to trash: %w", err))
-		}
+	aside := t.name()
+	if err := moveAside(path, aside); err != nil {
+		t.failed(err)
 		return
 	}
-	t.delete(name)
+	t.delete(aside)
 }
 
-// delete has path, which nobody uses, deleted under its name.
+// name returns one that nothing has.
+func (t *trash) name() string {
+	return filepath.Join(t.dir, trashPrefix+strconv.FormatInt(t.next.Add(1), 36))
+}
+
+// moveAside renames path without os.Rename's look at what it would replace, which
+// would be a third of the cost. A missing path is fine.
+func moveAside(path, aside string) error {
+	_, err := retry(func() (int, error) { return 0, unix.Rename(path, aside) })
+	if err != nil && err != unix.ENOENT {
+		return fmt.Errorf("move %s to trash: %w", path, err)
+	}
+	return nil
+}
+
+// delete has path deleted, which nobody uses, and whose name nobody takes before
+// it is gone.
 func (t *trash) delete(path string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -73,22 +89,41 @@ func (t *trash) delete(path string) {
 
 // work deletes until the queue is empty.
 func (t *trash) work() {
-	var done string
+	var path, aside string
 	for {
 		t.mu.Lock()
-		delete(t.pending, done)
+		delete(t.pending, path)
+		delete(t.pending, aside)
 		if len(t.queue) == 0 {
 			close(t.idle)
 			t.idle, t.queue = nil, nil
 			t.mu.Unlock()
 			return
 		}
-		done, t.queue = t.queue[0], t.queue[1:]
+		path, t.queue = t.queue[0], t.queue[1:]
+		aside = path
+		if !strings.HasPrefix(filepath.Base(path), trashPrefix) {
+			aside = t.name()
+			t.pending[aside] = true
+		}
 		t.mu.Unlock()
-		if err := removeTree(unix.AT_FDCWD, done); err != nil {
-			t.failed(fmt.Errorf("empty the trash: %w", err))
+		if err := empty(path, aside); err != nil {
+			t.failed(err)
 		}
 	}
+}
+
+// empty deletes path, under the name aside.
+func empty(path, aside string) error {
+	if path != aside {
+		if err := moveAside(path, aside); err != nil {
+			return err
+		}
+	}
+	if err := removeTree(unix.AT_FDCWD, aside); err != nil {
+		return fmt.Errorf("empty the trash: %w", err)
+	}
+	return nil
 }
 
 // has reports whether path is being deleted.
