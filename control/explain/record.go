@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/ops"
@@ -217,9 +218,16 @@ func pack(v any) ([]byte, error) {
 // maxUnpacked bounds what damaged data can make of itself.
 const maxUnpacked = 16 << 20
 
+// unpackers are used again: one takes 40 KB, and the first build after a start
+// makes what is known of thousands of steps of as many bytes each.
+var unpackers = sync.Pool{New: func() any { return flate.NewReader(nil) }}
+
 func unpack(data []byte, v any) error {
-	r := flate.NewReader(bytes.NewReader(data))
-	defer r.Close()
+	r := unpackers.Get().(io.ReadCloser)
+	defer unpackers.Put(r)
+	if err := r.(flate.Resetter).Reset(bytes.NewReader(data), nil); err != nil {
+		return err
+	}
 	return json.NewDecoder(io.LimitReader(r, maxUnpacked)).Decode(v)
 }
 
