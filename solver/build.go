@@ -86,8 +86,8 @@ type Build struct {
 	cancel context.CancelCauseFunc
 	graph  *progress.Graph[*Vertex] // as watchers see it
 
-	events  queue[Event]
-	storage queue[func()] // what goes to the key store
+	events  *queue[Event]
+	storage *queue[func()] // what goes to the key store
 	work    sync.WaitGroup
 	owner   sync.WaitGroup
 
@@ -95,7 +95,6 @@ type Build struct {
 	imports []Import   // only ever added to: records name them by number
 	calls   map[int]chan answer
 	next    int
-	running map[*Vertex]context.CancelCauseFunc
 	remains []*Remains // of vertices that failed
 	closed  bool
 }
@@ -112,7 +111,8 @@ func (s *Solver) NewBuild(opts BuildOptions) *Build {
 	}
 	b := &Build{
 		solver: s, opts: opts, graph: progress.NewGraph[*Vertex](opts.Progress),
-		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{}, running: map[*Vertex]context.CancelCauseFunc{},
+		events: newQueue[Event](), storage: newQueue[func()](),
+		imports: slices.Clip(opts.Imports), calls: map[int]chan answer{},
 	}
 	b.ctx, b.cancel = context.WithCancelCause(context.Background())
 	b.owner.Go(b.own)
@@ -230,19 +230,15 @@ func (b *Build) own() {
 	store.Go(b.store)
 	core := NewCore()
 	for b.ctx.Err() == nil {
-		events, ok := b.events.take()
-		if !ok {
-			break
-		}
-		for _, ev := range events {
+		for _, ev := range b.events.take() {
 			b.step(core, ev)
 		}
 	}
 	b.work.Wait()
 	b.storage.close()
 	store.Wait()
-	for _, ev := range b.events.rest() {
-		ev.unused()
+	for _, ev := range b.events.take() {
+		unused(ev)
 	}
 	for _, r := range core.results() {
 		r.Release()
@@ -260,7 +256,7 @@ func (b *Build) own() {
 // must not be taken for news: a load that was cancelled isn't a lost record.
 func (b *Build) step(core *Core, ev Event) {
 	if b.ctx.Err() != nil {
-		ev.unused()
+		unused(ev)
 		return
 	}
 	effects := core.Step(ev)
@@ -274,11 +270,7 @@ func (b *Build) step(core *Core, ev Event) {
 
 // store performs what goes to the key store, one after the other.
 func (b *Build) store() {
-	for {
-		work, ok := b.storage.take()
-		if !ok {
-			return
-		}
+	for work := b.storage.take(); len(work) > 0; work = b.storage.take() {
 		for _, fn := range work {
 			fn()
 		}

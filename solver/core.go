@@ -50,9 +50,9 @@ type node struct {
 	transient   bool // as the cache map says
 	more        bool // there are further cache maps
 	asking      bool // for the next cache map
-	running     bool
 	cancelled   bool // what runs
 	queued      bool // in Core.dirty
+	running     *Execute
 	inputs      []input
 	err         *VertexError
 
@@ -110,17 +110,10 @@ type edge struct {
 	users, last *input // whoever consumes the edge, in order of arrival
 	query       *Query // the last lookup
 	found       *Found // what it found
-	spare       *spare
 }
 
 // nothingFound is what is found before a lookup.
 var nothingFound Found
-
-// spare is made by an execution though nobody had asked for it.
-type spare struct {
-	result Result
-	keys   []Key // that it is saved under
-}
 
 // ref names e outside the core.
 func (e *edge) ref() Edge { return Edge{Vertex: e.node.vertex, Index: int(e.index)} }
@@ -169,9 +162,6 @@ func (c *Core) results() (out []Result) {
 		for _, e := range n.edges {
 			if e.result != nil {
 				out = append(out, e.result)
-			}
-			if e.spare != nil {
-				out = append(out, e.spare.result)
 			}
 		}
 	}
@@ -362,7 +352,7 @@ func (c *Core) closeOne(n *node) {
 // digest starts to digest the result that in has, if its content matters.
 func (c *Core) digest(in *input) {
 	n := in.node
-	if in.digest != undigested || n.running || n.err != nil {
+	if in.digest != undigested || n.running != nil || n.err != nil {
 		return
 	}
 	in.digest = digesting
@@ -375,10 +365,6 @@ func (c *Core) succeed(e *edge, r Result) {
 	delete(c.avoid, r.ID())
 	e.status, e.result, e.told = done, r, allKeys
 	e.query, e.found = nil, &nothingFound
-	if e.spare != nil {
-		c.do(&Release{Result: e.spare.result})
-		e.spare = nil
-	}
 	for _, call := range c.hangUp(e) {
 		c.do(&Answer{Call: call, Result: r.Clone()})
 	}
@@ -430,7 +416,7 @@ func (c *Core) lose(e *edge, why error) {
 	c.do(&Release{Result: e.result})
 	e.result, e.status, e.asked = nil, unresolved, -1
 	for in := e.users; in != nil; in = in.next {
-		in.outdated = in.node.running || in.digest == digesting
+		in.outdated = in.node.running != nil || in.digest == digesting
 		if in.digest == digested {
 			in.digest = undigested
 		}

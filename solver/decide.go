@@ -32,10 +32,10 @@ func (c *Core) decide(n *node) {
 	}
 	unmet, results := n.demand()
 	switch {
-	case n.running && results == 0 && !n.cancelled:
+	case n.running != nil && results == 0 && !n.cancelled:
 		n.cancelled = true
-		c.do(&Cancel{Vertex: n.vertex})
-	case n.running:
+		c.do(&Cancel{Execute: n.running})
+	case n.running != nil:
 	case unmet == 0:
 		c.drop(n)
 	default:
@@ -69,11 +69,6 @@ func (c *Core) resolve(e *edge) {
 	if want == nothing || e.status == done || e.status == matching || e.status == loading {
 		return
 	}
-	if s := e.spare; want == theResult && s != nil {
-		e.spare = nil
-		c.made(e, s.result, s.keys)
-		return
-	}
 	if len(n.ops) == 0 {
 		c.askMap(n)
 	}
@@ -92,7 +87,7 @@ func (c *Core) resolve(e *edge) {
 }
 
 // blocked reports whether something must come before the next decision.
-func (n *node) blocked() bool { return n.open > 0 || n.running || n.err != nil }
+func (n *node) blocked() bool { return n.open > 0 || n.running != nil || n.err != nil }
 
 // match asks the store, for as many keys as want needs. It reports whether
 // there is nothing left to find by definition or known content.
@@ -334,7 +329,6 @@ func (c *Core) contentsThatMayMatch(e *edge) []*input {
 // execute runs e's vertex.
 func (c *Core) execute(e *edge) {
 	n := e.node
-	n.running = true
 	n.open++
 	x := &Execute{
 		Vertex: n.vertex, node: n, Ops: n.ops, Deps: n.deps, Transient: n.transient, Reason: e.runReason(),
@@ -359,6 +353,7 @@ func (c *Core) execute(e *edge) {
 		w.Save = o.save(w.Lookup)
 		x.Wanted = append(x.Wanted, w)
 	}
+	n.running = x
 	c.do(x)
 }
 

@@ -1,6 +1,10 @@
 package solver
 
-import "github.com/opencontainers/go-digest"
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // Effect is something to be done, at once and in order with the others of its
 // step; its outcome, if it has one, comes back as an Event that has the effect
@@ -58,6 +62,7 @@ type Execute struct {
 	Wanted    []Wanted
 	Reason    string
 	node      *node
+	stop      context.CancelCauseFunc // set when it is performed
 }
 
 // Wanted is an output that an execution is for.
@@ -84,7 +89,7 @@ func (e *Execute) save(i int) Save {
 }
 
 // Cancel stops waiting for an execution that nobody wants any more.
-type Cancel struct{ Vertex *Vertex }
+type Cancel struct{ Execute *Execute }
 
 // Cached shows that a vertex was answered from the cache.
 type Cached struct{ Vertex *Vertex }

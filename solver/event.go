@@ -10,15 +10,19 @@ import (
 
 // Event is something that happened. The outcome of an effect has the effect in
 // it.
-type Event interface {
-	apply(*Core)
-	// unused gives back the results that the event brings, if no core takes it.
+type Event interface{ apply(*Core) }
+
+// bringer is an Event that brings results.
+type bringer interface {
+	// unused gives them back, if no core takes the event.
 	unused()
 }
 
-type bringsNothing struct{}
-
-func (bringsNothing) unused() {}
+func unused(ev Event) {
+	if b, ok := ev.(bringer); ok {
+		b.unused()
+	}
+}
 
 // ErrUnwanted ends the wait for an execution that was cancelled.
 var ErrUnwanted = errors.New("nobody wants the result any more")
@@ -27,7 +31,6 @@ var ErrUnwanted = errors.New("nobody wants the result any more")
 type Requested struct {
 	Call int
 	Edge Edge
-	bringsNothing
 }
 
 func (ev *Requested) apply(c *Core) {
@@ -44,7 +47,6 @@ func (ev *Requested) apply(c *Core) {
 // Abandoned takes a request back.
 type Abandoned struct {
 	Call int
-	bringsNothing
 }
 
 func (ev *Abandoned) apply(c *Core) {
@@ -64,7 +66,6 @@ type FoundLost struct {
 	Edge   Edge
 	Record string // the result's ID
 	Err    error
-	bringsNothing
 }
 
 func (ev *FoundLost) apply(c *Core) {
@@ -83,7 +84,6 @@ type GotCacheMap struct {
 	Map  *CacheMap
 	More bool
 	Err  error
-	bringsNothing
 }
 
 func (ev *GotCacheMap) apply(c *Core) {
@@ -131,13 +131,12 @@ func (n *node) check(m *CacheMap, more bool) error {
 type Queried struct {
 	*Query
 	Found Found
-	bringsNothing
 }
 
 func (ev *Queried) apply(c *Core) {
 	e := ev.edge
-	if e.status != matching {
-		return
+	if e.status != matching || e.query != ev.Query {
+		return // an execution for another output has made it meanwhile
 	}
 	e.status = unresolved
 	e.found = &ev.Found
@@ -163,11 +162,22 @@ func (ev *Loaded) apply(c *Core) {
 		if ev.Record.Import == 0 && errors.Is(ev.Err, ErrNoResult) {
 			c.do(&Drop{Edge: e.ref(), Records: []string{ev.Record.Result}, Reason: ev.Err.Error()})
 		}
+	}
+	switch awaited := e.status == loading && e.found.Records[0] == ev.Record; {
+	case awaited && ev.Err != nil:
 		e.found.Records = e.found.Records[1:]
 		e.status = unresolved
 		c.touch(e.node)
-		return
+	case awaited:
+		c.hitBy(ev)
+	case ev.Err == nil: // an execution for another output has made it meanwhile
+		c.do(&Release{Result: ev.Result})
 	}
+}
+
+// hitBy gives an edge the record that was loaded for it.
+func (c *Core) hitBy(ev *Loaded) {
+	e := ev.edge
 	c.do(&Cached{Vertex: e.node.vertex})
 	c.loaded[e] = ev.Record.String()
 	if l := e.lookup(); ev.Record.Import > 0 {
@@ -217,7 +227,6 @@ type Digested struct {
 	*Digest
 	Content digest.Digest
 	Err     error
-	bringsNothing
 }
 
 func (ev *Digested) apply(c *Core) {
@@ -262,7 +271,7 @@ func (ev *Executed) unused() {
 
 func (ev *Executed) apply(c *Core) {
 	n := ev.node
-	n.running, n.cancelled = false, false
+	n.running, n.cancelled = nil, false
 	c.closeOne(n)
 	switch lost := asLost(ev.Err); {
 	case errors.Is(ev.Err, ErrUnwanted):
@@ -295,16 +304,14 @@ func (c *Core) land(e *edge, out Output, cached bool) {
 	if len(e.node.inputs) == 0 {
 		keys = rootKeys(e.node.ops, int(e.index)) // whatever others know it by
 	}
-	switch wanted := e.status == executing; {
-	case wanted && cached:
+	switch {
+	case e.status == done:
+		c.do(&Release{Result: out.Result})
+	case cached:
 		e.keys, e.byContentOnly = keys, false
 		c.succeed(e, out.Result)
-	case wanted:
-		c.made(e, out.Result, keys)
-	case e.status == done || e.spare != nil:
-		c.do(&Release{Result: out.Result})
 	default:
-		e.spare = &spare{out.Result, keys}
+		c.made(e, out.Result, keys)
 	}
 }
 

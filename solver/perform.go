@@ -23,7 +23,7 @@ func (b *Build) perform(eff Effect) {
 	case *Answer:
 		b.answer(eff)
 	case *Cancel:
-		b.stop(eff.Vertex)
+		eff.Execute.stop(ErrUnwanted)
 	case *Query:
 		b.storage.put(func() { b.query(eff) })
 	case *Link:
@@ -41,11 +41,11 @@ func (b *Build) perform(eff Effect) {
 	case *Digest:
 		b.work.Go(func() { b.events.put(b.digest(eff)) })
 	case *Execute:
-		ctx, end := b.begin(eff.Vertex)
+		var ctx context.Context
+		ctx, eff.stop = context.WithCancelCause(b.ctx)
 		b.work.Go(func() {
-			ev := b.execute(ctx, eff)
-			end()
-			b.events.put(ev)
+			defer eff.stop(nil)
+			b.events.put(b.execute(ctx, eff))
 		})
 	default:
 		panic(fmt.Sprintf("internal error: effect of unknown kind %T", eff))
@@ -58,30 +58,6 @@ func (b *Build) announce(a *Announce) {
 		inputs[i] = in.Vertex
 	}
 	b.graph.Add(a.Vertex, a.Vertex.Digest, a.Vertex.Name, a.Vertex.Group, inputs)
-}
-
-// begin makes the context of v's execution, which stop ends.
-func (b *Build) begin(v *Vertex) (ctx context.Context, end func()) {
-	ctx, cancel := context.WithCancelCause(b.ctx)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.running[v] = cancel
-	return ctx, func() {
-		cancel(nil)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(b.running, v)
-	}
-}
-
-// stop cancels v's execution, if it still runs.
-func (b *Build) stop(v *Vertex) {
-	b.mu.Lock()
-	cancel := b.running[v]
-	b.mu.Unlock()
-	if cancel != nil {
-		cancel(ErrUnwanted)
-	}
 }
 
 // query asks all key stores. One that can't be read has nothing.

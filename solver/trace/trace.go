@@ -65,7 +65,7 @@ func Effect(eff solver.Effect) string {
 	case *solver.Execute:
 		return line("start execute", vertex(e.Vertex), list("inputs", e.Inputs, solver.Result.ID), list("saves", e.Wanted, wanted), fmt.Sprintf("%q", e.Reason))
 	case *solver.Cancel:
-		return "cancel " + vertex(e.Vertex)
+		return "cancel " + vertex(e.Execute.Vertex)
 	case *solver.Cached:
 		return "cached " + vertex(e.Vertex)
 	case *solver.Link:
