@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -28,8 +29,7 @@ type groups struct {
 	V1 map[string]string `json:"v1,omitempty"`
 }
 
-// newGroups says where the cgroups of a container belong. A relative path is
-// below this process's own cgroup.
+// newGroups says where the cgroups of a container belong.
 func newGroups(tree *cgroup.Tree, name, id string) (groups, error) {
 	if strings.Contains(name, ":") {
 		return groups{}, fmt.Errorf("linux.cgroupsPath %q is one for systemd: "+
@@ -42,6 +42,13 @@ func newGroups(tree *cgroup.Tree, name, id string) (groups, error) {
 	if err != nil {
 		return groups{}, err
 	}
+	return placeGroups(tree, own, name), nil
+}
+
+// placeGroups puts a relative path below this process's own cgroups; on version 2
+// beside it, as runc does: a group that has processes passes no controllers on, so
+// that below it nothing could be limited or counted.
+func placeGroups(tree *cgroup.Tree, own map[string]string, name string) groups {
 	place := func(root, controllers string) string {
 		if filepath.IsAbs(name) {
 			return filepath.Join(root, filepath.Clean(name))
@@ -49,7 +56,8 @@ func newGroups(tree *cgroup.Tree, name, id string) (groups, error) {
 		return filepath.Join(root, own[strings.Split(controllers, ",")[0]], filepath.Join("/", name))
 	}
 	if tree.V2 != "" {
-		return groups{V2: place(tree.V2, "")}, nil
+		own[""] = path.Dir(path.Join("/", own[""]))
+		return groups{V2: place(tree.V2, "")}
 	}
 	g := groups{V1: map[string]string{}}
 	for _, h := range tree.V1 {
@@ -65,7 +73,7 @@ func newGroups(tree *cgroup.Tree, name, id string) (groups, error) {
 			g.V1[unified] = place(dir, "")
 		}
 	}
-	return g, nil
+	return g
 }
 
 // unified stands for the version 2 hierarchy without controllers that a machine
