@@ -26,18 +26,19 @@ const killTimeout = 30 * time.Second
 type builtin struct {
 	launcher *launch.Launcher
 	cgroups  *cgroup.Manager
-	open     openView
-	filter   []unix.SockFilter // of confined processes
-	alive    int               // pidfd of this process
-	grace    time.Duration
+	confinement
+	open   openView
+	filter []unix.SockFilter // of confined processes
+	alive  int               // pidfd of this process
+	grace  time.Duration
 }
 
-func newBuiltin(cfg Config, cgroups *cgroup.Manager, open openView) (_ *builtin, err error) {
+func newBuiltin(cfg Config, cgroups *cgroup.Manager, confined confinement, open openView) (_ *builtin, err error) {
 	profile, err := seccompProfile()
 	if err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
-	b := &builtin{cgroups: cgroups, open: open, grace: cfg.Grace}
+	b := &builtin{cgroups: cgroups, confinement: confined, open: open, grace: cfg.Grace}
 	if b.filter, err = seccomp.Compile(profile); err != nil {
 		return nil, fmt.Errorf("compile seccomp profile: %w", err)
 	}
@@ -70,13 +71,16 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 	if err != nil {
 		return exit, err
 	}
-	proc, times, err := b.start(ctx, t, group, io)
+	c := &shared{builtin: b, task: t, group: group}
+	c.ctx, c.stop = context.WithCancelCause(ctx)
+	undo.AddFunc(func() { c.stop(nil) })
+	proc, times, err := b.start(ctx, t, group, io, &c.mounts)
 	if err != nil {
 		notExecuted(t.p, err)
 		return exit, errors.Join(err, io.abort())
 	}
 	exit.times = times
-	c := &shared{builtin: b, ctx: ctx, task: t, group: group, first: proc}
+	c.first = proc
 	err = b.attend(ctx, &running{c, proc, io}, t.p.Started, &exit)
 	usage, uerr := group.Usage()
 	exit.account(usage)
@@ -113,7 +117,7 @@ func (b *builtin) attend(ctx context.Context, r *running, started func(Running),
 }
 
 // start starts the container's process.
-func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *stdio) (_ *launch.Process, _ func() []launch.StageTime, err error) {
+func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *stdio, mounts *string) (_ *launch.Process, _ func() []launch.StageTime, err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	closing := func(fd int) int {
@@ -141,12 +145,15 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 	if t.netns != nil {
 		c.Netns = t.netns.FD()
 	}
-	if c.Machine, err = machineMounts(t, &undo); err != nil {
+	if c.Machine, err = b.machineMounts(t, &undo); err != nil {
 		return nil, nil, err
 	}
 	c.Cgroup = native.Cgroup{Join: group.JoinFDs(), Dir: group.CloneFD()}
 	for _, m := range group.Mounts() {
 		c.Cgroup.Mounts = append(c.Cgroup.Mounts, native.CgroupMount(m))
+	}
+	if b.machinePIDs {
+		c.MountsName = mounts
 	}
 	proc, prog, err := native.Start(ctx, b.launcher, c)
 	if err != nil {

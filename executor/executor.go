@@ -168,6 +168,11 @@ type Config struct {
 	Grace time.Duration
 	// Cgroups says where cgroup file systems are; nil: found out.
 	Cgroups *cgroup.Tree
+	// AppArmor is the profile of processes, but of insecure ones; "" is none.
+	AppArmor string
+	// MachinePIDs has processes see and be among all those that this one sees,
+	// where a rootless daemon can't mount a /proc for them. Only such a daemon may.
+	MachinePIDs bool
 }
 
 // DefaultGrace is the grace of cancelled processes if none is configured.

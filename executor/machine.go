@@ -17,10 +17,10 @@ import (
 
 // machineMounts are what root of a user namespace can't make and mounts from the
 // machine instead: device nodes, and sysfs unless the container's network belongs
-// to that namespace. They are detached mounts by destination, closed by undo.
+// to that namespace; proc if that is what processes shall see. They are detached mounts by destination, closed by undo.
 // Devices that the machine doesn't have are left out of the spec. On the machine
 // itself it is nil.
-func machineMounts(t *task, undo *cleanup.Stack) (map[string]int, error) {
+func (c confinement) machineMounts(t *task, undo *cleanup.Stack) (map[string]int, error) {
 	if !rootless.Here().Mapped() {
 		return nil, nil
 	}
@@ -42,6 +42,11 @@ func machineMounts(t *task, undo *cleanup.Stack) (map[string]int, error) {
 		devices = append(devices, d)
 	}
 	t.spec.Linux.Devices = devices
+	if c.machinePIDs {
+		if err := cloneMount(mounts, "/proc", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, undo); err != nil {
+			return nil, err
+		}
+	}
 	if t.netns != nil || rootless.OwnsNetwork() {
 		return mounts, nil
 	}
@@ -75,5 +80,12 @@ func explainHidden(err error) error {
 	if !ok || step.Errno != unix.EPERM || step.What != "/proc" && step.What != "/sys" || !rootless.Here().Mapped() {
 		return err
 	}
-	return fmt.Errorf("%w: a part of the machine's %s is hidden from this daemon, as in a container, so that it can mount none; show it all (docker run --security-opt systempaths=unconfined)", err, step.What)
+	return fmt.Errorf("%w: a part of the machine's %s is hidden from this daemon, as in a container, so that it can mount none; show it all (docker run --security-opt systempaths=unconfined)%s", err, step.What, orNoSandbox(step.What))
+}
+
+func orNoSandbox(what string) string {
+	if what != "/proc" {
+		return ""
+	}
+	return ", or have steps among the machine's processes (--oci-worker-no-process-sandbox)"
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/native"
 	"github.com/kilnbuild/kiln/executor/network"
 	"github.com/kilnbuild/kiln/internal/rootless"
 )
@@ -37,6 +38,9 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	}
 	if cfg.Binary != "" && rootless.Here().Mapped() {
 		return nil, fmt.Errorf("runtime %s: a rootless daemon has the built-in runtime only", cfg.Binary)
+	}
+	if err := cfg.checkConfinement(); err != nil {
+		return nil, err
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -98,12 +102,26 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 			err = errors.Join(err, e.nets.Close())
 		}
 	}()
+	e.confinement = confinement{cgroupNS: e.cgroups.IsV2(), machinePIDs: cfg.MachinePIDs, appArmor: cfg.AppArmor}
 	if cfg.Binary == "" {
-		e.rt, err = newBuiltin(cfg, e.cgroups, open)
+		e.rt, err = newBuiltin(cfg, e.cgroups, e.confinement, open)
 	} else {
 		e.rt, err = newRunc(cfg, e.cgroups)
 	}
 	return e, err
+}
+
+// checkConfinement refuses what this machine or daemon can't have.
+func (cfg *Config) checkConfinement() error {
+	if cfg.AppArmor != "" {
+		if err := native.CheckAppArmor(); err != nil {
+			return fmt.Errorf("AppArmor profile %q of steps (apparmor-profile): %w", cfg.AppArmor, err)
+		}
+	}
+	if cfg.MachinePIDs && !rootless.Here().Mapped() {
+		return errors.New("steps among the machine's processes (no-process-sandbox): only a rootless daemon can have them, since they could end and look into the machine's others")
+	}
+	return nil
 }
 
 // parentList remembers on disk the cgroup parents that steps asked for, so

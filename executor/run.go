@@ -73,6 +73,7 @@ type executor struct {
 	files   *fileStore
 	dns     resolvConfs
 	parents *parentList
+	confinement
 	running sync.WaitGroup
 	mu      sync.Mutex // guards closed, and that running isn't added to once it is
 	closed  bool
@@ -187,7 +188,7 @@ func (e *executor) prepare(ctx context.Context, p Process, undo *cleanup.Stack) 
 	for _, s := range t.sources {
 		binds = append(binds, specs.Mount{Destination: s.dest, Type: "bind", Options: s.options()})
 	}
-	if t.spec, err = makeSpec(p, user, binds, e.cgroups.IsV2()); err != nil {
+	if t.spec, err = makeSpec(p, user, binds, e.confinement); err != nil {
 		return nil, err
 	}
 	if t.netns != nil {

@@ -27,6 +27,9 @@ type shared struct {
 	task  *task
 	group *cgroup.Group
 	first *launch.Process
+	stop  context.CancelCauseFunc // ends ctx, for the further processes; Run's own goes on
+
+	mounts string // name of the mount namespace
 
 	mu    sync.Mutex // guards over, and that execs isn't added to once it is
 	over  bool
@@ -53,13 +56,18 @@ func (r *running) Resize(rows, cols uint16) error { return r.io.resize(rows, col
 // handed over. With the first process of a container the others have ended, too,
 // and are waited for.
 func (r *running) end(ctx context.Context) error {
+	var left error
 	if r.proc == r.first {
 		r.mu.Lock()
 		r.over = true
 		r.mu.Unlock()
+		if r.machinePIDs {
+			r.stop(ErrEnded)
+			left = endAmong(r.mounts)
+		}
 		r.execs.Wait()
 	}
-	return r.io.ended(ctx)
+	return errors.Join(left, r.io.ended(ctx))
 }
 
 // enter counts an Exec that the container waits for.
@@ -113,7 +121,7 @@ func (c *shared) join(ctx context.Context, p Process, io *stdio) (proc *launch.P
 	if err != nil {
 		return nil, err
 	}
-	own, err := makeSpec(p, user, nil, c.cgroups.IsV2())
+	own, err := makeSpec(p, user, nil, c.confinement)
 	if err != nil {
 		return nil, err
 	}

@@ -55,10 +55,17 @@ func standardMounts() []specs.Mount {
 // 1.9 refuses newer ones.
 const specVersion = "1.0.2"
 
+// confinement is what an executor's processes have in common.
+type confinement struct {
+	cgroupNS    bool
+	machinePIDs bool
+	appArmor    string
+}
+
 // makeSpec turns p into an OCI runtime spec, the only description of a
 // container that runtimes get. binds are p's own mounts and the generated
 // files, with the path they can be found at.
-func makeSpec(p Process, user rootfs.User, binds []specs.Mount, cgroupNS bool) (*specs.Spec, error) {
+func makeSpec(p Process, user rootfs.User, binds []specs.Mount, c confinement) (*specs.Spec, error) {
 	env, err := environment(p.Env, user.Home)
 	if err != nil {
 		return nil, err
@@ -77,7 +84,7 @@ func makeSpec(p Process, user rootfs.User, binds []specs.Mount, cgroupNS bool) (
 		},
 		Mounts: append(standardMounts(), binds...),
 		Linux: &specs.Linux{
-			Namespaces:    namespaces(cgroupNS),
+			Namespaces:    c.namespaces(),
 			MaskedPaths:   maskedPaths(),
 			ReadonlyPaths: readonlyPaths,
 			Resources:     resources(p.Resources),
@@ -90,6 +97,7 @@ func makeSpec(p Process, user rootfs.User, binds []specs.Mount, cgroupNS bool) (
 		return s, makeInsecure(s)
 	}
 	s.Linux.Resources.Devices = confinedDevices()
+	s.Process.ApparmorProfile = c.appArmor
 	if s.Linux.Seccomp, err = seccompProfile(); err != nil {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
@@ -143,9 +151,13 @@ func rlimits(limits []Ulimit) (list []specs.POSIXRlimit) {
 func rlimitType(name string) string { return "RLIMIT_" + strings.ToUpper(name) }
 
 // namespaces are all that a container has but that of its network.
-func namespaces(cgroupNS bool) []specs.LinuxNamespace {
-	list := []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace}}
-	if cgroupNS {
+func (c confinement) namespaces() []specs.LinuxNamespace {
+	var list []specs.LinuxNamespace
+	if !c.machinePIDs {
+		list = append(list, specs.LinuxNamespace{Type: specs.PIDNamespace})
+	}
+	list = append(list, specs.LinuxNamespace{Type: specs.IPCNamespace}, specs.LinuxNamespace{Type: specs.UTSNamespace}, specs.LinuxNamespace{Type: specs.MountNamespace})
+	if c.cgroupNS {
 		list = append(list, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return list

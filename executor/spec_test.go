@@ -26,16 +26,17 @@ func TestSpecGolden(t *testing.T) {
 	root := rootfs.User{Groups: []uint32{0}, Home: "/root"}
 	binds := []specs.Mount{{Destination: "/etc/hosts", Type: "bind", Source: "/files/hosts", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}}
 	for name, tc := range map[string]struct {
-		change   func(p *Process)
-		user     rootfs.User
-		cgroupNS bool
+		change      func(p *Process)
+		user        rootfs.User
+		confinement confinement
 	}{
 		"default": {user: root},
 		"user":    {user: rootfs.User{UID: 1000, GID: 1001, Groups: []uint32{1001, 5}, Home: "/home/u"}},
-		"cgroup namespace, read-only": {user: root, cgroupNS: true, change: func(p *Process) {
+		"cgroup namespace, read-only": {user: root, confinement: confinement{cgroupNS: true}, change: func(p *Process) {
 			p.ReadonlyRoot, p.Hostname = true, "box"
 		}},
-		"insecure": {user: root, change: func(p *Process) { p.Security = SecurityInsecure }},
+		"insecure":         {user: root, confinement: confinement{appArmor: "kiln-default"}, change: func(p *Process) { p.Security = SecurityInsecure }},
+		"AppArmor profile": {user: root, confinement: confinement{appArmor: "kiln-default"}},
 		"limits": {user: root, change: func(p *Process) {
 			p.Ulimits = []Ulimit{{"nofile", 1, 2}, {"core", -1, -1}}
 			p.Resources = &Resources{Memory: 1 << 20, MemorySwap: -1, CPUShares: 2, CPUPeriod: 100000, CPUQuota: 5000, CpusetCpus: "0-1", CpusetMems: "0"}
@@ -46,7 +47,7 @@ func TestSpecGolden(t *testing.T) {
 			if tc.change != nil {
 				tc.change(&p)
 			}
-			s, err := makeSpec(p, tc.user, binds, tc.cgroupNS)
+			s, err := makeSpec(p, tc.user, binds, tc.confinement)
 			if err != nil {
 				t.Fatal(err)
 			}

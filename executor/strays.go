@@ -46,6 +46,12 @@ func startedWith(cmdline, state string) bool {
 const strayTimeout = 5000
 
 func killStray(pid int, cmdline, state string) error {
+	return killIf(pid, func() bool { return startedWith(cmdline, state) })
+}
+
+// killIf kills the process pid, and returns when it has ended, if right says that
+// it is meant; it is asked when nobody else can get the number any more.
+func killIf(pid int, right func() bool) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -54,7 +60,7 @@ func killStray(pid int, cmdline, state string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if !startedWith(cmdline, state) { // the number may have passed on meanwhile
+	if !right() {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -42,6 +42,8 @@ type Config struct {
 	Platforms    []string // announced ones, the default first; nil: what the machine can run
 	Runtime      string   // OCI runtime binary; "" is the built-in one
 	CgroupParent string
+	AppArmor     string // profile of steps; "" is none
+	MachinePIDs  bool   // see executor.Config
 	Parallelism  int
 	DNS          *executor.DNS
 	Network      network.Config // of steps that ask for none in particular
@@ -297,7 +299,10 @@ func (w *Worker) Labels() map[string]string {
 	out := map[string]string{
 		prefix + "executor": "oci", prefix + "hostname": host, prefix + "snapshotter": "overlayfs",
 		prefix + "network": mode, prefix + "oci.process-mode": "sandbox",
-		prefix + "selinux.enabled": "false", prefix + "apparmor.profile": "",
+		prefix + "selinux.enabled": "false", prefix + "apparmor.profile": w.cfg.AppArmor,
+	}
+	if w.cfg.MachinePIDs {
+		out[prefix+"oci.process-mode"] = "no-sandbox"
 	}
 	maps.Copy(out, w.cfg.Labels)
 	return out

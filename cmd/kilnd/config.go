@@ -81,6 +81,9 @@ type config struct {
 			BridgeName          string            `toml:"bridgeName"`
 			BridgeSubnet        string            `toml:"bridgeSubnet"`
 			DefaultCgroupParent string            `toml:"defaultCgroupParent"`
+			AppArmorProfile     string            `toml:"apparmor-profile"`
+			SELinux             bool              `toml:"selinux"`
+			NoProcessSandbox    bool              `toml:"noProcessSandbox"`
 			MaxParallelism      int               `toml:"max-parallelism"`
 			gcConfig
 		} `toml:"oci"`
@@ -217,6 +220,7 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	str(&cfg.GRPC.TLS.CA, "tlscacert")
 	str(&oci.Snapshotter, "oci-worker-snapshotter")
 	str(&oci.Binary, "oci-worker-binary")
+	str(&oci.AppArmorProfile, "oci-worker-apparmor-profile")
 	str(&oci.NetworkMode, "oci-worker-net")
 	str(&oci.CNIConfigPath, "oci-cni-config-path")
 	str(&oci.CNIBinaryPath, "oci-cni-binary-dir")
@@ -230,8 +234,10 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	if c.IsSet("oci-max-parallelism") {
 		oci.MaxParallelism = c.Int("oci-max-parallelism")
 	}
-	if c.IsSet("oci-worker-rootless") {
-		oci.Rootless = c.Bool("oci-worker-rootless")
+	for name, dst := range map[string]*bool{"oci-worker-rootless": &oci.Rootless, "oci-worker-no-process-sandbox": &oci.NoProcessSandbox, "oci-worker-selinux": &oci.SELinux} {
+		if c.IsSet(name) {
+			*dst = c.Bool(name)
+		}
 	}
 	if c.IsSet("cache-verify") {
 		cfg.Cache.Verify = c.Float("cache-verify")
@@ -271,6 +277,8 @@ func (cfg *config) check() error {
 	switch {
 	case !slices.Contains([]string{"auto", "overlayfs"}, oci.Snapshotter):
 		return fmt.Errorf("snapshotter %q: this daemon has overlayfs only", oci.Snapshotter)
+	case oci.SELinux:
+		return errors.New("selinux (--oci-worker-selinux, [worker.oci] selinux): kiln gives steps no SELinux labels, so they can't be confined by them; start without it, or use an AppArmor profile where the kernel has that (--oci-worker-apparmor-profile)")
 	case oci.MaxParallelism < 0:
 		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
 	case !(cfg.Cache.Verify >= 0 && cfg.Cache.Verify <= 1): // nor is NaN

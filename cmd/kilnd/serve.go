@@ -105,6 +105,9 @@ func sayRootless(cfg *config, log *slog.Logger) error {
 	if cfg.Worker.OCI.Rootless && !rootless.Here().Mapped() {
 		log.Warn("steps are not rootless, as worker.oci.rootless (--oci-worker-rootless) asks: the machine's root runs this daemon; they are where an ordinary user starts it")
 	}
+	if cfg.Worker.OCI.NoProcessSandbox && rootless.Here().Mapped() {
+		log.Warn("steps have no process sandbox: they can end and look into all processes of this daemon's user namespace, the daemon included")
+	}
 	missing, err := executor.Unavailable()
 	if len(missing) > 0 {
 		log.Warn("rootless: builds can't have "+strings.Join(missing, "; "), "user", rootless.Here().UIDs[0].Outside)

@@ -153,6 +153,13 @@ func (p *Program) Bytes(b []byte) uintptr {
 	return uintptr(unsafe.Pointer(&c[0]))
 }
 
+// Room is n bytes for a system call of the child to write to; they can be read
+// after Launch.
+func (p *Program) Room(n int) ([]byte, uintptr) {
+	b := p.alloc(n)
+	return b[:n], uintptr(unsafe.Pointer(&b[0]))
+}
+
 // Words copies w into the program: structs made of 64-bit fields or pointers.
 func (p *Program) Words(w ...uintptr) uintptr {
 	if len(w) == 0 {

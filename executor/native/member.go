@@ -129,9 +129,9 @@ func (m *member) hide(on bool) {
 }
 
 // writeFile adds the steps that write value to a file.
-func (m *member) writeFile(what, file, value string) {
-	open := m.Call(what, unix.SYS_OPENAT, atCWD, m.String(file), unix.O_WRONLY|unix.O_CLOEXEC)
-	open.Into(m.Call(what, unix.SYS_WRITE, 0, m.Bytes([]byte(value)), uintptr(len(value))), 0)
+func (b *builder) writeFile(what, file, value string) {
+	open := b.Call(what, unix.SYS_OPENAT, atCWD, b.String(file), unix.O_WRONLY|unix.O_CLOEXEC)
+	open.Into(b.Call(what, unix.SYS_WRITE, 0, b.Bytes([]byte(value)), uintptr(len(value))), 0)
 }
 
 // closeOthers closes every file but those that are still needed, none of which
@@ -143,31 +143,6 @@ func (m *member) closeOthers() {
 		needed = append(needed, int(m.s.Gate.Fd()))
 	}
 	m.closeBut(3+m.s.Preserve, needed...)
-}
-
-// label has the program run under the labels of security modules.
-func (m *member) label() error {
-	p := m.spec.Process
-	for _, l := range []struct{ name, enabled, value, file string }{
-		{"AppArmor", "/sys/kernel/security/apparmor", p.ApparmorProfile, "/proc/self/attr/apparmor/exec"},
-		{"SELinux", "/sys/fs/selinux/enforce", p.SelinuxLabel, "/proc/self/attr/exec"},
-	} {
-		if l.value == "" {
-			continue
-		}
-		if _, err := os.Stat(l.enabled); err != nil {
-			return fmt.Errorf("the spec wants %s label %q, but %s is not enabled on this machine: %w", l.name, l.value, l.name, err)
-		}
-		value := l.value
-		if l.name == "AppArmor" {
-			value = "exec " + value
-		}
-		// The file of a process that hides belongs to the machine's root.
-		m.hide(false)
-		m.writeFile(l.name+" label", l.file, value)
-		m.hide(true)
-	}
-	return nil
 }
 
 // process is what makes the child the spec's process.

@@ -53,6 +53,19 @@ func (b *builder) mounts() error {
 	return nil
 }
 
+// nameMounts asks for the name of the mount namespace: of a process that has
+// ended nobody can ask.
+func (b *builder) nameMounts() error {
+	if b.c.MountsName == nil {
+		return nil
+	}
+	const own = "/proc/self/ns/mnt"
+	room, at := b.Room(64)
+	b.mountsName = room
+	b.Call(own, unix.SYS_READLINKAT, atCWD, b.String(own), at, uintptr(len(room)))
+	return nil
+}
+
 func (b *builder) mount(fstype, source, dest string, options []string) {
 	b.mountAt(specs.Mount{Type: fstype, Source: source, Destination: dest, Options: options}, dest)
 }

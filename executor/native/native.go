@@ -17,6 +17,7 @@
 //	root        the root's detached mount attached and pivoted to
 //	mount       /proc, /dev, /sys and the like
 //	mask        paths hidden or made read-only
+//	label       of AppArmor and SELinux, for the program
 //	terminal    opened in the container's devpts, if there shall be one
 //	bind        mounts of the step; their sources are detached mounts made by
 //	            the parent
@@ -34,6 +35,7 @@
 package native
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -58,8 +60,10 @@ type Container struct {
 	// destination: device nodes and file systems. It is nil on the machine itself.
 	Machine map[string]int
 	Cgroup  Cgroup
-	Netns   int    // namespace to enter, or -1: the machine's or a new one, as Spec says
-	Stdio   [3]int // of a process without terminal; -1: the container's /dev/null
+	// MountsName, if not nil, receives the name of the mount namespace in /proc.
+	MountsName *string
+	Netns      int    // namespace to enter, or -1: the machine's or a new one, as Spec says
+	Stdio      [3]int // of a process without terminal; -1: the container's /dev/null
 	// Terminal is opened in the container, if it has a socket.
 	Terminal Terminal
 	// Alive is a pidfd of this process, by which the child sees whether it
@@ -120,6 +124,9 @@ func Start(ctx context.Context, l *launch.Launcher, c *Container) (_ *launch.Pro
 	}
 	proc, err := l.Launch(ctx, b.Program, launch.Options{Namespaces: b.namespaces(), CgroupFD: c.Cgroup.Dir})
 	if err == nil {
+		if c.MountsName != nil {
+			*c.MountsName = string(bytes.TrimRight(b.mountsName, "\x00"))
+		}
 		return proc, b.Program, nil
 	}
 	return nil, nil, setUpError(err, c.Spec.Process, b.Results)
@@ -139,7 +146,7 @@ func setUpError(err error, p *specs.Process, results func(stage string) []unix.E
 		}
 		return &ExecError{p.Args[0], notFound(errs)}
 	}
-	return fmt.Errorf("set up container: %w", err)
+	return fmt.Errorf("set up container: %w", explainLabel(err, p))
 }
 
 const stageExec = "exec"
@@ -147,14 +154,15 @@ const stageExec = "exec"
 // builder adds the steps of a container to a program.
 type builder struct {
 	*launch.Program
-	c       *Container // nil if it is not of a step
-	spec    *specs.Spec
-	seccomp []unix.SockFilter
-	inherit int           // how many files from 3 on the program inherits
-	path    string        // of the program if it isn't the first argument
-	fds     cleanup.Stack // closes what only the child needs
-	master  int           // reserved for the ends of a terminal
-	peer    int
+	c          *Container // nil if it is not of a step
+	spec       *specs.Spec
+	seccomp    []unix.SockFilter
+	inherit    int           // how many files from 3 on the program inherits
+	path       string        // of the program if it isn't the first argument
+	fds        cleanup.Stack // closes what only the child needs
+	master     int           // reserved for the ends of a terminal
+	peer       int
+	mountsName []byte
 	// tolerate are errors of execve after which the steps go on.
 	tolerate []unix.Errno
 }
@@ -167,7 +175,9 @@ func (b *builder) build() error {
 		{"network", b.enterNetwork},
 		{"root", b.enterRoot},
 		{"mount", b.mounts},
+		{"mount", b.nameMounts},
 		{"mask", b.masks},
+		{"label", b.label},
 		{"terminal", func() error { return b.terminal(b.c.Terminal, true) }},
 		{"bind", b.binds},
 		{"descriptors", b.closeAll},

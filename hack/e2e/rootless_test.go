@@ -202,7 +202,31 @@ func TestRootlessWithHiddenProc(t *testing.T) {
 	asUser(t, 65536)
 	env.outside = []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs none /proc/irq && exec "$0" "$@"`}
 	t.Cleanup(func() { env.outside = nil })
-	newDaemon(t).dockerfile("FROM BASE\nRUN true\n", nil).fails(t, "mount /proc: operation not permitted", "a part of the machine's /proc is hidden", "systempaths=unconfined")
+	newDaemon(t).dockerfile("FROM BASE\nRUN true\n", nil).fails(t, "mount /proc: operation not permitted", "a part of the machine's /proc is hidden", "systempaths=unconfined", "--oci-worker-no-process-sandbox")
+	t.Run("NoProcessSandbox", noProcessSandbox)
+}
+
+// Steps are among the daemon's processes then; what they leave ends with them
+// all the same.
+//
+// compat: DMN-079
+func noProcessSandbox(t *testing.T) {
+	d := newDaemon(t, "--oci-worker-no-process-sandbox")
+	if !strings.Contains(d.log.String(), "can end and look into") {
+		t.Errorf("the log doesn't warn:\n%s", d.log)
+	}
+	if r := d.buildctl("debug", "workers", "--verbose").must(t); !strings.Contains(r.stdout, "no-sandbox") {
+		t.Errorf("the worker's labels don't say so:\n%s", r.stdout)
+	}
+	const left = `trap '' TERM HUP; (sleep 1000; true) & (sleep 1000; true) & setsid sh -c "trap '' TERM HUP; sleep 1000" &`
+	d.dockerfile(fmt.Sprintf(`FROM BASE
+RUN [ $$ != 1 ] && grep -q sh /proc/$$/comm && [ -z "$(ls /proc/irq)" ] && ! touch /proc/sys/x
+RUN %s true
+RUN %s exit 3
+`, left, left), nil).fails(t, "exit code: 3")
+	if r := d.dockerfile("FROM BASE\nRUN kill -0 "+fmt.Sprint(d.cmd.Process.Pid)+"\n", nil); r.code != 0 {
+		t.Errorf("the daemon isn't seen: %s", r.stderr)
+	}
 }
 
 // A daemon that was given a version 2 cgroup of its own has its steps in groups
