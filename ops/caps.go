@@ -11,7 +11,9 @@ import (
 // have, by the beginning of their ids. Clients are told so, and definitions
 // that demand one are refused (LLB-004).
 var absent = []struct{ prefix, reason string }{
-	{"source.git", "git sources are not supported"},
+	{"source.git.signatureverify", "signatures of git commits and tags are not verified"},
+	{"source.git.bundle", "git bundles are not fetched from"},
+	{"source.git.checkoutbundle", "git bundles are not made"},
 	{"source.http", "http sources are not supported"},
 	{"soruce.http", "http sources are not supported"}, // the protocol's spelling
 	{"source.buildop", "build ops are not supported"},

@@ -25,8 +25,11 @@ func (s *mountSet) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []moun
 	if id == "" {
 		id = sshforward.DefaultID
 	}
-	caller, err := s.sshCaller(ctx, id, opt.Optional)
-	if err != nil || caller == nil {
+	caller, err := sshCaller(ctx, s.ops.cfg.Sessions, s.group, id)
+	if err != nil {
+		if opt.Optional && ctx.Err() == nil {
+			return nil, "", nil
+		}
 		return nil, "", err
 	}
 	dir, err := s.privateDir()
@@ -43,9 +46,25 @@ func (s *mountSet) sshSocket(ctx context.Context, opt *pb.SSHOpt) (source []moun
 	return dir.bind(), name, nil
 }
 
+// ForwardAgent serves the SSH agent that the sessions of g know as id, at a
+// socket at path, which only the daemon's user can connect to. It serves until
+// stop is called, which waits for all connections to end.
+func ForwardAgent(ctx context.Context, sessions *session.Manager, g session.Group, id, path string) (stop func() error, err error) {
+	caller, err := sshCaller(ctx, sessions, g, id)
+	if err != nil {
+		return nil, err
+	}
+	listener, err := listenPrivate(path, &pb.SSHOpt{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid()), Mode: 0o600})
+	if err != nil {
+		return nil, fmt.Errorf("make socket for SSH key %q: %w", id, err)
+	}
+	f := &sshForward{caller: caller, id: id, listener: listener}
+	return f.start(ctx), nil
+}
+
 // sshCaller is the first session that forwards the key.
-func (s *mountSet) sshCaller(ctx context.Context, id string, optional bool) (caller session.Caller, err error) {
-	err = s.ops.cfg.Sessions.Any(ctx, s.group, func(ctx context.Context, _ string, c session.Caller) error {
+func sshCaller(ctx context.Context, sessions *session.Manager, g session.Group, id string) (caller session.Caller, err error) {
+	err = sessions.Any(ctx, g, func(ctx context.Context, _ string, c session.Caller) error {
 		if err := sshforward.CheckSSHID(ctx, c, id); err != nil {
 			if grpcerrors.Code(err) == codes.Unimplemented {
 				return fmt.Errorf("no SSH key %q forwarded from the client; it is with --ssh %s", id, id)
@@ -57,9 +76,6 @@ func (s *mountSet) sshCaller(ctx context.Context, id string, optional bool) (cal
 	})
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
-	}
-	if err != nil && optional {
-		return nil, nil
 	}
 	return caller, err
 }

@@ -241,7 +241,8 @@ func TestLoadChecksCaps(t *testing.T) {
 		want string // "" is no error
 	}{
 		{[]string{string(pb.CapExecMetaBase), string(pb.CapMergeOp)}, ""},
-		{[]string{string(pb.CapSourceGit)}, "requested experimental feature source.git  has been disabled on the build server: git sources are not supported"},
+		{[]string{string(pb.CapSourceGit), string(pb.CapSourceGitSubdir)}, ""},
+		{[]string{string(pb.CapSourceGitSignatureVerify)}, "requested experimental feature source.git.signatureverify  has been disabled on the build server: signatures of git commits and tags are not verified"},
 		{[]string{"exec.teleport"}, "unknown API capability exec.teleport"},
 		{[]string{"z.z", "a.a", string(pb.CapExecMetaBase)}, "unknown API capability a.a"},
 	} {

@@ -104,7 +104,6 @@ func TestUnsupportedSources(t *testing.T) {
 	for line, want := range map[string]string{
 		"ADD https://files.example/f.txt /got":                                                   "http sources are not supported",
 		"ADD --checksum=sha256:" + strings.Repeat("1", 64) + " https://files.example/f.txt /got": "http sources are not supported",
-		"ADD https://git.example/repo.git /got":                                                  "git sources are not supported",
 		"ADD --checksum=sha256:12 https://files.example/f.txt /got":                              "sha256:12",
 		"ADD --checksum=sha256:" + strings.Repeat("1", 64) + " f /got":                           "checksum",
 	} {

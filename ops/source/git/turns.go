@@ -1,0 +1,46 @@
+package git
+
+import (
+	"context"
+	"sync"
+)
+
+// turns lets one at a time use what has a name. The zero value is ready to use.
+type turns struct {
+	mu    sync.Mutex // guards the fields below; never held across I/O
+	named map[string]*turn
+}
+
+type turn struct {
+	taken chan struct{}
+	users int // who has it or waits for it
+}
+
+// take waits for the turn and returns what gives it up.
+func (t *turns) take(ctx context.Context, name string) (done func(), err error) {
+	t.mu.Lock()
+	if t.named == nil {
+		t.named = map[string]*turn{}
+	}
+	one := t.named[name]
+	if one == nil {
+		one = &turn{taken: make(chan struct{}, 1)}
+		t.named[name] = one
+	}
+	one.users++
+	t.mu.Unlock()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if one.users--; one.users == 0 {
+			delete(t.named, name)
+		}
+	}
+	select {
+	case one.taken <- struct{}{}:
+		return func() { <-one.taken; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
+}
