@@ -161,13 +161,11 @@ func (c *checker) owners() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	owned := map[string]string{}
-	entries := make([]*entry, 0, len(m.records))
+	all := newEntries(len(m.records))
 	use := map[digest.Digest]int{}
 	for _, r := range m.records {
-		e := &entry{}
-		fillLocked(e, r)
-		entries = append(entries, e)
-		for _, d := range e.blobs {
+		all.addLocked(r)
+		for _, d := range all.of[r].blobs {
 			use[d]++
 		}
 		if r.owns() {
@@ -188,8 +186,8 @@ func (c *checker) owners() {
 	for d, n := range m.holds {
 		use[d] += n
 	}
-	v := liveness(contentsOf(entries, slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))))
-	for i, e := range entries {
+	v := liveness(all.contents(slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))))
+	for i, e := range all.list {
 		if !v.alive[i] {
 			rep.problem("record %s is dead and still there", e.usage.ID)
 		}

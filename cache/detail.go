@@ -84,12 +84,12 @@ func (m *Manager) forecast(ctx context.Context, entries []*entry, rules []PruneO
 
 // users says who uses each of entries.
 func (m *Manager) users(entries []*entry) map[*entry][]string {
-	above := map[*record][]string{} // who builds on a record
+	above := map[*entry][]string{} // who builds on one
 	byID := make(map[string]*entry, len(entries))
 	for _, e := range entries {
 		byID[e.usage.ID] = e
-		for _, n := range e.needs {
-			above[n] = append(above[n], e.usage.ID)
+		for _, b := range e.below {
+			above[b] = append(above[b], e.usage.ID)
 		}
 	}
 	out := make(map[*entry][]string, len(entries))
@@ -102,7 +102,7 @@ func (m *Manager) users(entries []*entry) map[*entry][]string {
 	}
 	m.mu.Unlock()
 	for _, e := range entries {
-		children := above[e.r]
+		children := above[e]
 		for i, id := range children {
 			if i == namedUsers {
 				out[e] = append(out[e], fmt.Sprintf("%d more records", len(children)-i))

@@ -12,75 +12,83 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// plan returns the records to remove, in order.
-func (m *Manager) plan(ctx context.Context, entries []*entry, opts PruneOptions, filter filters.Filter) ([]*entry, error) {
-	may := candidates(entries, opts, filter)
+// plan returns those of list to remove, in order.
+func (m *Manager) plan(ctx context.Context, list []*entry, opts PruneOptions, filter filters.Filter) ([]*entry, error) {
+	may := candidates(list, opts, filter)
 	if len(may) == 0 {
 		return nil, nil
 	}
 	sized := may
 	if opts.limited() {
-		sized = entries
+		sized = list
 	}
 	if err := m.measure(ctx, sized); err != nil {
 		return nil, err
 	}
-	s := newSimulation(entries, rank(may))
-	if !opts.limited() {
-		return s.evict(0), nil
+	surplus := int64(0) // what has to go; 0 is everything that may
+	if opts.limited() {
+		total := int64(0) // bytes of records that no image shares
+		for _, e := range list {
+			if !e.usage.Shared {
+				total += e.usage.Size
+			}
+		}
+		keep, err := m.target(ctx, opts, total)
+		if err != nil || total <= keep {
+			return nil, err
+		}
+		surplus = total - keep
 	}
-	keep, err := m.target(ctx, opts, s.total)
-	if err != nil {
-		return nil, err
-	}
-	if s.total <= keep {
-		return nil, nil
-	}
-	return s.evict(s.total - keep), nil
+	s := newSimulation(list, may)
+	rank(may)
+	return s.evict(surplus), nil
+}
+
+// prospect is what a plan thinks of an entry.
+type prospect struct {
+	may      bool
+	score    float64 // lowest first to go
+	children int     // that stay so far
 }
 
 // simulation is what remains while records are chosen one after another.
 type simulation struct {
-	total    int64 // bytes of records that no image shares
-	scores   map[*entry]float64
-	entries  map[*record]*entry
-	children map[*record]int
-	blobUse  map[digest.Digest]int
-	ready    evictQueue // may go next
+	may     []*entry
+	blobUse map[digest.Digest]int
+	ready   evictQueue // may go next
 }
 
-func newSimulation(entries []*entry, scores map[*entry]float64) *simulation {
-	s := &simulation{
-		scores:   scores,
-		entries:  make(map[*record]*entry, len(entries)),
-		children: map[*record]int{},
-		blobUse:  map[digest.Digest]int{},
+func newSimulation(list, may []*entry) *simulation {
+	s := &simulation{may: may, blobUse: map[digest.Digest]int{}}
+	for _, e := range list {
+		e.plan = prospect{}
 	}
-	for _, e := range entries {
-		s.entries[e.r] = e
-		if !e.usage.Shared {
-			s.total += e.usage.Size
-		}
-		for _, n := range e.needs {
-			s.children[n]++
+	for _, e := range list {
+		for _, b := range e.below {
+			if b != nil {
+				b.plan.children++
+			}
 		}
 		for _, d := range e.blobs {
 			s.blobUse[d]++
 		}
 	}
-	for e, score := range scores {
-		if s.children[e.r] == 0 {
-			s.ready = append(s.ready, ranked{e, score})
-		}
+	for _, e := range may {
+		e.plan.may = true
 	}
-	heap.Init(&s.ready)
 	return s
 }
 
 // evict chooses records until they free that many bytes, or all if it is 0.
 func (s *simulation) evict(bytes int64) (order []*entry) {
+	for _, e := range s.may {
+		if e.plan.children == 0 {
+			s.ready = append(s.ready, e)
+		}
+	}
+	heap.Init(&s.ready)
 	for freed := int64(0); s.ready.Len() > 0 && (bytes == 0 || freed < bytes); {
-		e := heap.Pop(&s.ready).(ranked).entry
+		e := heap.Pop(&s.ready).(*entry)
 		order = append(order, e)
 		freed += s.remove(e)
 	}
@@ -97,11 +105,12 @@ func (s *simulation) remove(e *entry) (freed int64) {
 			freed += e.sizes[i]
 		}
 	}
-	for _, n := range e.needs {
-		s.children[n]--
-		below := s.entries[n]
-		if score, ok := s.scores[below]; ok && s.children[n] == 0 {
-			heap.Push(&s.ready, ranked{below, score})
+	for _, b := range e.below {
+		if b == nil {
+			continue
+		}
+		if b.plan.children--; b.plan.children == 0 && b.plan.may {
+			heap.Push(&s.ready, b)
 		}
 	}
 	return freed
@@ -159,11 +168,11 @@ func (m *Manager) freeSpace(ctx context.Context) (int64, error) {
 	return free, err
 }
 
-// candidates are the entries that opts allow to go.
-func candidates(entries []*entry, opts PruneOptions, filter filters.Filter) []*entry {
+// candidates are those of list that opts allow to go.
+func candidates(list []*entry, opts PruneOptions, filter filters.Filter) []*entry {
 	cutoff := time.Now().Add(-opts.KeepDuration)
 	var out []*entry
-	for _, e := range entries {
+	for _, e := range list {
 		u := &e.usage
 		used := u.LastUsedAt
 		if used.IsZero() {
@@ -184,12 +193,12 @@ func (o *PruneOptions) covers(u *Usage) bool {
 	return o.All || !u.Shared && u.Type != TypeInternal && u.Type != TypeFrontend
 }
 
-// rank scores entries, lowest first to go: by where they stand in the order of
-// last use plus where they stand in the order of use counts, each from 0 to 1.
-func rank(entries []*entry) map[*entry]float64 {
-	score := make(map[*entry]float64, len(entries))
+// rank scores the entries of list, lowest first to go: by where they stand in
+// the order of last use plus where they stand in the order of use counts, each
+// from 0 to 1.
+func rank(list []*entry) {
 	add := func(compare func(a, b *entry) int) {
-		sorted := slices.Clone(entries)
+		sorted := slices.Clone(list)
 		slices.SortFunc(sorted, compare)
 		place := make([]float64, len(sorted))
 		last := 1.0
@@ -200,32 +209,26 @@ func rank(entries []*entry) map[*entry]float64 {
 			place[i] = last
 		}
 		for i, e := range sorted {
-			score[e] += place[i] / last
+			e.plan.score += place[i] / last
 		}
 	}
 	add(func(a, b *entry) int { return a.usage.LastUsedAt.Compare(b.usage.LastUsedAt) })
 	add(func(a, b *entry) int { return cmp.Compare(a.usage.UsageCount, b.usage.UsageCount) })
-	return score
 }
 
-// ranked is an entry that may go now, since nothing builds on it any more.
-type ranked struct {
-	*entry
-	score float64
-}
-
-// evictQueue is a heap of entries, the next to go first.
-type evictQueue []ranked
+// evictQueue is a heap of entries that may go now, since nothing builds on them
+// any more; the next to go comes first.
+type evictQueue []*entry
 
 func (q evictQueue) Len() int { return len(q) }
 func (q evictQueue) Less(i, j int) bool {
-	if q[i].score != q[j].score {
-		return q[i].score < q[j].score
+	if a, b := q[i].plan.score, q[j].plan.score; a != b {
+		return a < b
 	}
 	return q[i].usage.ID < q[j].usage.ID
 }
 func (q evictQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *evictQueue) Push(x any)   { *q = append(*q, x.(ranked)) }
+func (q *evictQueue) Push(x any)   { *q = append(*q, x.(*entry)) }
 func (q *evictQueue) Pop() any {
 	last := len(*q) - 1
 	e := (*q)[last]

@@ -43,8 +43,8 @@ func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Dur
 	}
 	cutoff := time.Now().Add(-age)
 	var found []*entry
-	entries, _ := m.survey()
-	for _, e := range entries {
+	all, _ := m.survey()
+	for _, e := range all {
 		recent := age > 0 && e.usage.LastUsedAt.After(cutoff)
 		if !recent && filter.Match(adapt(&e.usage)) {
 			found = append(found, e)
@@ -105,17 +105,48 @@ type entry struct {
 	needs      []*record
 	blobs      []digest.Digest
 	sizes      []int64 // of blobs that are stored, 0 of others
+
+	place int      // among the entries
+	below []*entry // those of needs, nil for what isn't there any more
+	plan  prospect // in the plan that is being made
+}
+
+// entries are those of many records. Few of them move, or are made one by one:
+// there are surveys of 100,000.
+type entries struct {
+	list []*entry
+	of   map[*record]*entry
+	room []entry
+}
+
+func newEntries(n int) *entries {
+	return &entries{list: make([]*entry, 0, n), of: make(map[*record]*entry, n), room: make([]entry, 0, n)}
+}
+
+// addLocked adds r as it is, unless it is there already.
+func (s *entries) addLocked(r *record) {
+	if s.of[r] != nil {
+		return
+	}
+	if len(s.room) == cap(s.room) {
+		s.room = make([]entry, 0, atOnce)
+	}
+	s.room = append(s.room, entry{})
+	e := &s.room[len(s.room)-1]
+	fillLocked(e, r)
+	s.of[r] = e
+	s.list = append(s.list, e)
 }
 
 // survey describes all records, oldest first, and names the blobs that only
 // images and holds point at.
-func (m *Manager) survey() (entries []*entry, ownerless []digest.Digest) {
-	entries, images, holds := m.copyRecords()
-	slices.SortFunc(entries, func(a, b *entry) int {
+func (m *Manager) survey() (list []*entry, ownerless []digest.Digest) {
+	s, images, holds := m.copyRecords()
+	slices.SortFunc(s.list, func(a, b *entry) int {
 		return cmp.Or(a.usage.CreatedAt.Compare(b.usage.CreatedAt), cmp.Compare(a.usage.ID, b.usage.ID))
 	})
-	v := liveness(contentsOf(entries, images, holds))
-	for i, e := range entries {
+	v := liveness(s.contents(images, holds))
+	for i, e := range s.list {
 		u := &e.usage
 		u.InUse, u.Shared = v.inUse[i], v.shared[i]
 		for j, d := range e.blobs {
@@ -129,25 +160,18 @@ func (m *Manager) survey() (entries []*entry, ownerless []digest.Digest) {
 			ownerless = append(ownerless, d)
 		}
 	}
-	return entries, ownerless
+	return s.list, ownerless
 }
 
 // copyRecords copies what there is, and does nothing else, under the lock.
-func (m *Manager) copyRecords() (entries []*entry, images []Image, holds []digest.Digest) {
+func (m *Manager) copyRecords() (s *entries, images []Image, holds []digest.Digest) {
 	m.mu.Lock()
 	images, holds = slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))
-	seen := make(map[*record]bool, len(m.records))
-	entries = make([]*entry, 0, len(m.records))
+	n := len(m.records)
 	m.mu.Unlock()
-	m.eachRecord(func(r *record) {
-		if !seen[r] {
-			seen[r] = true
-			e := &entry{}
-			fillLocked(e, r)
-			entries = append(entries, e)
-		}
-	})
-	return entries, images, holds
+	s = newEntries(n)
+	m.eachRecord(s.addLocked)
+	return s, images, holds
 }
 
 func fillLocked(e *entry, r *record) {
@@ -171,32 +195,33 @@ func fillLocked(e *entry, r *record) {
 	}
 }
 
-// contentsOf is what liveness wants to know, and names the parents of entries.
-func contentsOf(entries []*entry, images []Image, holds []digest.Digest) contents {
-	places := make(map[*record]int, len(entries))
-	for i, e := range entries {
-		places[e.r] = i
+// contents is what liveness wants to know. It finds the places of entries, what
+// is below them, and the names of their parents.
+func (s *entries) contents(images []Image, holds []digest.Digest) contents {
+	n := 0
+	for i, e := range s.list {
+		e.place = i
+		n += len(e.needs)
 	}
-	c := contents{records: make([]fact, len(entries))}
-	for i, e := range entries {
-		f := fact{blobs: e.blobs, held: e.held, kept: e.kept}
-		for _, n := range e.needs {
-			place, ok := places[n]
-			if !ok {
-				place = nobody
+	places, below, parents := make([]int, 0, n), make([]*entry, 0, n), make([]string, 0, n)
+	c := contents{records: make([]fact, len(s.list))}
+	for i, e := range s.list {
+		for j, need := range e.needs {
+			b, place := s.of[need], nobody
+			if b != nil {
+				place = b.place
 			}
-			f.needs = append(f.needs, place)
-		}
-		for _, p := range e.r.parents {
-			if place, ok := places[p]; ok {
-				e.usage.Parents = append(e.usage.Parents, entries[place].usage.ID)
+			places, below = append(places, place), append(below, b)
+			if b != nil && j < len(e.r.parents) { // the rest is its twin
+				parents = append(parents, b.usage.ID)
 			}
 		}
-		c.records[i] = f
+		c.records[i] = fact{needs: take(&places), blobs: e.blobs, held: e.held, kept: e.kept}
+		e.below, e.usage.Parents = take(&below), take(&parents)
 	}
 	ids := sync.OnceValue(func() map[string]int { // only for those who have images
-		ids := make(map[string]int, len(entries))
-		for i, e := range entries {
+		ids := make(map[string]int, len(s.list))
+		for i, e := range s.list {
 			ids[e.usage.ID] = i
 		}
 		return ids
@@ -210,12 +235,22 @@ func contentsOf(entries []*entry, images []Image, holds []digest.Digest) content
 	return c
 }
 
-// measure completes the sizes of entries. What had to be walked is remembered
+// take returns what *room holds, nil for nothing, and leaves the capacity behind
+// that.
+func take[T any](room *[]T) (taken []T) {
+	if len(*room) > 0 {
+		taken = slices.Clip(*room)
+		*room = (*room)[len(*room):]
+	}
+	return taken
+}
+
+// measure completes the sizes of list. What had to be walked is remembered
 // with the record.
-func (m *Manager) measure(ctx context.Context, entries []*entry) error {
+func (m *Manager) measure(ctx context.Context, list []*entry) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for _, e := range entries {
+	for _, e := range list {
 		switch {
 		case e.measured:
 		case e.snapSize != sizeUnknown:
