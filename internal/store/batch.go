@@ -72,6 +72,7 @@ type group struct {
 	buckets   map[string]*pending
 	onDurable []func()
 	proven    bool
+	verify    bool   // somebody asks whether the files are durable
 	size      int    // bytes of keys and values, about
 	last      uint64 // number of the newest batch in it
 
@@ -94,8 +95,11 @@ func (g *group) outcome() error {
 }
 
 func (g *group) empty() bool {
-	return len(g.buckets) == 0 && len(g.onDurable) == 0 && !g.proven
+	return !g.records() && len(g.onDurable) == 0 && !g.verify
 }
+
+// records says whether there is anything for the database in g.
+func (g *group) records() bool { return len(g.buckets) > 0 || g.proven }
 
 func (g *group) add(b *Batch, number uint64) {
 	for _, c := range b.changes {

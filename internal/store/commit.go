@@ -71,13 +71,16 @@ func (d *DB) commit(again bool) bool {
 	d.mu.Lock()
 	d.flying = nil
 	if err == nil {
-		d.durable = g.last
+		d.durable = max(d.durable, g.last) // a Verify has written nothing
 	} else {
 		d.current.under(g)
 		d.current.failure = err // for Close, should there be no other try
 	}
 	d.mu.Unlock()
 
+	if lost := (*syncError)(nil); errors.As(err, &lost) {
+		d.callDoubt(lost)
+	}
 	if err == nil {
 		for _, fn := range g.onDurable {
 			fn()
@@ -106,8 +109,11 @@ func (d *DB) write(g *group) error {
 	if d.broken.Load() {
 		return fmt.Errorf("write %s: the file is damaged; the next start sets it aside", d.path)
 	}
-	if err := unix.Syncfs(int(d.root.Fd())); err != nil {
-		return d.explain(fmt.Errorf("sync the file system of %s: %w", d.root.Name(), err), g)
+	if err := d.syncFiles(); err != nil {
+		return d.explain(err, g)
+	}
+	if !g.records() {
+		return nil
 	}
 	err := guard(func() error {
 		return d.bolt.Update(func(tx *bbolt.Tx) error {
@@ -185,7 +191,9 @@ func (d *DB) explain(err error, g *group) error {
 		return fmt.Errorf("%w: needs about %s, %s of %s are free on the file system of %s", err,
 			units.BytesSize(g.need()), units.BytesSize(float64(st.Bavail)*bs), units.BytesSize(float64(st.Blocks)*bs), d.root.Name())
 	case errors.Is(err, syscall.EIO):
-		return fmt.Errorf("%w: the disk fails, and files written lately may be damaged; kilnd fsck finds those", err)
+		return fmt.Errorf("%w: the disk fails; the kernel's log says how", err)
+	case errors.Is(err, syscall.EROFS):
+		return fmt.Errorf("%w: nothing can be written any more; if the disk has failed, as the kernel's log then says, stop the daemon, check and mount the file system again, and start the daemon", err)
 	}
 	return err
 }

@@ -74,8 +74,9 @@ func Open(opts Options) (*DB, error) {
 		closing:  make(chan struct{}),
 		stopped:  make(chan struct{}),
 		current:  newGroup(),
+		synced:   time.Now(),
 	}
-	d.persist = d.write
+	d.persist, d.sync = d.write, d.syncfs
 	if err := d.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", d.path, err), root.Close())
 	}

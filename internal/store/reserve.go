@@ -52,7 +52,8 @@ func (d *DB) reservePath() string { return filepath.Join(d.root.Name(), reserveN
 // it: anything else would use it up, and then nothing could make room any more.
 func (d *DB) persistReserved(g *group) error {
 	err := d.persist(g)
-	if isFull(err) && g.removes() {
+	lost := (*syncError)(nil) // of files; what the reserve is for are records
+	if isFull(err) && g.removes() && !errors.As(err, &lost) {
 		if rerr := os.Remove(d.reservePath()); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 			return errors.Join(err, rerr)
 		}

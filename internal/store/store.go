@@ -13,6 +13,10 @@
 // this order and at bbolt last. When a commit fails, the two become one, and
 // the next write or Sync tries again.
 //
+// A syncfs that fails is another matter: the kernel has given up what it couldn't
+// write, and the next one succeeds without it. So before anything is tried again,
+// whoever keeps files is told to take those written lately out of use (doubt.go).
+//
 // The database is believed only as far as it is proven. Every commit stores the
 // sum of the hashes of all records with its number, and every start reads the
 // whole file, about half a microsecond a record, and compares (inspect.go). A
@@ -76,6 +80,8 @@ type DB struct {
 	persist func(*group) error
 	spent   bool // the reserve isn't complete; the committer's alone
 
+	sync func() error // makes files durable; tests replace it
+
 	wake    chan struct{} // there is something to commit
 	hurry   chan struct{} // someone waits for it
 	closing chan struct{}
@@ -87,6 +93,8 @@ type DB struct {
 	written uint64       // batches written so far
 	durable uint64       // of those, on disk
 	closed  bool
+	synced  time.Time // when the last syncfs that succeeded began
+	doubt   []func(since time.Time, why error)
 
 	// broken is set when bbolt panicked inside a write transaction. Its locks
 	// may be held for good then, so that nothing may write any more.
@@ -174,15 +182,7 @@ func (d *DB) Sync(ctx context.Context) error {
 		signal(d.hurry)
 	}
 	d.mu.RUnlock()
-
-	select {
-	case <-group.done:
-		return group.failure
-	case <-d.stopped:
-		return group.outcome()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return d.await(ctx, group)
 }
 
 // Get returns the value of key in bucket. The value must not be changed.
