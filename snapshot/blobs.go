@@ -41,6 +41,11 @@ type Blobs struct {
 	// and go, so that one that is removed and stored again at that time stays.
 	mu       sync.Mutex
 	removing map[digest.Digest]bool // record deleted, file not yet
+	// written is when blobs were stored that may not be on the disk yet, and prune
+	// at how many of them those that are there are looked for.
+	written map[digest.Digest]time.Time
+	prune   int
+	doubts  doubts
 }
 
 var (
@@ -77,7 +82,7 @@ func blobInfo(dgst digest.Digest, st os.FileInfo) BlobInfo {
 
 // NewBlobs opens the blob store under root.
 func NewBlobs(root string, db *store.DB) (*Blobs, error) {
-	b := &Blobs{blobs: filepath.Join(root, "blobs"), ingests: filepath.Join(root, "ingest"), db: db, removing: map[digest.Digest]bool{}}
+	b := &Blobs{blobs: filepath.Join(root, "blobs"), ingests: filepath.Join(root, "ingest"), db: db, removing: map[digest.Digest]bool{}, written: map[digest.Digest]time.Time{}}
 	b.next.Store(time.Now().UnixNano()) // no name of an earlier life
 	for _, dir := range []string{b.path(digest.Canonical.FromString("")), filepath.Join(b.ingests, "x")} {
 		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {

@@ -33,9 +33,10 @@ type BlobWriter struct {
 	hash  hash.Hash
 	size  int64 // bytes given to the hash and the file
 	// What was written in small pieces is gathered here; nil while nothing is.
-	buf *[bufferSize]byte
-	n   int
-	err error // the first failed write; it fails Commit
+	buf    *[bufferSize]byte
+	n      int
+	err    error // the first failed write; it fails Commit
+	doubts int   // of the store's, when it began
 }
 
 var _ io.WriteCloser = (*BlobWriter)(nil)
@@ -47,7 +48,7 @@ func (b *Blobs) Create() (*BlobWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start an ingest: %w", err)
 	}
-	return &BlobWriter{blobs: b, file: f, hash: digest.Canonical.Hash()}, nil
+	return &BlobWriter{blobs: b, file: f, hash: digest.Canonical.Hash(), doubts: b.doubtsSoFar()}, nil
 }
 
 var errIngestClosed = errors.New("the ingest is closed")
@@ -156,7 +157,7 @@ func (w *BlobWriter) Commit(size int64, expected digest.Digest) (BlobInfo, error
 	if expected != "" && expected != dgst {
 		return BlobInfo{}, fmt.Errorf("commit an ingest: its digest is %s, expected is %s: %w", dgst, expected, errdefs.ErrFailedPrecondition)
 	}
-	if err := w.blobs.adopt(w.file.Name(), dgst); err != nil {
+	if err := w.blobs.adopt(w.file.Name(), dgst, w.doubts); err != nil {
 		return BlobInfo{}, fmt.Errorf("commit an ingest: %w", err)
 	}
 	st, err := w.file.Stat()
@@ -179,11 +180,14 @@ func (w *BlobWriter) digest(expected digest.Digest) (digest.Digest, error) {
 	return expected.Algorithm().FromReader(io.NewSectionReader(w.file, 0, w.size))
 }
 
-// adopt makes the file the blob.
-func (b *Blobs) adopt(file string, dgst digest.Digest) error {
+// adopt makes the file, begun after so many doubts, the blob.
+func (b *Blobs) adopt(file string, dgst digest.Digest, doubts int) error {
 	path := b.path(dgst)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.doubts.since(doubts); err != nil {
+		return err
+	}
 	err := os.Rename(file, path)
 	if errors.Is(err, os.ErrNotExist) { // the first of its algorithm
 		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
@@ -192,6 +196,7 @@ func (b *Blobs) adopt(file string, dgst digest.Digest) error {
 	}
 	if err == nil {
 		delete(b.removing, dgst)
+		b.writtenLocked(dgst)
 	}
 	return err
 }

@@ -24,6 +24,9 @@ func (o *Overlay) Mounts(ctx context.Context, id string, readonly bool) ([]mount
 	o.mu.Lock()
 	s, err := o.getLocked(id)
 	var layers []string
+	if err == nil && s.Committed {
+		_, err = o.soundGetLocked(id)
+	}
 	if err == nil {
 		layers, err = o.layersLocked(id)
 	}

@@ -44,6 +44,7 @@ type Overlay struct {
 	// lost, which costs what was cached in them; Check tells, and Sweep ends it.
 	unreadable map[string]error
 	snaps      map[string]*snap
+	doubts     doubts
 }
 
 // snap is a snapshot in memory.
@@ -53,6 +54,9 @@ type snap struct {
 	children int  // snapshots on top of it, and stacks that list it
 	stored   bool // its record is in the store
 	busy     bool // between the reservation of the id and the end of Prepare
+
+	written time.Time // when this process last wrote to it, as far as that is over
+	doubt   error     // why its files may not be what was written
 }
 
 // record is what the store keeps of a snapshot.
@@ -142,9 +146,18 @@ func (o *Overlay) getLocked(id string) (*snap, error) {
 }
 
 func (o *Overlay) committedLocked(id string) (*snap, error) {
-	s, err := o.getLocked(id)
+	s, err := o.soundGetLocked(id)
 	if err == nil && !s.Committed {
 		err = fmt.Errorf("snapshot %q is not committed", id)
+	}
+	return s, err
+}
+
+// soundGetLocked is getLocked for a snapshot whose files are what was written.
+func (o *Overlay) soundGetLocked(id string) (*snap, error) {
+	s, err := o.getLocked(id)
+	if err == nil && s.doubt != nil {
+		return nil, fmt.Errorf("snapshot %q: %w: its files may be damaged: %w", id, ErrNotFound, s.doubt)
 	}
 	return s, err
 }
@@ -271,8 +284,11 @@ func (o *Overlay) Commit(ctx context.Context, id string) error {
 	switch {
 	case err == nil && s.Committed:
 		err = fmt.Errorf("commit snapshot %q: %w", id, ErrNotActive)
+	case err == nil && s.doubt != nil:
+		err = fmt.Errorf("commit snapshot %q: what was written to it may be damaged: %w", id, s.doubt)
 	case err == nil:
-		s.Committed, s.stored, s.At = true, false, time.Now().UnixNano()
+		now := time.Now()
+		s.Committed, s.stored, s.At, s.written = true, false, now.UnixNano(), now
 	}
 	o.mu.Unlock()
 	if err != nil || s.Parent == "" && !s.Deletes {
@@ -295,7 +311,7 @@ func (o *Overlay) Reopen(ctx context.Context, id string) error {
 func (o *Overlay) reopen(id string) (was form, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	s, err := o.getLocked(id)
+	s, err := o.soundGetLocked(id)
 	switch {
 	case err != nil:
 		return "", err
@@ -388,7 +404,7 @@ func (s *snap) info() Info { return Info{ID: s.id, Parent: s.Parent, Committed: 
 func (o *Overlay) Persist(b *store.Batch, id string) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if _, err := o.getLocked(id); err != nil {
+	if _, err := o.soundGetLocked(id); err != nil {
 		return err
 	}
 	added := map[string]record{}

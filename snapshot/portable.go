@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,7 +83,7 @@ func (o *Overlay) makePortable(ctx context.Context, id string) (made bool, err e
 			o.mu.Unlock()
 			return false, err
 		}
-		known, other := s.Form, o.copying[id]
+		known, other, doubts := s.Form, o.copying[id], o.doubts.n
 		if other == nil && known == formUnknown {
 			o.copying[id] = make(chan struct{})
 		}
@@ -106,6 +107,9 @@ func (o *Overlay) makePortable(ctx context.Context, id string) (made bool, err e
 		}
 		found, err := o.findForm(ctx, id)
 		o.mu.Lock()
+		if err == nil {
+			err = o.doubts.since(doubts)
+		}
 		close(o.copying[id])
 		delete(o.copying, id)
 		o.mu.Unlock()
@@ -121,7 +125,7 @@ func (o *Overlay) setForm(id string, f form) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if s := o.snaps[id]; s != nil {
-		s.Form, s.stored = f, false
+		s.Form, s.stored, s.written = f, false, time.Now()
 	}
 }
 
