@@ -29,6 +29,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 			return nil, fmt.Errorf("open cache: %w", err)
 		}
 	}
+	m.db.OnDoubt(m.doubt)
 	return m, nil
 }
 

@@ -224,6 +224,10 @@ func (r *Ref) Persist(b *store.Batch) error {
 	}
 	m := r.m
 	m.mu.Lock()
+	if r.r.broken {
+		defer m.mu.Unlock()
+		return fmt.Errorf("%w: %s is out of use: %w", ErrLost, r.r.id, r.r.lost)
+	}
 	puts, err := m.collectLocked(nil, map[*record]bool{}, r.r)
 	if err != nil {
 		m.mu.Unlock()

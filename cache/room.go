@@ -38,13 +38,17 @@ func isFull(err error) bool {
 
 // WithRoom calls fn, which writes to the disk. If the disk is full, it applies
 // the rules of the garbage collection, and calls fn once more if that has freed
-// anything. What fn wrote before it failed must be gone when it returns. If the
-// disk stays full the error is a *FullError.
+// anything. If the disk fails, it calls fn once more when it is known what was
+// lost with that. What fn wrote before it failed must be gone when it returns. If
+// the disk stays full the error is a *FullError.
 func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 	err := fn()
 	if known := (*FullError)(nil); errors.As(err, &known) {
 		m.awaitRemovals(ctx)
 		return err
+	}
+	if isFailure(err) {
+		return m.afterFailure(ctx, err, fn)
 	}
 	if !isFull(err) {
 		return err

@@ -59,12 +59,22 @@ func (m *Manager) Distrust(ids []string, why error) []string {
 // distrustSnapshot takes out of use what stands on a snapshot whose files were
 // changed.
 func (m *Manager) distrustSnapshot(snap string, why error) {
+	for _, id := range m.distrustSnapshots([]string{snap}, why) {
+		m.log.Warn("cache record is lost", "record", id, "error", why)
+	}
+}
+
+// distrustSnapshots takes out of use what stands on snapshots whose files aren't
+// what was written, and returns the records whose own they are.
+func (m *Manager) distrustSnapshots(snaps []string, why error) (owners []string) {
+	wrong := make(map[string]bool, len(snaps))
+	for _, snap := range snaps {
+		wrong[snap] = true
+	}
 	m.mu.Lock()
-	var owners []string
 	for id, r := range m.records {
-		if r.snap == snap {
+		if wrong[r.snap] {
 			owners = append(owners, id)
-			m.log.Warn("cache record is lost", "record", id, "description", r.opts.Description, "error", why)
 		}
 	}
 	m.mu.Unlock()
@@ -76,6 +86,7 @@ func (m *Manager) distrustSnapshot(snap string, why error) {
 			r.changed = true
 		}
 	}
+	return owners
 }
 
 // Local reports whether the record can be made visible without fetching

@@ -1,0 +1,100 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/opencontainers/go-digest"
+)
+
+// When the disk has lost what was written lately, that alone goes out of use:
+// records, what is built on them, blobs and the images of these; and who holds
+// them learns that they are lost.
+func TestDoubt(t *testing.T) {
+	e := newEnv(t)
+	ctx := t.Context()
+	sync := func() { must(t, e.db.Verify(ctx)) }
+	good := e.layer(nil, Options{}, "good=1")
+	e.persist(good)
+	goodBlob := get(good.Layers(ctx, Compression{}))(t)[0].Blob.Digest
+	idle := get(e.m.New(ctx, nil, Options{Retain: true}))(t)
+	e.write(idle, "idle=1")
+	must(t, idle.Release(ctx))
+	sync()
+
+	fresh := e.layer(good, Options{}, "fresh=1")
+	above := e.layer(fresh, Options{}, "above=1")
+	freshBlob := get(fresh.Layers(ctx, Compression{}))(t)[1].Blob.Digest
+	must(t, e.m.SetImage("old", Image{Blobs: []digest.Digest{goodBlob}}))
+	must(t, e.m.SetImage("new", Image{Blobs: []digest.Digest{goodBlob, freshBlob}}))
+	unsaved := e.layer(good, Options{}, "unsaved=1")
+	e.persist(above)
+	mount := get(e.m.New(ctx, nil, Options{Retain: true}))(t)
+	e.write(mount, "mount=1")
+	writing := get(e.m.New(ctx, good, Options{}))(t)
+	e.write(writing, "writing=1")
+	ingest := get(e.blobs.Create())(t)
+
+	e.m.doubt(e.db.Synced(), fmt.Errorf("sync: %w", syscall.EIO))
+
+	e.wantFiles(good, "good=1")
+	for _, r := range []*Ref{fresh, above, unsaved} {
+		wantErr(t, second(r.Mounts(ctx)), ErrLost, "input/output error")
+		wantErr(t, second(e.m.Get(ctx, r.ID())), ErrNotFound)
+		wantErr(t, r.Persist(&store.Batch{}), ErrLost)
+	}
+	wantErr(t, second(writing.Commit(ctx)), syscall.EIO, "may be damaged")
+	wantErr(t, second(ingest.Commit(0, "")), syscall.EIO, "may be damaged")
+	must(t, ingest.Close())
+	if _, err := e.blobs.Stat(goodBlob); err != nil {
+		t.Error(err)
+	}
+	if _, err := e.blobs.Stat(freshBlob); err == nil {
+		t.Error("the blob that may be damaged is still there")
+	}
+	if _, there := e.m.Image("old"); !there {
+		t.Error("an image of sound blobs is gone")
+	}
+	if _, there := e.m.Image("new"); there {
+		t.Error("an image of a blob that is gone is still there")
+	}
+	kept := get(e.m.GetMutable(ctx, idle.ID()))(t)
+	must(t, kept.Release(ctx))
+	must(t, errors.Join(mount.Release(ctx), writing.Release(ctx)))
+	wantErr(t, second(e.m.GetMutable(ctx, mount.ID())), ErrNotFound)
+	for _, r := range []*Ref{good, fresh, above, unsaved} {
+		r.Release()
+	}
+	e.restart()
+	if got := len(get(e.m.DiskUsage(ctx, nil, 0))(t)); got != 2 {
+		t.Errorf("%d records are left, not the layer and the cache mount", got)
+	}
+}
+
+// A step that the disk fails runs once more, when it is known what was lost.
+func TestWithRoomAfterFailure(t *testing.T) {
+	e := newEnv(t)
+	for _, c := range []struct {
+		fails int
+		want  error
+	}{{1, nil}, {2, syscall.EIO}} {
+		calls := 0
+		err := e.m.WithRoom(t.Context(), func() error {
+			if calls++; calls > c.fails {
+				return nil
+			}
+			return fmt.Errorf("write: %w", syscall.EIO)
+		})
+		if calls != 2 {
+			t.Errorf("called %d times", calls)
+		}
+		if c.want == nil {
+			must(t, err)
+		} else {
+			wantErr(t, err, c.want, "the disk that holds "+e.root+" fails")
+		}
+	}
+}
