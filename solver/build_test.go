@@ -256,6 +256,9 @@ func TestFlightIsShared(t *testing.T) {
 			c.rec.expect(t, a, "announced; started; begins; ran a; completed")
 			c.cancel()
 		}
+		if got := fmt.Sprint(asker.Values()); got != "[first second]" {
+			t.Errorf("got the result: %s", got)
+		}
 		if got := describe(s.w.executions()); got != "1 a()" {
 			t.Errorf("executed %s", got)
 		}

@@ -43,6 +43,7 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 func (b *Build) board(ctx context.Context, key flightKey, eff *Execute, ev *Executed) (again bool) {
 	fs := &b.solver.flights
 	f, w := b.solver.join(key, eff, b.opts.Value)
+	defer fs.settle(f)
 
 	followCtx, unfollow := context.WithCancel(context.WithoutCancel(ctx))
 	defer unfollow()
@@ -54,9 +55,7 @@ func (b *Build) board(ctx context.Context, key flightKey, eff *Execute, ev *Exec
 	select {
 	case <-f.done:
 		<-followed
-		again = b.share(ctx, f, eff, ev)
-		fs.leave(f, w)
-		return again
+		return b.share(ctx, f, eff, ev)
 	case <-ctx.Done():
 		if fs.leave(f, w) {
 			<-f.done // nothing of it is left when the build is over

@@ -38,11 +38,12 @@ type flight struct {
 	leader *Execute      // whose keys are saved when it lands
 	key    flightKey
 
-	waiters  []*waiter // who has neither left nor taken a share; guarded by flights.mu
+	waiters  []*waiter // who hasn't left; guarded by flights.mu
+	shares   int       // how many may still take their share; guarded by flights.mu
 	deserted bool      // somebody left before it landed; guarded by flights.mu
 	landed   bool      // guarded by flights.mu
 
-	outputs []Output // released when nobody waits any more
+	outputs []Output // released when no share is left
 	cached  bool     // outputs are the wanted ones of the leader, loaded
 	err     error
 	left    *Remains // of err, if that has some; released with outputs
@@ -89,24 +90,33 @@ func (s *Solver) join(key flightKey, eff *Execute, value any) (*flight, *waiter)
 		fs.running.Go(func() { s.fly(f, inputs) })
 	}
 	f.waiters = append(f.waiters, w)
+	f.shares++
 	return f, w
 }
 
-// leave takes w, which has its share or gives it up, off the flight. The last
-// one cancels what still flies and releases what has landed, and is told so.
+// leave takes w off the flight. The last one cancels it and is told so.
 func (fs *flights) leave(f *flight, w *waiter) (last bool) {
 	fs.mu.Lock()
-	f.waiters = slices.DeleteFunc(f.waiters, func(other *waiter) bool { return other == w })
+	defer fs.mu.Unlock()
 	f.deserted = f.deserted || !f.landed
-	last, landed := len(f.waiters) == 0, f.landed
-	if last {
-		f.cancel(ErrUnwanted) // under the lock: nobody joins any more
+	f.waiters = slices.DeleteFunc(f.waiters, func(other *waiter) bool { return other == w })
+	if len(f.waiters) > 0 {
+		return false
 	}
+	f.cancel(ErrUnwanted)
+	return true
+}
+
+// settle counts a waiter that took its share or left. What nobody takes any
+// more is released.
+func (fs *flights) settle(f *flight) {
+	fs.mu.Lock()
+	f.shares--
+	over := f.landed && f.shares == 0
 	fs.mu.Unlock()
-	if last && landed {
+	if over {
 		f.release()
 	}
-	return last
 }
 
 func (f *flight) release() {
@@ -133,12 +143,12 @@ func (s *Solver) fly(f *flight, inputs []Result) {
 		delete(s.flights.table, f.key)
 	}
 	f.landed = true
-	deserted := len(f.waiters) == 0
+	over := f.shares == 0
 	s.flights.mu.Unlock()
 	f.log.Close()
 	f.cancel(nil)
 	close(f.done)
-	if deserted {
+	if over {
 		f.release()
 	}
 }

@@ -51,7 +51,8 @@ type Result interface {
 // Asker tells an op who waits for its answer.
 type Asker interface {
 	// Values returns the Value of every build that now waits, the first asker
-	// first. It changes while a shared execution runs.
+	// first. It changes while a shared execution runs. Afterwards it is those that
+	// got the result: what it fetches later, it may ask them for.
 	Values() []any
 }
 
