@@ -114,7 +114,7 @@ func countEntries(t *testing.T, dir string) int {
 	return len(entries)
 }
 
-// compat: LLB-029
+// compat: LLB-029, LLB-C46
 // compat: DMN-081
 func TestConfinement(t *testing.T) {
 	own, err := os.ReadFile("/proc/self/status")

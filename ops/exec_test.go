@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// compat: LLB-021
+// compat: LLB-021, LLB-C41, LLB-C50
 // All that an op says of its process reaches the executor.
 func TestExecProcess(t *testing.T) {
 	b := newExecBench(t, nil)

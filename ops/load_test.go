@@ -263,6 +263,45 @@ func TestLoadChecksCaps(t *testing.T) {
 	}
 }
 
+// A definition may require whatever the daemon says that it has, and nothing
+// else; what the protocol has an id for and never offers, works without.
+//
+// compat: LLB-C89
+func TestLoadTakesWhatIsOffered(t *testing.T) {
+	load := func(id string) error {
+		b := newDef(t)
+		src := b.add(sourceOf("test://base"))
+		b.meta(src, &pb.OpMetadata{Caps: map[string]bool{id: true}})
+		_, err := newTestLoader(t, Config{}).Load(b.done(src, 0), LoadOptions{})
+		return err
+	}
+	offered := map[string]bool{}
+	for _, c := range Caps() {
+		offered[c.ID] = c.Enabled
+		switch err := load(c.ID); {
+		case c.Enabled && err != nil:
+			t.Errorf("%s is offered: %v", c.ID, err)
+		case !c.Enabled && (err == nil || !strings.Contains(err.Error(), c.DisabledReasonMsg)):
+			t.Errorf("%s isn't offered: error %v, want %q", c.ID, err, c.DisabledReasonMsg)
+		}
+	}
+	for _, id := range []string{string(pb.CapFileCopyModeStringFormat), string(pb.CapExecMetaRemoveMountStubsRecursive)} {
+		if _, known := offered[id]; known || load(id) == nil {
+			t.Errorf("%s is offered", id)
+		}
+	}
+	stubs := execOf(&pb.ExecOp{})
+	stubs.GetExec().Meta.RemoveMountStubsRecursive = true
+	copied := fileTestCopy(0, 0, 0, "/a", "/b")
+	copied.GetCopy().ModeStr = "u+x"
+	mode := &pb.Op{Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{copied}}}}
+	for _, op := range []*pb.Op{stubs, mode} {
+		if _, err := newTestLoader(t, Config{}).Load(onSource(t, op), LoadOptions{}); err != nil {
+			t.Errorf("%T: %v", op.Op, err)
+		}
+	}
+}
+
 // compat: LLB-005, LLB-C72
 func TestLoadNormalisesPlatforms(t *testing.T) {
 	src := &fakeSource{}

@@ -187,3 +187,48 @@ func buildTogether(t *testing.T, addr string, def *pb.Definition) string {
 	runCommand(t, cmd).must(t)
 	return out
 }
+
+// What a client asks of the export and of the cache, by definitions that require
+// the capability for it.
+//
+// compat: LLB-C82, LLB-C84, LLB-C85, LLB-C87
+func TestCapabilitiesOfTheClient(t *testing.T) {
+	d := newDaemon(t)
+	def, err := llb.Scratch().File(llb.Mkfile("/f", 0o644, []byte("x"))).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []apicaps.CapID{pb.CapAnnotations, pb.CapSourceDateEpoch, pb.CapMultipleExporters, pb.CapGCFreeSpaceFilter} {
+		require(def, id)
+	}
+	var in bytes.Buffer
+	if err := llb.WriteTo(def, &in); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--progress=plain",
+		"--output", "type=oci,dest="+dir+"/oci.tar,annotation.who=we,source-date-epoch=1000000000", "--output", "type=local,dest="+dir)
+	cmd.Stdin = &in
+	runCommand(t, cmd).must(t)
+	if got := readFile(t, dir, "f"); got != "x" {
+		t.Errorf("the second output's file is %q", got)
+	}
+	l, _ := readArchive(t, filepath.Join(dir, "oci.tar"))
+	if l.manifest.Annotations["who"] != "we" {
+		t.Errorf("annotations %v", l.manifest.Annotations)
+	}
+	if l.config.Created == nil || l.config.Created.Unix() > 1e9 {
+		t.Errorf("created %v, after the epoch", l.config.Created)
+	}
+
+	records := func() int { return strings.Count(d.buildctl("du", "--verbose").must(t).stdout, "ID:") }
+	before := records()
+	d.buildctl("prune", "--all", "--free-storage", "1").must(t)
+	if got := records(); got != before || before == 0 {
+		t.Errorf("%d records of %d are left though there is enough room", got, before)
+	}
+	d.buildctl("prune", "--all", "--free-storage", "1000000000").must(t)
+	if got := records(); got != 0 {
+		t.Errorf("%d records are left though there is too little room", got)
+	}
+}

@@ -200,7 +200,7 @@ func TestPlatforms(t *testing.T) {
 	})
 }
 
-// compat: CTL-023, DMN-008, DF-080, DF-081, LLB-028, LLB-029
+// compat: CTL-023, DMN-008, DF-080, DF-081, LLB-028, LLB-029, LLB-C45
 func TestEntitlements(t *testing.T) {
 	const insecure = "FROM BASE AS b\nRUN --security=insecure grep CapEff /proc/self/status > /f\nFROM scratch\nCOPY --from=b /f /\n"
 	const host = "FROM BASE AS b\nRUN --network=host readlink /proc/self/ns/net > /f\nFROM scratch\nCOPY --from=b /f /\n"

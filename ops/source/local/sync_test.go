@@ -237,7 +237,7 @@ func TestPatterns(t *testing.T) {
 	ref.Release()
 }
 
-// compat: SES-024, SES-025, SES-032
+// compat: SES-024, SES-025, SES-032, LLB-C09
 func TestSessions(t *testing.T) {
 	d, src := start(t, t.TempDir()), t.TempDir()
 	write(t, filepath.Join(src, "a"), "one", 0o644)
