@@ -394,7 +394,7 @@ func TestExecClients(t *testing.T) {
 	})
 }
 
-// compat: GW-050, GW-052, GW-062, GW-C19, GW-C20, GW-C21, GW-C22, GW-C23
+// compat: GW-050, GW-052, GW-062, GW-C19, GW-C20, GW-C21, GW-C22, GW-C23, LLB-050
 func TestContainers(t *testing.T) {
 	made := &fakeContainer{}
 	ref := &fakeRef{name: "r"}
