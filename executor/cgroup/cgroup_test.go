@@ -223,6 +223,44 @@ func TestGroups(t *testing.T) {
 	}
 }
 
+// What a runtime makes inside a group may go, and what it has counted stays.
+func TestAround(t *testing.T) {
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, testTree(t, v2))
+			a, err := m.Around(Spec{ID: "around", Limits: Limits{}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if inside, outside := a.Inside.Path(), a.Path(); filepath.Dir(inside) != outside {
+				t.Errorf("%s isn't in %s", inside, outside)
+			}
+			for _, dir := range append(a.Inside.Dirs(), m.roots(a.Inside.Path())...) {
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := a.Inside.Remove(); err != nil {
+				t.Fatal(err)
+			}
+			if u, err := a.Usage(); err != nil || u.OOMKills != 0 {
+				t.Errorf("usage %+v, %v", u, err)
+			}
+			if err := a.Remove(); err != nil {
+				t.Error(err)
+			}
+			for _, dir := range m.roots(a.Path()) {
+				if _, err := os.Stat(dir); err == nil {
+					t.Errorf("%s is left", dir)
+				}
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestKill(t *testing.T) {
 	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
 		t.Run(name, func(t *testing.T) {

@@ -215,7 +215,11 @@ func (m *Manager) Existing(spec Spec) *Group {
 		parent = clean(spec.Parent)
 	}
 	m.adopt(parent)
-	g := &Group{m: m, path: filepath.Join(parent, m.prefix+"-"+spec.ID)}
+	return m.existing(filepath.Join(parent, m.prefix+"-"+spec.ID))
+}
+
+func (m *Manager) existing(path string) *Group {
+	g := &Group{m: m, path: path}
 	if m.tree.V2 != "" {
 		g.dirs = []dir{{path: filepath.Join(m.tree.V2, g.path), join: -1, view: -1}}
 	}
