@@ -71,7 +71,8 @@ func (b *builtin) run(ctx context.Context, t *task) (exit exit, err error) {
 	if err != nil {
 		return exit, err
 	}
-	c := &shared{builtin: b, task: t, group: group}
+	c := &builtinContainer{builtin: b, shared: &shared{task: t}, group: group}
+	c.further = c.exec
 	c.ctx, c.stop = context.WithCancelCause(ctx)
 	undo.AddFunc(func() { c.stop(nil) })
 	proc, times, err := b.start(ctx, t, group, io, &c.mounts)

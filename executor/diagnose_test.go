@@ -108,7 +108,7 @@ func TestCauses(t *testing.T) {
 	if err := os.Symlink("/nowhere", filepath.Join(root, "bin/dangling")); err != nil {
 		t.Fatal(err)
 	}
-	eachRuntime(t, func(t *testing.T, e *executor) {
+	each(t, allRuntimes, func(t *testing.T, e *executor) {
 		for _, tc := range cases {
 			t.Run(tc.name, func(t *testing.T) {
 				p := process(t, tc.script)
@@ -124,7 +124,7 @@ func TestCauses(t *testing.T) {
 				if !errors.As(r.err, &exit) {
 					t.Fatalf("error %v, stderr %s", r.err, r.stderr)
 				}
-				if exit.Code != tc.code && (e.cfg.Binary == "" || tc.args == nil) || exit.Cause.Kind != tc.kind || e.cfg.Binary == "" && tc.hint != (exit.Cause.Printed != "") {
+				if exit.Code != tc.code || exit.Cause.Kind != tc.kind || tc.hint != (exit.Cause.Printed != "") {
 					t.Errorf("code %d, cause %+v; stderr %s", exit.Code, exit.Cause, r.stderr)
 				}
 				for _, w := range tc.want {

@@ -75,10 +75,11 @@ type Process struct {
 
 	// Terminal gives the process a terminal of its own instead of three
 	// streams: what it prints goes to Stdout, and the end of Stdin is typed as
-	// the end of file. Only the built-in runtime has it.
+	// the end of file.
 	Terminal bool
 	// Started, if set, is called when the process executes its program, before
-	// Run returns. It must not block. Only the built-in runtime has it.
+	// Run returns. It must not block. Runtime binaries tell of a program, too,
+	// that they have tried to execute in vain.
 	Started func(Running)
 }
 
@@ -91,8 +92,9 @@ type Running interface {
 	Resize(rows, cols uint16) error
 	// Exec runs a further process in the container to its end, which is at the
 	// latest that of the container's first process. What p says of the
-	// container is of no effect. Cwd must exist. When ctx ends, the process is
-	// sent TERM, then KILL.
+	// container is of no effect. Cwd must exist. Another Security than the first
+	// process's takes the built-in runtime. When ctx ends, the process is sent
+	// TERM, then KILL.
 	Exec(ctx context.Context, p Process) error
 }
 

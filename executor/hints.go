@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // shellComplaints are how shells and the like say what they could not run.
@@ -16,10 +14,6 @@ var shellComplaints = []*regexp.Regexp{
 	regexp.MustCompile(`can't execute '([^']+)'`),
 }
 
-// runtimeComplaint is how runc says that a program can't be executed if it finds
-// out only at the very end: with exit code 1.
-var runtimeComplaint = regexp.MustCompile(`^exec (\S+): (?:no such file or directory|exec format error|permission denied)$`)
-
 // inShell looks at what a shell could not run: it exits with 127 or 126 and names
 // the program in its last words.
 func (f *failure) inShell() Cause {
@@ -27,15 +21,6 @@ func (f *failure) inShell() Cause {
 		return Cause{}
 	}
 	last := f.stderr[len(f.stderr)-1]
-	if m := runtimeComplaint.FindStringSubmatch(last); m != nil && f.exit.code == 1 {
-		var err error
-		if strings.Contains(last, unix.ENOEXEC.Error()) {
-			err = unix.ENOEXEC
-		}
-		c := f.program(m[1], err)
-		c.Printed = last
-		return c
-	}
 	if f.exit.code != codeNotFound && f.exit.code != codeNotExecutable {
 		return Cause{}
 	}

@@ -28,7 +28,7 @@ func memoryLimitFile(t *testing.T) string {
 // compat: CTL-095
 func TestOutOfMemory(t *testing.T) {
 	const limit = 32 << 20
-	eachRuntime(t, func(t *testing.T, e *executor) {
+	each(t, allRuntimes, func(t *testing.T, e *executor) {
 		p := process(t, "exec dd if=/dev/zero of=/dev/null bs=200M count=1")
 		p.Resources = &Resources{Memory: limit, MemorySwap: limit}
 		r := run(t, e, p)
@@ -77,7 +77,7 @@ func TestLimitsAreSeen(t *testing.T) {
 
 // compat: LLB-036
 func TestUsage(t *testing.T) {
-	eachRuntime(t, func(t *testing.T, e *executor) {
+	each(t, allRuntimes, func(t *testing.T, e *executor) {
 		r := run(t, e, process(t, "dd if=/dev/zero of=/dev/null bs=8M count=20 2>/dev/null; sleep 0.01 & sleep 0.01 & wait"))
 		if r.err != nil {
 			t.Fatal(r.err)

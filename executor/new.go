@@ -106,7 +106,7 @@ func newExecutor(cfg Config, open openView) (_ *executor, err error) {
 	if cfg.Binary == "" {
 		e.rt, err = newBuiltin(cfg, e.cgroups, e.confinement, open)
 	} else {
-		e.rt, err = newRunc(cfg, e.cgroups)
+		e.rt, err = newRunc(cfg, e.cgroups, e.confinement)
 	}
 	return e, err
 }

@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,15 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/executor/cgroup"
-	"github.com/kilnbuild/kiln/executor/native"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/snapshot"
 	"golang.org/x/sys/unix"
@@ -31,25 +27,26 @@ type runcRuntime struct {
 	root    string // for bundles
 	state   string // the binary's own
 	cgroups *cgroup.Manager
-	keep    []string // flag for run: its cgroup can be read when the container has ended
+	keep    bool // it can be told to leave the cgroup when the container has ended
 	attach  func([]mount.Mount, string) error
 	grace   time.Duration
+	confinement
 }
 
-func newRunc(cfg Config, cgroups *cgroup.Manager) (*runcRuntime, error) {
+func newRunc(cfg Config, cgroups *cgroup.Manager, confined confinement) (*runcRuntime, error) {
 	binary, err := exec.LookPath(cfg.Binary)
 	if err != nil {
 		return nil, fmt.Errorf("find OCI runtime: %w", err)
 	}
 	r := &runcRuntime{
 		binary: binary, root: filepath.Join(cfg.Root, bundlesDir), state: filepath.Join(cfg.Root, runcStateDir),
-		cgroups: cgroups, attach: snapshot.Attach, grace: cfg.Grace,
+		cgroups: cgroups, attach: snapshot.Attach, grace: cfg.Grace, confinement: confined,
 	}
-	// Old versions of crun lack the flag: what steps use isn't known then.
+	// Versions of crun before 1.9 lack the flag.
 	if help, err := exec.Command(binary, "run", "--help").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("ask OCI runtime %s for its flags: %w: %s", binary, err, bytes.TrimSpace(help))
-	} else if bytes.Contains(help, []byte("--keep")) {
-		r.keep = []string{"--keep"}
+	} else {
+		r.keep = bytes.Contains(help, []byte("--keep"))
 	}
 	// What an old state describes was killed with its cgroups.
 	if err := removeMemory(r.state); err != nil {
@@ -113,9 +110,6 @@ func (a *attached) Close() error {
 // opener makes the bundle of p and attaches what is opened in it: the root
 // first, then mounts.
 func (r *runcRuntime) opener(p Process, undo *cleanup.Stack) (openView, error) {
-	if p.Terminal || p.Started != nil {
-		return nil, fmt.Errorf("containers that several processes run in, and terminals, need the built-in runtime, not %s", r.binary)
-	}
 	bundle := r.bundle(p)
 	if err := os.Mkdir(bundle, 0o711); err != nil {
 		return nil, fmt.Errorf("make bundle: %w", err)
@@ -144,36 +138,68 @@ func (r *runcRuntime) run(ctx context.Context, t *task) (exit exit, err error) {
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	bundle := r.bundle(t.p)
 	t.spec.Root.Path = t.root.(*attached).dir
-	group := r.cgroups.Existing(cgroupSpec(t.p))
-	t.spec.Linux.CgroupsPath = group.Path()
+	t.spec.Process.Terminal = t.p.Terminal
+	group, counted, err := r.group(t, &undo)
+	if err != nil {
+		return exit, err
+	}
 	if err := r.bindSources(t, bundle, &undo); err != nil {
 		return exit, err
 	}
-	config, err := json.Marshal(t.spec)
-	if err != nil {
-		return exit, fmt.Errorf("encode spec: %w", err)
+	if err := writeJSON(filepath.Join(bundle, "config.json"), t.spec); err != nil {
+		return exit, err
 	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o600); err != nil {
-		return exit, fmt.Errorf("write spec: %w", err)
+	args := []string{"--bundle", bundle}
+	if r.keep {
+		args = append(args, "--keep")
 	}
-	io, err := newStdio(t.p)
+	c := &runcContainer{runcRuntime: r, shared: &shared{ctx: ctx, task: t}, group: group, bundle: bundle}
+	c.further = c.exec
+	a, err := c.start(t.p, "run", args, t.p.Started != nil)
 	if err != nil {
 		return exit, err
 	}
-	logfile := filepath.Join(bundle, "log.json")
-	run := slices.Concat([]string{"--log", logfile, "--log-format", "json", "run", "--bundle", bundle}, r.keep, []string{t.p.ID})
-	cmd := r.command(run...)
-	if err := startWith(cmd, io); err != nil {
-		return exit, errors.Join(fmt.Errorf("start %s: %w", r.binary, err), io.abort())
-	}
-	undo.Add(func() error { return r.remove(t.p.ID, group) })
-	err = errors.Join(r.wait(ctx, cmd, t.p.ID, group, &exit), io.ended(ctx))
-	usage, uerr := group.Usage()
+	undo.Add(func() error { return r.forget(t.p.ID) })
+	err = c.attend(ctx, a, t, func() { c.kill(a) }, &exit)
+	usage, uerr := counted.Usage()
 	exit.account(usage)
 	if err = errors.Join(err, uerr); err != nil || exit.code == 0 || exit.killed {
 		return exit, err
 	}
-	return exit, startError(logfile, t.p.Args[0])
+	return exit, a.startError(t, exit)
+}
+
+// counted is where what a container used is counted.
+type counted interface{ Usage() (cgroup.Usage, error) }
+
+// group returns the group that the runtime is to make for t, and the one that is
+// there when the container has ended. undo removes them.
+func (r *runcRuntime) group(t *task, undo *cleanup.Stack) (*cgroup.Group, counted, error) {
+	if r.keep {
+		g := r.cgroups.Existing(cgroupSpec(t.p))
+		t.spec.Linux.CgroupsPath = g.Path()
+		undo.Add(g.Remove)
+		return g, g, nil
+	}
+	around, err := r.cgroups.Around(cgroupSpec(t.p))
+	if err != nil {
+		return nil, nil, err
+	}
+	undo.Add(around.Remove)
+	t.spec.Linux.CgroupsPath = around.Inside.Path()
+	t.spec.Linux.Resources.Memory = nil
+	return around.Inside, around, nil
+}
+
+func writeJSON(name string, v any) error {
+	b, err := json.Marshal(v)
+	if err == nil {
+		err = os.WriteFile(name, b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write for OCI runtime: %w", err)
+	}
+	return nil
 }
 
 func (r *runcRuntime) command(args ...string) *exec.Cmd {
@@ -237,82 +263,11 @@ func bindPart(s source, target string) error {
 	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", part), target, "", unix.MS_BIND|unix.MS_REC, "")
 }
 
-// wait waits for the end of cmd, and brings it about when ctx ends.
-func (r *runcRuntime) wait(ctx context.Context, cmd *exec.Cmd, id string, group *cgroup.Group, exit *exit) error {
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		exit.killed = true
-		err = r.kill(cmd, id, group, done)
-	}
-	exit.code = cmd.ProcessState.ExitCode()
-	var status *exec.ExitError
-	if errors.As(err, &status) {
-		err = nil
-	}
-	exit.usage.CPU = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
-	return err
-}
-
-// kill sends TERM, then KILL, and at last kills whatever there is. Errors of
-// the first two are of a container that isn't or is no longer there.
-func (r *runcRuntime) kill(cmd *exec.Cmd, id string, group *cgroup.Group, done <-chan error) error {
-	for _, attempt := range []func(){
-		func() { group.Signal(unix.SIGTERM) },                             //nolint:errcheck
-		func() { r.command("kill", id, "KILL").Run() },                    //nolint:errcheck
-		func() { unix.Kill(-cmd.Process.Pid, unix.SIGKILL) },              //nolint:errcheck
-		func() { group.Kill(); r.command("delete", "--force", id).Run() }, //nolint:errcheck
-	} {
-		attempt()
-		timer := time.NewTimer(r.grace)
-		select {
-		case err := <-done:
-			timer.Stop()
-			return errors.Join(err, group.Kill())
-		case <-timer.C:
-		}
-	}
-	return errors.Join(<-done, group.Kill())
-}
-
-// remove makes the runtime forget the container, and removes its cgroup if
-// that was all it did.
-func (r *runcRuntime) remove(id string, group *cgroup.Group) error {
+// forget makes the runtime forget the container.
+func (r *runcRuntime) forget(id string) error {
 	out, err := r.command("delete", "--force", id).CombinedOutput()
 	if err != nil {
-		err = fmt.Errorf("delete container: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("delete container: %w: %s", err, bytes.TrimSpace(out))
 	}
-	return errors.Join(err, group.Remove())
-}
-
-// startError finds out whether the runtime failed rather than the process.
-func startError(logfile, program string) error {
-	f, err := os.Open(logfile)
-	if err != nil {
-		return nil // it logs only when something is wrong
-	}
-	defer f.Close()
-	var message string
-	for scan := bufio.NewScanner(f); scan.Scan(); {
-		var entry struct{ Level, Msg string }
-		if json.Unmarshal(scan.Bytes(), &entry) == nil && entry.Level == "error" {
-			message = entry.Msg
-		}
-	}
-	if message == "" {
-		return nil
-	}
-	_, text, isExec := strings.Cut(message, `exec: "`)
-	if !isExec {
-		return fmt.Errorf("OCI runtime: %s", message)
-	}
-	for _, known := range []error{native.ErrNotInPath, unix.ENOENT, unix.EACCES, unix.ENOEXEC} {
-		if strings.Contains(text, known.Error()) {
-			return &native.ExecError{Path: program, Err: known}
-		}
-	}
-	return &native.ExecError{Path: program, Err: errors.New(text)}
+	return nil
 }

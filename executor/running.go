@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
@@ -19,26 +18,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shared is a running container in which further processes can be started. They
-// share its namespaces and its cgroup, so its first process's end is theirs.
-type shared struct {
+// builtinContainer is a container of the built-in runtime.
+type builtinContainer struct {
 	*builtin
-	ctx   context.Context // of its Run
-	task  *task
+	*shared
 	group *cgroup.Group
 	first *launch.Process
 	stop  context.CancelCauseFunc // ends ctx, for the further processes; Run's own goes on
 
 	mounts string // name of the mount namespace
-
-	mu    sync.Mutex // guards over, and that execs isn't added to once it is
-	over  bool
-	execs sync.WaitGroup
 }
 
 // running is one process of a container.
 type running struct {
-	*shared
+	*builtinContainer
 	proc *launch.Process
 	io   *stdio
 }
@@ -58,9 +51,7 @@ func (r *running) Resize(rows, cols uint16) error { return r.io.resize(rows, col
 func (r *running) end(ctx context.Context) error {
 	var left error
 	if r.proc == r.first {
-		r.mu.Lock()
-		r.over = true
-		r.mu.Unlock()
+		r.shut()
 		if r.machinePIDs {
 			r.stop(ErrEnded)
 			left = endAmong(r.mounts)
@@ -70,37 +61,8 @@ func (r *running) end(ctx context.Context) error {
 	return errors.Join(left, r.io.ended(ctx))
 }
 
-// enter counts an Exec that the container waits for.
-func (c *shared) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.over {
-		c.execs.Add(1)
-	}
-	return !c.over
-}
-
-func (c *shared) Exec(ctx context.Context, p Process) error {
-	p.ID = c.task.p.ID
-	if err := validate(p); err != nil {
-		return err
-	}
-	if !c.enter() {
-		return ErrEnded
-	}
-	defer c.execs.Done()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
-	t := *c.task
-	p.Network = t.p.Network
-	ctx, t.p, t.watch = watched(ctx, p)
-	defer t.watch.stop()
-	exit, err := c.exec(ctx, t.p)
-	return t.result(ctx, &t, exit, err)
-}
-
-func (c *shared) exec(ctx context.Context, p Process) (exit exit, err error) {
+func (c *builtinContainer) exec(ctx context.Context, t *task) (exit exit, err error) {
+	p := t.p
 	io, err := newStdio(p)
 	if err != nil {
 		return exit, err
@@ -114,7 +76,7 @@ func (c *shared) exec(ctx context.Context, p Process) (exit exit, err error) {
 }
 
 // join starts a further process.
-func (c *shared) join(ctx context.Context, p Process, io *stdio) (proc *launch.Process, err error) {
+func (c *builtinContainer) join(ctx context.Context, p Process, io *stdio) (proc *launch.Process, err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	user, err := rootfs.New(c.task.root.FD()).User(p.User)
@@ -143,7 +105,7 @@ func (c *shared) join(ctx context.Context, p Process, io *stdio) (proc *launch.P
 
 // target is the first process, with a file of its own: to use that of the
 // process by number would make it blocking.
-func (c *shared) target() (native.Target, error) {
+func (c *builtinContainer) target() (native.Target, error) {
 	raw, err := c.first.PidFD().SyscallConn()
 	if err != nil {
 		return native.Target{}, ErrEnded
@@ -160,7 +122,7 @@ func (c *shared) target() (native.Target, error) {
 
 // joinHere starts the process of s on the calling thread, with whose end it
 // ends until it executes its program.
-func (c *shared) joinHere(ctx context.Context, s *native.Setup, spec *specs.Spec) (_ *launch.Process, err error) {
+func (c *builtinContainer) joinHere(ctx context.Context, s *native.Setup, spec *specs.Spec) (_ *launch.Process, err error) {
 	var undo, done cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run(), done.Run()) }()
 	target, err := c.target()

@@ -79,6 +79,10 @@ func bindMount(dir string) []mount.Mount {
 // runtimes are what the common tests run against.
 var runtimes = map[string]string{"builtin": "", "runc": "runc"}
 
+// allRuntimes are what tests run against of which a part is different for each
+// of them.
+var allRuntimes = map[string]string{"builtin": "", "runc": "runc", "crun": "../hack/crun"}
+
 // newTest makes an executor that must leave nothing behind.
 func newTest(t testing.TB, cfg Config) *executor {
 	t.Helper()
@@ -176,7 +180,9 @@ func output(t testing.TB, e *executor, p Process) string {
 }
 
 // eachRuntime runs a test against all runtimes.
-func eachRuntime(t *testing.T, test func(t *testing.T, e *executor)) {
+func eachRuntime(t *testing.T, test func(t *testing.T, e *executor)) { each(t, runtimes, test) }
+
+func each(t *testing.T, runtimes map[string]string, test func(t *testing.T, e *executor)) {
 	for name, binary := range runtimes {
 		t.Run(name, func(t *testing.T) { test(t, newTest(t, Config{Binary: binary})) })
 	}

@@ -165,6 +165,7 @@ func (s *stdio) started() error {
 			return errors.Join(err, s.undo.Run())
 		}
 	}
+	s.typeInput()
 	for _, in := range s.inputs {
 		s.reading.Go(func() {
 			// An error is the process's choice not to read, or the reader's end.

@@ -14,7 +14,8 @@ import (
 const endOfFile = 4
 
 // terminal is the other end of a process's terminal. The process opens it in
-// its own /dev/pts, so that it has a name there, and sends it here.
+// its own /dev/pts, so that it has a name there, and sends it here. Runtime
+// binaries keep it, and copy between it and one of the machine's.
 type terminal struct {
 	console *os.File  // the process's end of the socket that it is sent through
 	socket  int       // ours
@@ -44,13 +45,23 @@ func (s *stdio) receiveTerminal() error {
 	if err != nil {
 		return fmt.Errorf("receive terminal: %w", err)
 	}
+	return s.copyTerminal(fd)
+}
+
+// copyTerminal begins to copy what is printed on a terminal.
+func (s *stdio) copyTerminal(fd int) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return errors.Join(fmt.Errorf("terminal: %w", err), unix.Close(fd))
 	}
 	s.master = os.NewFile(uintptr(fd), "terminal")
 	s.outputs = append(s.outputs, s.master)
 	s.writing.Go(func() { s.copyOut(s.output, s.master) })
-	if s.stdin != nil {
+	return nil
+}
+
+// typeInput begins to type input at the terminal.
+func (s *stdio) typeInput() {
+	if s.master != nil && s.stdin != nil {
 		s.reading.Go(func() {
 			// An error is the end of the terminal, or of the reader.
 			if _, err := io.Copy(s.master, s.stdin); err == nil {
@@ -58,7 +69,6 @@ func (s *stdio) receiveTerminal() error {
 			}
 		})
 	}
-	return nil
 }
 
 // receiveFile takes a file that was sent already.

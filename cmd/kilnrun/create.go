@@ -43,9 +43,12 @@ func createCommand() *cli.Command {
 	return &cli.Command{
 		Name: "create", Usage: "create a container", ArgsUsage: "ID", Flags: createFlags(), StopOnNthArg: nth(1),
 		Action: func(ctx context.Context, c *cli.Command) error {
-			_, p, err := create(ctx, c, ioFor(c, nil))
+			box, p, err := create(ctx, c, ioFor(c, nil))
 			if err != nil {
 				return err
+			}
+			if err := writePid(c.String("pid-file"), p.Pid); err != nil {
+				return errors.Join(err, box.Delete(ctx, true))
 			}
 			return p.Release()
 		},
@@ -128,9 +131,6 @@ func create(ctx context.Context, c *cli.Command, io container.IO) (_ *container.
 	box, p, err := runtimeOf(c).Create(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, NoNewKeyring: c.Bool("no-new-keyring"), Systemd: c.Bool("systemd-cgroup"), NoPivot: c.Bool("no-pivot")})
 	if err != nil {
 		return nil, nil, err
-	}
-	if err := writePid(c.String("pid-file"), p.Pid); err != nil {
-		return nil, nil, errors.Join(err, box.Delete(ctx, true))
 	}
 	return box, p, nil
 }

@@ -64,7 +64,8 @@ func run(ctx context.Context, c *cli.Command) (err error) {
 	if err := box.Start(ctx); err != nil {
 		return errors.Join(err, box.Delete(ctx, true))
 	}
-	if err := p.Failure(); err != nil {
+	// Who reads the file may begin other processes in the container.
+	if err := errors.Join(p.Failure(), writePid(c.String("pid-file"), p.Pid)); err != nil {
 		return errors.Join(err, box.Delete(ctx, true))
 	}
 	if c.Bool("detach") {
