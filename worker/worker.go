@@ -314,14 +314,6 @@ func (w *Worker) Labels() map[string]string {
 // Platforms are those the worker builds for, native first.
 func (w *Worker) Platforms() []ocispec.Platform { return w.platforms }
 
-// NoContainers says why frontends can't have containers; "" if they can.
-func (w *Worker) NoContainers() string {
-	if w.cfg.Runtime == "" {
-		return ""
-	}
-	return "containers of frontends need the built-in runtime, and this daemon uses " + w.cfg.Runtime
-}
-
 // Store is the daemon's one database.
 func (w *Worker) Store() *store.DB { return w.store }
 

@@ -92,7 +92,6 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 	if len(req.Definition.GetDef()) == 0 && req.Frontend == "" {
 		b.gateway = gateway.NewServer(gateway.Config{
 			Bridge: b.bridge, Inputs: req.Inputs, Workers: e.cfg.Workers(), LLBCaps: e.cfg.LLBCaps,
-			NoContainers: e.cfg.Worker.NoContainers(),
 		})
 	}
 	return b

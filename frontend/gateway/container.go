@@ -12,9 +12,6 @@ import (
 // NewContainer makes a container under the id that the client chose (GW-050).
 // Constraints have no effect: there is one worker.
 func (s *Server) NewContainer(ctx context.Context, req *gwpb.NewContainerRequest) (*gwpb.NewContainerResponse, error) {
-	if s.cfg.NoContainers != "" {
-		return nil, status.Errorf(codes.Unimplemented, "NewContainer: %s", s.cfg.NoContainers)
-	}
 	if req.ContainerID == "" {
 		return nil, missing("ContainerID")
 	}

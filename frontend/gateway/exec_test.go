@@ -16,7 +16,6 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/apicaps"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -443,18 +442,5 @@ func TestContainers(t *testing.T) {
 	wantCode(t, err, codes.NotFound, "c")
 	if made.released != 1 {
 		t.Errorf("released %d times", made.released)
-	}
-
-	none := NewServer(Config{Bridge: b, NoContainers: "there is no runtime"})
-	_, err = none.NewContainer(t.Context(), req)
-	wantCode(t, err, codes.Unimplemented, "there is no runtime")
-	for server, enabled := range map[*Server]bool{s: true, none: false} {
-		pong, err := server.Ping(t.Context(), nil)
-		must(t, err)
-		for _, c := range pong.FrontendAPICaps {
-			if slices.Contains(containerCaps, apicaps.CapID(c.ID)) && c.Enabled != enabled {
-				t.Errorf("%s is enabled=%v: %s", c.ID, c.Enabled, c.DisabledReasonMsg)
-			}
-		}
 	}
 }

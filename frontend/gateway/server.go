@@ -30,8 +30,6 @@ type Config struct {
 	Inputs  map[string]*pb.Definition // answered by Inputs
 	Workers []*apitypes.WorkerRecord  // answered by Ping
 	LLBCaps []*capspb.APICap          // answered by Ping
-	// NoContainers says why there are no containers; "" if there are.
-	NoContainers string
 }
 
 // Server serves LLBBridge for one build. Refs it hands out are named by random
@@ -71,7 +69,7 @@ func (s *Server) Wait(ctx context.Context) (*frontend.Result, error) {
 // Ping tells what the daemon can do.
 func (s *Server) Ping(context.Context, *gwpb.PingRequest) (*gwpb.PongResponse, error) {
 	return &gwpb.PongResponse{
-		FrontendAPICaps: frontendCaps(s.cfg.NoContainers),
+		FrontendAPICaps: frontendCaps(),
 		LLBCaps:         s.cfg.LLBCaps,
 		Workers:         s.cfg.Workers,
 	}, nil
