@@ -258,9 +258,6 @@ func TestBuildxHistory(t *testing.T) {
 // compat: BCL-094
 func TestBuildxDebug(t *testing.T) {
 	d := newDaemon(t)
-	if d.noContainers() {
-		return
-	}
 	b := newBuildx(t, d)
 	dir := withBase(files{"Dockerfile": "FROM BASE\nENV A=b\nRUN echo half > /half; exit 1\n"}).write(t)
 	line := filepath.Join(env.peer, "docker-buildx") + " debug --invoke /bin/sh build --progress=plain " + dir

@@ -186,7 +186,7 @@ func TestDrain(t *testing.T) {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); err != nil {
+	if err := ended(t, cmd); err != nil {
 		t.Errorf("the build did not end well: %v\n%s", err, log.String())
 	}
 	if got := readFile(t, out, "f"); got != "done\n" {

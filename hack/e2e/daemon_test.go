@@ -234,12 +234,30 @@ func runCommand(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	err := ended(t, cmd)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	return result{stdout: out.String(), stderr: errs.String(), code: cmd.ProcessState.ExitCode()}
+}
+
+// patience is how long anything may take; it is there to tell what hangs.
+const patience = 4 * time.Minute
+
+// ended waits for the end of cmd, which it brings about when it takes too long.
+func ended(t *testing.T, cmd *exec.Cmd) error {
+	t.Helper()
+	cmd.WaitDelay = patience                                         // for output that others have open
+	timer := time.AfterFunc(patience, func() { cmd.Process.Kill() }) // an error means that it has ended
+	err := cmd.Wait()
+	if !timer.Stop() {
+		t.Errorf("%q still ran after %s", cmd.Args, patience)
+	}
+	return err
 }
 
 // must fails the test unless the command succeeded.

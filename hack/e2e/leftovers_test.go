@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,7 +42,37 @@ func adoptOrphans() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of orphans: %w", err)
 	}
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, unix.SIGCHLD)
+	go func() {
+		for range died { // until this process ends
+			reapOrphans()
+		}
+	}()
 	return nil
+}
+
+// reapOrphans does what a machine's init does for processes that crun starts in
+// a container's PID namespace and leaves to it: the container's end waits for
+// them to be reaped. Nothing that the tests start is called so.
+func reapOrphans() {
+	stats, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		panic(err) // of the pattern alone
+	}
+	for _, path := range stats {
+		name, err := os.ReadFile(path)
+		if err != nil || string(name) != "crun\n" { // it has ended meanwhile
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			panic(err)
+		}
+		if state, parent := status(pid); state == 'Z' && parent == os.Getpid() {
+			unix.Wait4(pid, nil, unix.WNOHANG, nil) //nolint:errcheck // it is seen again
+		}
+	}
 }
 
 // survey lists the mounts that mention one of dirs, and the processes below

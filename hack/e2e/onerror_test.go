@@ -22,25 +22,11 @@ func (d *daemon) onError(dockerfile, stdin string, args ...string) result {
 	return d.run(filepath.Join(env.bin, "buildctl"), stdin, append([]string{"build", "--on-error=shell"}, append(args, dir)...)...)
 }
 
-// noContainers reports that the daemon's runtime can't do what these tests are
-// about, after it has made sure that users are told so.
-func (d *daemon) noContainers() bool {
-	d.t.Helper()
-	if env.runtime == "" {
-		return false
-	}
-	d.onError("FROM BASE\nRUN false\n", "echo never\n").fails(d.t, "no shell in the failed step", "need the built-in runtime")
-	return true
-}
-
 // A shell in the failed step has its files as the step left them, its mounts,
 // environment, user and working directory, and nothing of it stays.
 // compat: GW-064, LLB-034, CTL-086
 func TestShellInFailedStep(t *testing.T) {
 	d := newDaemon(t)
-	if d.noContainers() {
-		return
-	}
 	const dockerfile = `FROM BASE
 RUN mkdir /data && chmod 777 /data
 ENV COLOR=red
@@ -100,10 +86,6 @@ exit 9
 // killed: nothing stays.
 // compat: GW-052
 func TestShellIsAbandoned(t *testing.T) {
-	if env.runtime != "" {
-		newDaemon(t).noContainers()
-		return
-	}
 	for name, end := range map[string]func(t *testing.T, d *daemon, client *exec.Cmd){
 		"ClientInterrupted": func(t *testing.T, _ *daemon, client *exec.Cmd) { client.Process.Signal(os.Interrupt) },
 		"ClientKilled":      func(t *testing.T, _ *daemon, client *exec.Cmd) { client.Process.Kill() },
@@ -148,9 +130,6 @@ func (e *notYet) Error() string { return "not yet: " + e.what }
 // Further commands run beside the shell, in the same container.
 func TestDebugExec(t *testing.T) {
 	d := newDaemon(t)
-	if d.noContainers() {
-		return
-	}
 	dir := files{"Dockerfile": "FROM " + env.base + "\nENV A=b\nWORKDIR /w\nRUN echo left > /left; exit 1\n"}.write(t)
 	ref := filepath.Join(t.TempDir(), "ref")
 	client := d.client(filepath.Join(env.bin, "buildctl"), "build", "--on-error=shell", "--ref-file", ref, dir)
@@ -171,7 +150,7 @@ func TestDebugExec(t *testing.T) {
 	d.kiln("debug", "exec", "nothing").fails(t, "nothing")
 	d.kiln("debug", "exec").fails(t, "which build?")
 	s.stdin.Close()
-	if err := client.Wait(); err == nil || !strings.Contains(s.out.String(), "exit code: 1") {
+	if err := ended(t, client); err == nil || !strings.Contains(s.out.String(), "exit code: 1") {
 		t.Errorf("the build ended with %v:\n%s", err, s.out)
 	}
 	d.kiln("debug", "exec", id, "true").fails(t, id)
@@ -182,9 +161,6 @@ func TestDebugExec(t *testing.T) {
 // compat: GW-058
 func TestShellOnTerminal(t *testing.T) {
 	d := newDaemon(t)
-	if d.noContainers() {
-		return
-	}
 	dir := files{"Dockerfile": "FROM " + env.base + "\nRUN exit 1\n"}.write(t)
 	if _, err := exec.LookPath("script"); err != nil {
 		t.Fatalf("%v: install the package bsdutils", err)

@@ -95,7 +95,7 @@ func (l *long) begun() {
 func (l *long) fails() {
 	l.d.t.Helper()
 	var exit *exec.ExitError
-	if err := l.cmd.Wait(); !errors.As(err, &exit) {
+	if err := ended(l.d.t, l.cmd); !errors.As(err, &exit) {
 		l.d.t.Errorf("the client ended with %v", err)
 	}
 }
@@ -105,7 +105,7 @@ func (l *long) fails() {
 func (l *long) succeeds(n int) {
 	t := l.d.t
 	t.Helper()
-	if err := l.cmd.Wait(); err != nil {
+	if err := ended(l.d.t, l.cmd); err != nil {
 		t.Fatalf("build: %v\n%s", err, l.stderr)
 	}
 	if got := readFile(t, l.out, "result"); got != strings.Repeat("begun\n", n) {

@@ -88,7 +88,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 	if err := cmd.Process.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Wait(); err == nil {
+	if err := ended(t, cmd); err == nil {
 		t.Error("the build succeeded")
 	}
 	if started != nil {
