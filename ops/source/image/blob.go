@@ -6,16 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/progress"
-	"github.com/kilnbuild/kiln/internal/rootless"
+	"github.com/kilnbuild/kiln/ops/source/onefile"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -31,8 +28,7 @@ type Blob struct {
 	typ    cache.RecordType
 	origin Origin
 
-	filename       string
-	perm, uid, gid int
+	file onefile.Attrs
 }
 
 // NewBlob returns a source of the blob that ref names by digest.
@@ -49,28 +45,10 @@ func NewBlob(c *cache.Manager, ref string, attrs map[string]string, origin Origi
 	if b.typ, err = parseRecordType(attrs[pb.AttrImageRecordType]); err != nil {
 		return nil, err
 	}
-	if v, ok := attrs[pb.AttrHTTPFilename]; ok {
-		b.filename = safeName(v)
-	}
-	for attr, to := range map[string]*int{pb.AttrHTTPPerm: &b.perm, pb.AttrHTTPUID: &b.uid, pb.AttrHTTPGID: &b.gid} {
-		if v, ok := attrs[attr]; ok {
-			n, err := strconv.ParseInt(v, 0, 64)
-			if err != nil || n < 0 || n > 1<<32-1 {
-				return nil, fmt.Errorf("%s of blob %s: %q isn't a number in range", attr, ref, v)
-			}
-			*to = int(n)
-		}
+	if b.file, err = onefile.ParseAttrs(attrs); err != nil {
+		return nil, fmt.Errorf("blob %s: %w", ref, err)
 	}
 	return b, nil
-}
-
-// safeName is what is left of a name once it can't lead anywhere.
-func safeName(s string) string {
-	name := path.Base(strings.TrimSpace(s))
-	if name == "." || name == ".." || name == "/" || strings.ContainsFunc(name, unicode.IsControl) {
-		return "download"
-	}
-	return name
 }
 
 // CacheKey is known without asking anyone. It is upstream's, byte for byte.
@@ -83,7 +61,7 @@ func (b *Blob) CacheKey(ctx context.Context, g session.Group, index int) (string
 		Digest         digest.Digest
 		Filename       string
 		Perm, UID, GID int
-	}{"v1", b.digest, b.filename, b.perm, b.uid, b.gid})
+	}{"v1", b.digest, b.file.Name, b.file.Perm, b.file.UID, b.file.GID})
 	if err != nil {
 		return "", false, fmt.Errorf("encode cache key: %w", err)
 	}
@@ -116,41 +94,13 @@ func (b *Blob) Fetch(ctx context.Context, g session.Group) (_ *cache.Ref, err er
 	return ref, nil
 }
 
-func (b *Blob) write(ctx context.Context, g session.Group, u *cache.Mutable) (err error) {
+func (b *Blob) write(ctx context.Context, g session.Group, u *cache.Mutable) error {
 	defer progress.From(ctx).Begin("fetch " + b.digest.String())()
-	view, err := u.Open(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, view.Close()) }()
-	root, err := os.OpenRoot(view.Path())
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-
-	name, perm := b.filename, os.FileMode(0o600)
+	name := b.file.Name
 	if name == "" {
 		name = b.digest.Encoded()
 	}
-	if b.perm != 0 {
-		perm = unixMode(b.perm)
-	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := b.copy(ctx, g, f); err != nil {
-		return err
-	}
-	if err := f.Chown(b.uid, b.gid); err != nil {
-		return rootless.Here().Explain(err, b.uid, b.gid)
-	}
-	if err := f.Chmod(perm); err != nil {
-		return err
-	}
-	return root.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0))
+	return b.file.Write(ctx, u, name, time.Unix(0, 0), func(w io.Writer) error { return b.copy(ctx, g, w) })
 }
 
 func (b *Blob) copy(ctx context.Context, g session.Group, w io.Writer) (err error) {
@@ -167,19 +117,4 @@ func (b *Blob) copy(ctx context.Context, g session.Group, w io.Writer) (err erro
 		return fmt.Errorf("got content with the digest %s", got)
 	}
 	return nil
-}
-
-// unixMode is the file mode of the permission bits that chmod knows.
-func unixMode(bits int) os.FileMode {
-	m := os.FileMode(bits & 0o777)
-	if bits&0o4000 != 0 {
-		m |= os.ModeSetuid
-	}
-	if bits&0o2000 != 0 {
-		m |= os.ModeSetgid
-	}
-	if bits&0o1000 != 0 {
-		m |= os.ModeSticky
-	}
-	return m
 }
