@@ -14,8 +14,7 @@ var absent = []struct{ prefix, reason string }{
 	{"source.git.signatureverify", "signatures of git commits and tags are not verified"},
 	{"source.git.bundle", "git bundles are not fetched from"},
 	{"source.git.checkoutbundle", "git bundles are not made"},
-	{"source.http", "http sources are not supported"},
-	{"soruce.http", "http sources are not supported"}, // the protocol's spelling
+	{"source.http.signatureverify", "signatures of downloads are not verified"},
 	{"source.buildop", "build ops are not supported"},
 	{"source.policy", "source policies are not supported"},
 	{"exec.meta.network.proxy", "the proxy network is not supported"},

@@ -26,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/source/git"
+	"github.com/kilnbuild/kiln/ops/source/http"
 	"github.com/kilnbuild/kiln/ops/source/image"
 	"github.com/kilnbuild/kiln/ops/source/local"
 	"github.com/kilnbuild/kiln/ops/source/ocilayout"
@@ -77,6 +78,7 @@ type Worker struct {
 	image     *image.Source
 	layout    *ocilayout.Source
 	git       *git.Source
+	http      *http.Source
 	loader    *ops.Loader
 	solver    *solver.Solver
 	rules     []cache.PruneOptions
@@ -201,9 +203,10 @@ func (w *Worker) openOps(exec executor.Executor) error {
 	w.image = image.New(image.Options{Cache: w.cache, Store: w.store, Registry: w.registry, Sessions: w.sessions})
 	w.layout = ocilayout.New(ocilayout.Options{Cache: w.cache, Sessions: w.sessions})
 	w.git = git.New(git.Options{Cache: w.cache, Sessions: w.sessions})
+	w.http = http.New(http.Options{Cache: w.cache, Sessions: w.sessions})
 	cfg := ops.Config{
 		Cache: w.cache, Executor: exec, Sessions: w.sessions, Platform: w.platforms[0], Parallelism: w.cfg.Parallelism,
-		Sources: []ops.Source{w.image, w.layout, w.git, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
+		Sources: []ops.Source{w.image, w.layout, w.git, w.http, local.New(local.Options{Cache: w.cache, Sessions: w.sessions})},
 		Logs:    w.cfg.Root,
 		Log:     w.cfg.Log,
 	}

@@ -97,15 +97,13 @@ func TestLinkedLayerIsTheSameOnAnyBase(t *testing.T) {
 	}
 }
 
-// What this daemon doesn't fetch is refused with the line that wants it.
+// A checksum that can't be one is refused with its line.
 // compat: CTL-082, X-10
-func TestUnsupportedSources(t *testing.T) {
+func TestWrongChecksums(t *testing.T) {
 	d := newDaemon(t)
 	for line, want := range map[string]string{
-		"ADD https://files.example/f.txt /got":                                                   "http sources are not supported",
-		"ADD --checksum=sha256:" + strings.Repeat("1", 64) + " https://files.example/f.txt /got": "http sources are not supported",
-		"ADD --checksum=sha256:12 https://files.example/f.txt /got":                              "sha256:12",
-		"ADD --checksum=sha256:" + strings.Repeat("1", 64) + " f /got":                           "checksum",
+		"ADD --checksum=sha256:12 https://files.example/f.txt /got":    "sha256:12",
+		"ADD --checksum=sha256:" + strings.Repeat("1", 64) + " f /got": "checksum",
 	} {
 		d.dockerfile("FROM scratch\n"+line+"\n", files{"f": "x"}).fails(t, "Dockerfile:2", ">>> "+line, want)
 	}

@@ -38,7 +38,7 @@ type mirror struct {
 // withMirror calls use with a mirror that holds t. One that turns out damaged
 // is replaced, once.
 func (s *Source) withMirror(ctx context.Context, sp *spec, t *target, g session.Group, use func(*mirror) error) (err error) {
-	done, err := s.mirrors.take(ctx, sp.url)
+	done, err := s.mirrors.Take(ctx, sp.url)
 	if err != nil {
 		return err
 	}

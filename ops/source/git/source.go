@@ -24,6 +24,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/ops/source/turns"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -46,8 +47,8 @@ type Options struct {
 // Source serves git.
 type Source struct {
 	opts    Options
-	mirrors turns // by remote
-	trees   turns // by key
+	mirrors turns.Turns // by remote
+	trees   turns.Turns // by key
 }
 
 var (
@@ -147,7 +148,7 @@ func (i *instance) Fetch(ctx context.Context, g session.Group) (*cache.Ref, erro
 		return nil, err
 	}
 	key := i.spec.key(t.identity(&i.spec), t.ref)
-	done, err := i.trees.take(ctx, key)
+	done, err := i.trees.Take(ctx, key)
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,14 @@
-package git
+// Package turns lets one at a time use what has a name.
+package turns
 
 import (
 	"context"
 	"sync"
 )
 
-// turns lets one at a time use what has a name. The zero value is ready to use.
-type turns struct {
+// Turns are those of any number of names. The zero value is ready to use. All
+// methods are safe for concurrent use.
+type Turns struct {
 	mu    sync.Mutex // guards the fields below; never held across I/O
 	named map[string]*turn
 }
@@ -16,8 +18,8 @@ type turn struct {
 	users int // who has it or waits for it
 }
 
-// take waits for the turn and returns what gives it up.
-func (t *turns) take(ctx context.Context, name string) (done func(), err error) {
+// Take waits for name's turn and returns what gives it up, to be called once.
+func (t *Turns) Take(ctx context.Context, name string) (done func(), err error) {
 	t.mu.Lock()
 	if t.named == nil {
 		t.named = map[string]*turn{}
