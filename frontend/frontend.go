@@ -4,9 +4,10 @@ package frontend
 
 import (
 	"context"
-	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops/source/git"
+	"github.com/kilnbuild/kiln/ops/source/http"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -65,7 +66,8 @@ type MetaOptions struct {
 	LogName     string
 	ResolveMode string // default, pull or local
 	NoConfig    bool
-	Objects     bool // of git: fetch the commit, too
+	Objects     bool                  // of git: fetch the commit, too
+	Checksum    *http.ChecksumRequest // of a download; nil for none
 	Policies    []*spb.Policy
 }
 
@@ -76,8 +78,8 @@ type SourceMeta struct {
 	Digest digest.Digest
 	Config []byte
 
-	CommitObject []byte     // raw, of a git source if MetaOptions.Objects asks for it
-	LastModified *time.Time // of an HTTP source, if the server tells
+	Git  *git.Meta  // of a git source
+	HTTP *http.Meta // of a download
 }
 
 // Result is what a frontend makes: one ref or, for several platforms, a map of

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/ops/source/git"
+	"github.com/kilnbuild/kiln/ops/source/http"
 	"github.com/kilnbuild/kiln/ops/source/image"
 	"github.com/kilnbuild/kiln/ops/source/ocilayout"
 	"github.com/moby/buildkit/session"
@@ -22,6 +24,8 @@ type MetaRequest struct {
 	Platform    *ocispec.Platform // nil is the worker's default
 	ResolveMode string            // default, pull or local
 	NoConfig    bool
+	GitObjects  bool                  // fetch the commit and the tag, too
+	Checksum    *http.ChecksumRequest // of a download; nil for none
 	Group       session.Group
 }
 
@@ -30,6 +34,8 @@ type Meta struct {
 	Op     *pb.SourceOp  // with its identifier in full
 	Digest digest.Digest // of an image's root; "" for other sources
 	Config []byte        // of an image, for the platform
+	Git    *git.Meta     // nil for other sources
+	HTTP   *http.Meta    // likewise
 }
 
 // SourceMeta asks the source that serves req.Op. Sources that have nothing to
@@ -40,26 +46,37 @@ func (w *Worker) SourceMeta(ctx context.Context, req MetaRequest) (Meta, error) 
 	if !ok {
 		return Meta{}, status.Errorf(codes.InvalidArgument, "source %q is not of the form scheme://name", id)
 	}
+	switch scheme {
+	case "docker-image", "oci-layout":
+		return w.imageMeta(ctx, scheme, name, req)
+	case "local":
+		return Meta{Op: req.Op}, nil
+	case "git":
+		m, err := w.git.ResolveMeta(ctx, git.MetaRequest{Op: req.Op, Objects: req.GitObjects, Group: req.Group})
+		return Meta{Op: req.Op, Git: &m}, err
+	case "http", "https":
+		m, err := w.http.ResolveMeta(ctx, http.MetaRequest{Op: req.Op, Checksum: req.Checksum, Group: req.Group})
+		return Meta{Op: req.Op, HTTP: &m}, err
+	}
+	return Meta{}, status.Errorf(codes.Unimplemented, "source %s: this daemon has no %s sources", id, scheme)
+}
+
+func (w *Worker) imageMeta(ctx context.Context, scheme, name string, req MetaRequest) (Meta, error) {
 	platform := w.platforms[0]
 	if req.Platform != nil {
 		platform = *req.Platform
 	}
 	var meta image.Meta
 	var err error
-	switch scheme {
-	case "docker-image":
+	if scheme == "docker-image" {
 		meta, err = w.image.ResolveMeta(ctx, image.MetaRequest{
 			Ref: name, Platform: platform, Mode: req.ResolveMode, NoConfig: req.NoConfig, Group: req.Group,
 		})
-	case "oci-layout":
+	} else {
 		meta, err = w.layout.ResolveMeta(ctx, ocilayout.MetaRequest{
 			Ref: name, SessionID: req.Op.Attrs[pb.AttrOCILayoutSessionID], StoreID: req.Op.Attrs[pb.AttrOCILayoutStoreID],
 			Platform: platform, Group: req.Group,
 		})
-	case "local":
-		return Meta{Op: req.Op}, nil
-	default:
-		return Meta{}, status.Errorf(codes.Unimplemented, "source %s: this daemon has no %s sources", id, scheme)
 	}
 	if err != nil {
 		return Meta{}, err

@@ -149,14 +149,15 @@ func (br *bridge) ResolveSourceMeta(ctx context.Context, op *pb.SourceOp, opt fr
 	dgst := digest.FromString(fmt.Sprintf("%s-meta-%s-%s", br.b.req.Ref, name, op.Identifier))
 	err := br.b.vertex(ctx, dgst, name, func(ctx context.Context) (err error) {
 		meta, err = br.b.engine.cfg.Worker.SourceMeta(ctx, worker.MetaRequest{
-			Op: op, Platform: opt.Platform, ResolveMode: opt.ResolveMode, NoConfig: opt.NoConfig, Group: session.NewGroup(br.b.req.Session),
+			Op: op, Platform: opt.Platform, ResolveMode: opt.ResolveMode, NoConfig: opt.NoConfig,
+			GitObjects: opt.Objects, Checksum: opt.Checksum, Group: session.NewGroup(br.b.req.Session),
 		})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &frontend.SourceMeta{Op: meta.Op, Digest: meta.Digest, Config: meta.Config}, nil
+	return &frontend.SourceMeta{Op: meta.Op, Digest: meta.Digest, Config: meta.Config, Git: meta.Git, HTTP: meta.HTTP}, nil
 }
 
 // Warn shows w. A warning without a vertex hangs on one of its own, so that

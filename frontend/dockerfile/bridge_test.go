@@ -20,6 +20,8 @@ import (
 	"github.com/kilnbuild/kiln/client/llb"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops/source/git"
+	"github.com/kilnbuild/kiln/ops/source/http"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -154,12 +156,12 @@ func (b *fakeBridge) ResolveSourceMeta(_ context.Context, op *pb.SourceOp, opt f
 	switch scheme {
 	case "git":
 		if opt.Objects {
-			meta.CommitObject = []byte("tree 4b825dc642cb6eb9a060e54bf8d69288fbee4904\nauthor A <a@b> 1400000000 +0000\n" +
-				"committer C D <c@d> 1400000001 +0000\n\nmessage\n")
+			meta.Git = &git.Meta{CommitObject: []byte("tree 4b825dc642cb6eb9a060e54bf8d69288fbee4904\nauthor A <a@b> 1400000000 +0000\n" +
+				"committer C D <c@d> 1400000001 +0000\n\nmessage\n")}
 		}
 	case "http", "https":
 		t := time.Unix(1500000000, 0).UTC()
-		meta.LastModified = &t
+		meta.HTTP = &http.Meta{LastModified: &t}
 	default:
 		var err error
 		meta.Config, err = b.imageConfig(ref, opt.Platform)

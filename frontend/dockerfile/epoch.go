@@ -101,13 +101,16 @@ func (c *conversion) sourceTime(ctx context.Context, st llb.State, logName strin
 	if err != nil {
 		return nil, err
 	}
-	if len(meta.CommitObject) > 0 {
-		return commitTime(meta.CommitObject)
+	if meta.Git != nil && len(meta.Git.CommitObject) > 0 {
+		return commitTime(meta.Git.CommitObject)
 	}
 	if strings.HasPrefix(op.Identifier, "git://") {
 		return nil, fmt.Errorf("%s: the daemon doesn't tell the commit of %s", epochArg, op.Identifier)
 	}
-	return meta.LastModified, nil
+	if meta.HTTP == nil {
+		return nil, nil
+	}
+	return meta.HTTP.LastModified, nil
 }
 
 // sourceOrArchiveTime falls back to the newest file of a downloaded archive.

@@ -138,21 +138,23 @@ func (s *Server) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceM
 	if req.Source.GetIdentifier() == "" {
 		return nil, missing("Source.Identifier")
 	}
+	checksum, err := checksumRequest(req.HTTP.GetChecksumRequest())
+	if err != nil {
+		return nil, err
+	}
 	meta, err := s.cfg.Bridge.ResolveSourceMeta(ctx, req.Source, frontend.MetaOptions{
 		Platform:    platformOf(req.Platform),
 		LogName:     req.LogName,
 		ResolveMode: req.ResolveMode,
 		NoConfig:    req.Image.GetNoConfig(),
+		Objects:     req.Git.GetReturnObject(),
+		Checksum:    checksum,
 		Policies:    req.SourcePolicies,
 	})
 	if err != nil {
 		return nil, err
 	}
-	out := &gwpb.ResolveSourceMetaResponse{Source: meta.Op}
-	if meta.Digest != "" {
-		out.Image = &gwpb.ResolveSourceImageResponse{Digest: meta.Digest.String(), Config: meta.Config}
-	}
-	return out, nil
+	return sourceMeta(meta, checksum), nil
 }
 
 // Evaluate forces a ref.
