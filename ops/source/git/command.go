@@ -168,8 +168,9 @@ func (o *output) Write(p []byte) (int, error) {
 	return o.Buffer.Write(p)
 }
 
-// messages passes git's messages on, and keeps the last. What servers say may
-// hold the secret that they were told.
+// messages passes git's messages on, line by line, and keeps the last. Of a line
+// that git writes over and over to show progress only the last state counts. What
+// servers say may hold the secret that they were told.
 type messages struct {
 	to    io.Writer
 	hide  *strings.Replacer
@@ -187,17 +188,23 @@ func (m *messages) Write(p []byte) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.line = append(m.line, p...)
-	if i := bytes.LastIndexAny(m.line, "\r\n"); i >= 0 || len(m.line) > maxErrors {
-		if i < 0 {
+	for {
+		i := bytes.IndexByte(m.line, '\n')
+		if i < 0 && len(m.line) > maxErrors {
 			i = len(m.line) - 1
+		}
+		if i < 0 {
+			return len(p), nil
 		}
 		m.passLocked(m.line[:i+1])
 		m.line = append([]byte(nil), m.line[i+1:]...)
 	}
-	return len(p), nil
 }
 
 func (m *messages) passLocked(p []byte) {
+	if i := bytes.LastIndexByte(bytes.TrimRight(p, "\r\n"), '\r'); i >= 0 {
+		p = p[i+1:]
+	}
 	text := m.hide.Replace(string(p))
 	if m.to != nil {
 		m.to.Write([]byte(text)) // a build's log takes everything
@@ -235,8 +242,8 @@ func (e *runError) Unwrap() error { return e.err }
 func (e *runError) Error() string {
 	text := fmt.Sprintf("git %s: %v", e.what, e.err)
 	var said []string
-	for line := range strings.FieldsFuncSeq(e.messages, func(r rune) bool { return r == '\n' || r == '\r' }) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasSuffix(line, "%)") {
+	for line := range strings.Lines(e.messages) {
+		if line = strings.TrimSpace(line); line != "" {
 			said = append(said, line)
 		}
 	}

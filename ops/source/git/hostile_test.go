@@ -363,7 +363,7 @@ func TestNoGit(t *testing.T) {
 
 // ssh gets the client's agent and known hosts, and nothing of the machine.
 //
-// compat: LLB-102
+// compat: LLB-102, LLB-C20, LLB-C21
 func TestSSH(t *testing.T) {
 	d := start(t, t.TempDir())
 	bin := t.TempDir()

@@ -207,7 +207,7 @@ func (d *daemon) client(t testing.TB, more ...session.Attachable) string {
 
 const modified = "Tue, 14 Nov 2023 22:13:20 GMT"
 
-// compat: LLB-112, LLB-114
+// compat: LLB-112, LLB-114, LLB-C35
 func TestFile(t *testing.T) {
 	d := start(t, t.TempDir())
 	s := serve(t, func(w stdhttp.ResponseWriter, r *stdhttp.Request) {
