@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
+	"golang.org/x/sync/errgroup"
 )
 
 // PruneOptions say what may go (CTL-107 to -111). Sizes are bytes.
@@ -31,8 +33,8 @@ const (
 	// evictBatch is how many records go in one batch. Builds that change records
 	// wait for no more than that.
 	evictBatch = 32
-	// syncEvery is after how many batches their removal is awaited, so that no
-	// commit becomes long. With four times as many a prune of a big cache writes
+	// syncEvery is after how many batches the removal of those before them is
+	// awaited, so that no commit becomes long. With four times as many a prune of a big cache writes
 	// half as much, as each record of a commit costs pages of its own there; but
 	// the slowest builds beside it take twice as long.
 	syncEvery = 32
@@ -81,21 +83,23 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 }
 
 // evictAll removes the entries that are still unused, and waits until that is
-// on disk.
-func (m *Manager) evictAll(ctx context.Context, victims []*entry, rule string, removed func(Usage) error) error {
-	n := 0
-	for batch := range slices.Chunk(victims, evictBatch) {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err := m.evict(batch, rule, removed); err != nil {
-			return err
-		}
-		if n++; n%syncEvery == 0 {
-			if err := m.db.Sync(ctx); err != nil {
+// on disk. While some are being written, the next are removed.
+func (m *Manager) evictAll(ctx context.Context, victims []*entry, rule string, removed func(Usage) error) (err error) {
+	var writing errgroup.Group
+	defer func() { err = cmp.Or(err, writing.Wait()) }()
+	for round := range slices.Chunk(victims, syncEvery*evictBatch) {
+		for batch := range slices.Chunk(round, evictBatch) {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err := m.evict(batch, rule, removed); err != nil {
 				return err
 			}
 		}
+		if err := writing.Wait(); err != nil {
+			return err
+		}
+		writing.Go(func() error { return m.db.Sync(ctx) })
 	}
 	return m.db.Sync(ctx)
 }

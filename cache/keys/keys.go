@@ -226,13 +226,10 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 				keys[id] = append(keys[id], key)
 			}
 		}
-		for _, key := range s.deadEnds(in, bare) {
-			s.scan(in, backs, string(key[:]), func(k string) bool {
-				remove(entry{backs, k})
-				remove(entry{links, k[keyLen:] + string(key[:])})
-				return true
-			})
-		}
+		s.eachDeadLink(in, bare, func(key, back string) {
+			remove(entry{backs, back})
+			remove(entry{links, back[keyLen:] + key})
+		})
 	})
 	if gone != nil {
 		b.OnDurable(func() { s.removed(gone) })
@@ -240,8 +237,10 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 	return keys
 }
 
-func (s *Store) deadEnds(in scanner, bare []solver.Key) []solver.Key {
-	return keygraph.DeadEnds(bare,
+// eachDeadLink calls fn for every link to a key that leads to no result any more,
+// of bare and of those that lead to bare.
+func (s *Store) eachDeadLink(in scanner, bare []solver.Key, fn func(key, back string)) {
+	keygraph.DeadEnds(bare,
 		func(key solver.Key) bool { return s.any(in, results, string(key[:])) },
 		func(key solver.Key) (out []solver.Key) {
 			s.scan(in, links, string(key[:]), func(k string) bool {
@@ -250,9 +249,11 @@ func (s *Store) deadEnds(in scanner, bare []solver.Key) []solver.Key {
 			})
 			return out
 		},
-		func(key solver.Key) (out []solver.Key) {
-			s.scan(in, backs, string(key[:]), func(k string) bool {
-				out = append(out, solver.Key([]byte(k[keyLen:2*keyLen])))
+		func(dead solver.Key) (out []solver.Key) { // asked once, of every dead one
+			key := string(dead[:])
+			s.scan(in, backs, key, func(back string) bool {
+				out = append(out, solver.Key([]byte(back[keyLen:2*keyLen])))
+				fn(key, back)
 				return true
 			})
 			return out
