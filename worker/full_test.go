@@ -35,10 +35,16 @@ func smallDisk(t *testing.T, size int) string {
 // mkfile builds a file of size bytes, all of them fill.
 func mkfile(t testing.TB, w *Worker, size int, fill byte) error {
 	t.Helper()
+	return mkfileOf(t, w, bytes.Repeat([]byte{fill}, size))
+}
+
+// mkfileOf builds a file.
+func mkfileOf(t testing.TB, w *Worker, data []byte) error {
+	t.Helper()
 	file, err := proto.Marshal(&pb.Op{
 		Op: &pb.Op_File{File: &pb.FileOp{Actions: []*pb.FileAction{{
 			Input: -1, SecondaryInput: -1, Output: 0,
-			Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: "/f", Mode: 0o644, Data: bytes.Repeat([]byte{fill}, size)}},
+			Action: &pb.FileAction_Mkfile{Mkfile: &pb.FileActionMkFile{Path: "/f", Mode: 0o644, Data: data}},
 		}}}},
 		Platform: &pb.Platform{OS: "linux", Architecture: "amd64"}, Constraints: &pb.WorkerConstraints{},
 	})
