@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -110,4 +111,42 @@ func held() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// BenchmarkSameText is what a step costs in a build of which all steps say the
+// same, and none is what it was in the build before.
+func BenchmarkSameText(b *testing.B) {
+	for _, n := range []int{250, 1000, 4000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			steps := make([]string, n)
+			for i := range steps {
+				steps[i] = "RUN make"
+			}
+			for b.Loop() {
+				b.StopTimer()
+				j := newJournal(b)
+				j.sayTheSame(b, "before", steps)
+				b.StartTimer()
+				j.sayTheSame(b, "after", steps)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/step")
+		})
+	}
+}
+
+// sayTheSame runs a build whose steps have the given names.
+func (j *Journal) sayTheSame(t testing.TB, ref string, names []string) {
+	vertices := make([]*solver.Vertex, len(names))
+	for i, name := range names {
+		vertices[i] = &solver.Vertex{Name: name, Digest: digest.FromString(fmt.Sprint(ref, i))}
+		if i > 0 {
+			vertices[i].Inputs = []solver.Edge{{Vertex: vertices[i-1]}}
+		}
+	}
+	s := j.scriptOf(t, ref, vertices)
+	for i := range vertices {
+		s.run(i, fmt.Sprint(ref, i), fmt.Sprint(ref, i-1), fmt.Sprint(ref, i), nil)
+	}
+	s.r.Close(false)
+	j.settle()
 }

@@ -424,7 +424,7 @@ func TestJournalIsBounded(t *testing.T) {
 	known := 0
 	for i := range j.index {
 		for _, rec := range j.index[i] {
-			for ; rec != nil; rec = rec.older[i] {
+			for ; rec != nil; rec = rec.beside[i].older {
 				known++
 			}
 		}

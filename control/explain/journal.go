@@ -64,16 +64,16 @@ type Journal struct {
 	load    sync.Once
 	keeping sync.WaitGroup // keepWaiting
 
-	mu       sync.Mutex            // guards the fields below
-	waiting  []func()              // keep builds that have ended; the first one is being run
-	ended    int                   // builds
-	kept     int                   // of these
-	progress *sync.Cond            // kept has changed
-	index    [3]map[uint64]*record // for each of foundBy the newest record; it leads to others
-	keys     map[string]*record    // the last one that made a result of that key
-	used     []*record             // those used last at the end
-	next     uint64                // id of the next record
-	builds   map[string]*build     // by short of the ref, without their steps
+	mu       sync.Mutex                // guards the fields below
+	waiting  []func()                  // keep builds that have ended; the first one is being run
+	ended    int                       // builds
+	kept     int                       // of these
+	progress *sync.Cond                // kept has changed
+	index    [names]map[uint64]*record // for each of foundBy the newest record; it leads to others
+	keys     map[string]*record        // the last one that made a result of that key
+	used     []*record                 // those used last at the end
+	next     uint64                    // id of the next record
+	builds   map[string]*build         // by short of the ref, without their steps
 }
 
 // build is an explained build as it is stored.
@@ -91,7 +91,7 @@ func Open(cfg Config) *Journal {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{cfg: cfg, bounds: defaultBounds, index: [3]map[uint64]*record{{}, {}, {}}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j := &Journal{cfg: cfg, bounds: defaultBounds, index: [names]map[uint64]*record{{}, {}, {}}, keys: map[string]*record{}, builds: map[string]*build{}}
 	j.progress = sync.NewCond(&j.mu)
 	return j
 }
@@ -255,7 +255,9 @@ func (j *Journal) shareLocked(rec *record) {
 
 func (j *Journal) addLocked(rec *record) {
 	for i, name := range rec.foundBy() {
-		rec.older[i] = j.index[i][name]
+		if old := j.index[i][name]; old != nil {
+			rec.beside[i].older, old.beside[i].newer = old, rec
+		}
 		j.index[i][name] = rec
 	}
 	for _, k := range rec.Keys {
@@ -266,17 +268,18 @@ func (j *Journal) addLocked(rec *record) {
 
 func (j *Journal) removeLocked(rec *record) {
 	for i, name := range rec.foundBy() {
-		if j.index[i][name] == rec {
-			if j.index[i][name] = rec.older[i]; rec.older[i] == nil {
-				delete(j.index[i], name)
-			}
-			continue
+		older, newer := rec.beside[i].older, rec.beside[i].newer
+		switch {
+		case newer != nil:
+			newer.beside[i].older = older
+		case older != nil:
+			j.index[i][name] = older
+		default:
+			delete(j.index[i], name)
 		}
-		newer := j.index[i][name]
-		for newer.older[i] != rec {
-			newer = newer.older[i]
+		if older != nil {
+			older.beside[i].newer = newer
 		}
-		newer.older[i] = rec.older[i]
 	}
 	for _, k := range rec.Keys {
 		if j.keys[k] == rec {
@@ -344,7 +347,7 @@ func fmtID(n uint64) string {
 
 // replaceLocked drops the record that rec says the same as, and more.
 func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
-	for old := j.index[0][rec.foundBy()[0]]; old != nil; old = old.older[0] {
+	for old := j.index[0][rec.foundBy()[0]]; old != nil; old = old.beside[0].older {
 		if old.Project == rec.Project && old.Step == rec.Step && compare(rec, old).none() {
 			j.dropLocked(old, batch)
 			return

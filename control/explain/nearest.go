@@ -58,6 +58,7 @@ type candidate struct {
 	like     likeness
 	home     bool // it is of the same project, for sure
 	kin      bool // its build had much in common with this one
+	here     bool // it stood where the step stands
 }
 
 // sure reports whether it is of the same step. Projects may be copies of one
@@ -68,27 +69,29 @@ func (c candidate) sure() bool {
 
 // nearest finds the record of the same step that differs least from rec: of the
 // same project if possible, of those that are as alike the one with the fewest
-// differences, and of these the newest. It reports false if none can be meant.
+// differences, of these the one that stood there, and otherwise the newest. It
+// reports false if none can be meant.
 func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	j.ready()
 	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, old := range j.candidatesLocked(rec) {
-		c := candidate{record: old, like: f.likeness(rec, old), home: f.known && old.Project == f.project}
-		if c.like == unlike {
-			continue
-		}
-		if c.kin = j.kinLocked(old.Build, f); !c.kin && !c.home && c.like != identical {
-			continue
-		}
-		c.diff = compare(rec, old)
-		if c.like == edited && 2*len(c.diff.facets) > len(rec.Facets) {
-			continue // there is too little that they have in common
-		}
-		c.distance = c.diff.size() + contentDistance(rec, old)
-		if !ok || c.nearer(best) {
-			best, ok = c, true
+	seen := map[*record]bool{}
+	for i, name := range rec.foundBy() {
+		var looked [2]int // at those of other projects, and of this one
+		own := boolInt(f.known)
+		for old := j.index[i][name]; old != nil && looked[own] < maxAlike; old = old.beside[i].older {
+			home := f.known && old.Project == f.project
+			if seen[old] || looked[boolInt(home)] == maxAlike {
+				continue
+			}
+			seen[old] = true
+			if c, is := j.candidateLocked(rec, old, f); is {
+				looked[boolInt(home)]++
+				if !ok || c.nearer(best) {
+					best, ok = c, true
+				}
+			}
 		}
 	}
 	if ok {
@@ -97,16 +100,55 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	return best, ok
 }
 
+// maxAlike bounds how many records of one name are compared with a step, of its
+// project and of others: the newest. It is enough for all that a step has been
+// of late; a build may have thousands that say the same.
+const maxAlike = 32
+
+// candidateLocked compares old with rec. It reports false if it can't be of the
+// same step.
+func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok bool) {
+	c = candidate{record: old, like: f.likeness(rec, old), home: f.known && old.Project == f.project, here: rec.Step.samePlace(old.Step)}
+	if c.like == unlike {
+		return c, false
+	}
+	if c.kin = j.kinLocked(old.Build, f); !c.kin && !c.home && c.like != identical {
+		return c, false
+	}
+	c.diff = compare(rec, old)
+	if c.like == edited && 2*len(c.diff.facets) > len(rec.Facets) {
+		return c, false // there is too little that they have in common
+	}
+	c.distance = c.diff.size() + contentDistance(rec, old)
+	return c, true
+}
+
+// names are how many foundBy has.
+const names = 3
+
 // foundBy are hashes of the names under which the journal finds a record: what
-// it is, what it says, and where it stands. Steps that stand nowhere are found
-// by their kind. Who is found is looked at: hashes may be equal by chance.
-func (r *record) foundBy() [3]uint64 {
+// it is and was given, where it stands, and what it says. Steps that stand
+// nowhere are found by their kind. Who is found is looked at: hashes may be equal
+// by chance.
+func (r *record) foundBy() [names]uint64 {
 	s := r.Step
 	place := hash("kind", s.Kind)
 	if s.Index > 0 {
 		place = hash("place", s.Kind, s.Stage, strconv.Itoa(s.Index))
 	}
-	return [3]uint64{hash("op", r.Op), hash("text", s.Kind, s.Text), place}
+	same := []string{"same", r.Op}
+	for _, in := range r.Inputs {
+		same = append(same, in.name())
+	}
+	return [names]uint64{hash(same...), place, hash("text", s.Kind, s.Text)}
+}
+
+// name is the same for inputs that are the same, mostly.
+func (f inputFact) name() string {
+	if f.Content != "" || len(f.Keys) == 0 {
+		return f.Content
+	}
+	return f.Keys[0]
 }
 
 func hash(words ...string) uint64 {
@@ -115,20 +157,6 @@ func hash(words ...string) uint64 {
 		_, _ = h.Write(append([]byte(w), 0)) // a hash takes everything
 	}
 	return h.Sum64()
-}
-
-// candidatesLocked are the records that may be of the same step as rec.
-func (j *Journal) candidatesLocked(rec *record) (out []*record) {
-	seen := map[*record]bool{}
-	for i, name := range rec.foundBy() {
-		for old := j.index[i][name]; old != nil; old = old.older[i] {
-			if !seen[old] {
-				seen[old] = true
-				out = append(out, old)
-			}
-		}
-	}
-	return out
 }
 
 func (c candidate) nearer(than candidate) bool {
@@ -143,6 +171,8 @@ func (c candidate) nearer(than candidate) bool {
 		return c.like < than.like
 	case c.distance != than.distance:
 		return c.distance < than.distance
+	case c.here != than.here:
+		return c.here
 	}
 	return c.Time > than.Time || c.Time == than.Time && c.id > than.id
 }

@@ -3,6 +3,8 @@ package explain
 import (
 	"fmt"
 	"testing"
+
+	"github.com/kilnbuild/kiln/solver"
 )
 
 // A build's steps become known one by one. It isn't compared with an earlier build
@@ -29,5 +31,30 @@ func TestKinshipIsKept(t *testing.T) {
 	}
 	if !f.has(step{Kind: "exec", Text: "17", Index: 3}) || f.has(step{Kind: "file", Text: "17"}) {
 		t.Error("the steps of the family aren't known")
+	}
+}
+
+// Of hundreds that say the same, all older than those that are compared, the one
+// that stands where the step does is found, and the one that is the same.
+func TestNearestOfManyThatSayTheSame(t *testing.T) {
+	const steps = 300
+	j := newJournal(t)
+	names := make([]string, steps)
+	for i := range names {
+		names[i] = fmt.Sprintf("[%d/%d] RUN make", i+1, steps)
+	}
+	j.sayTheSame(t, "before", names)
+	f := &family{project: short("project"), known: true, texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+	for _, index := range []int{1, 7, steps} {
+		v := &solver.Vertex{Name: fmt.Sprintf("[%d/%d] RUN make", index, steps)}
+		at := &record{Step: stepOf(v), Op: "another"}
+		if best, ok := j.nearest(at, f); !ok || best.Step.Index != index {
+			t.Errorf("for step %d found %+v, %t", index, best.record, ok)
+		}
+		same := *j.byKey([]string{shortKey(key(fmt.Sprint("before", index-1)))})
+		same.Step.Stage, same.Step.Index = "moved", 1
+		if best, ok := j.nearest(&same, f); !ok || best.Step.Index != index || best.like != identical {
+			t.Errorf("the same as step %d is %+v, %t", index, best.record, ok)
+		}
 	}
 }

@@ -32,9 +32,12 @@ type record struct {
 	Sketch  []byte      `json:"sk,omitempty"` // of what it reads by content (content.go)
 	Failed  bool        `json:"x,omitempty"`
 
-	id    uint64     // in the store
-	older [3]*record // the next of those found by the same, for each of foundBy
+	id     uint64        // in the store
+	beside [names]beside // of those found by the same, for each of foundBy
 }
+
+// beside are the records made before and after one.
+type beside struct{ older, newer *record }
 
 // Origin is the build that a record is of.
 type Origin struct {
