@@ -261,7 +261,7 @@ func probeOverlay(dir string, userxattr bool) ([]string, error) {
 		return slices.Concat(must, wanted), nil
 	}
 	if err := try(nil); err != nil {
-		return nil, fmt.Errorf("overlay can't be mounted on %s: %w", dir, err)
+		return nil, fmt.Errorf("overlay can't be mounted on %s: %w; it must be on a file system that overlay writes to, such as ext4, xfs, btrfs or tmpfs, and not overlay itself or NFS: name a directory on another one with --root", dir, err)
 	}
 	have := must
 	for _, opt := range wanted {

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/kilnbuild/kiln/executor/kernel"
 	"github.com/kilnbuild/kiln/executor/nofile"
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +53,11 @@ func seal() error {
 	if err != nil {
 		return fmt.Errorf("clone mount of own program: %w", err)
 	}
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+	err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	if errors.Is(err, unix.ENOSYS) {
+		return kernel.TooOld()
+	}
+	if err != nil {
 		return fmt.Errorf("make mount of own program read-only: %w", err)
 	}
 	return execFD(fd, os.Args, os.Environ())
