@@ -31,7 +31,8 @@ demo: deps build ## build the example, twice, and run what came out
 	hack/demo
 
 .PHONY: test
-test: deps build peer buildx lint unit e2e ## everything, end-to-end tests included
+test: deps build peer buildx lint unit e2e ## everything, end-to-end tests included; in CI also in a virtual machine, where there is KVM
+	$(if $(CI),hack/vmtest ci)
 	@echo
 	@echo "all passed: lint, unit tests, end-to-end tests with the built-in runtime and with runc"
 
@@ -71,16 +72,16 @@ crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, un
 	$(GO) run ./hack/crash -n 100 -power
 
 .PHONY: vm
-vm: ## tests of containers and mounts in a virtual machine: Debian's kernel, systemd, cgroup v2
-	hack/vm 'hack/deps && go test -count=1 -timeout 30m ./executor/... ./snapshot/...'
+vm: ## tests of containers, mounts and limits in a virtual machine: Debian's kernel, systemd, cgroup v2
+	hack/vmtest
 
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, import rows, forbidden imports
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags e2e ./hack/...
+	$(GO) vet -tags e2e,vm ./hack/...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) -tags e2e ./hack/...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) -tags e2e,vm ./hack/...
 	$(GO) run ./hack/lint
 
 STATICCHECK := v0.7.0

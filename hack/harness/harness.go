@@ -4,6 +4,9 @@ package harness
 
 import (
 	"net"
+	"os"
+	"strconv"
+	"sync"
 	"time"
 )
 
@@ -17,10 +20,21 @@ func FreeAddress() (string, error) {
 	return l.Addr().String(), nil
 }
 
+// slowness is how much longer than usual the machine may take, such as one with
+// an emulated processor.
+var slowness = sync.OnceValue(func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("KILN_TEST_SLOWNESS"))
+	if err != nil {
+		return 1
+	}
+	return time.Duration(max(n, 1))
+})
+
 // WaitFor asks again and again until ok returns nil, for what another process
-// is about to do. After d it returns ok's last error.
+// is about to do. After d, or a multiple of it on a slow machine, it returns ok's
+// last error.
 func WaitFor(d time.Duration, ok func() error) error {
-	deadline := time.Now().Add(d)
+	deadline := time.Now().Add(d * slowness())
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -17,8 +17,10 @@ type Unprivileged struct {
 	env  []string
 }
 
+// UnprivilegedID is the user's and its group's number.
+const UnprivilegedID = 1617263
+
 const (
-	unprivilegedID   = 1617263
 	unprivilegedName = "kiln-test"
 	subIDs           = 1617300
 )
@@ -53,7 +55,7 @@ func NewUnprivileged(dir string, count int) (*Unprivileged, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := strconv.Itoa(unprivilegedID)
+	id := strconv.Itoa(UnprivilegedID)
 	files := map[string]string{"passwd": string(passwd) + unprivilegedName + ":x:" + id + ":" + id + "::" + u.Home + ":/bin/sh\n", "subuid": "", "subgid": ""}
 	if count > 0 {
 		files["subuid"] = fmt.Sprintf("%s:%d:%d\n", unprivilegedName, subIDs, count)
@@ -73,7 +75,7 @@ func (u *Unprivileged) runtimeDir() string { return filepath.Join(filepath.Dir(u
 // Own makes files and directories the user's.
 func (u *Unprivileged) Own(paths ...string) error {
 	for _, p := range paths {
-		if err := os.Lchown(p, unprivilegedID, unprivilegedID); err != nil {
+		if err := os.Lchown(p, UnprivilegedID, UnprivilegedID); err != nil {
 			return err
 		}
 	}
@@ -82,7 +84,7 @@ func (u *Unprivileged) Own(paths ...string) error {
 
 // Command is one that the user runs. Its process is that of the program.
 func (u *Unprivileged) Command(program string, args ...string) *exec.Cmd {
-	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", asUser, u.dir, strconv.Itoa(unprivilegedID), program}, args...)...)
+	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", asUser, u.dir, strconv.Itoa(UnprivilegedID), program}, args...)...)
 	cmd.Env = append(os.Environ(), u.env...)
 	return cmd
 }
