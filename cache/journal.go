@@ -81,7 +81,7 @@ func (j *journal) add(db *store.DB, b *store.Batch, e storedEviction) error {
 	if err != nil {
 		return fmt.Errorf("encode the eviction of %s: %w", e.Record, err)
 	}
-	b.Put(bucketEvictions, evictionKey(j.next), value)
+	b.Note(bucketEvictions, evictionKey(j.next), value)
 	j.next++
 	length := uint64(journalLength)
 	if j.length > 0 {

@@ -14,6 +14,7 @@ import (
 type Batch struct {
 	changes   []change
 	onDurable []func()
+	files     bool // it may point to files
 	proven    bool
 	bad       error // the first change that bbolt could never store
 }
@@ -31,6 +32,14 @@ type entry struct {
 
 // Put sets key in bucket. The batch keeps value; the caller must not change it.
 func (b *Batch) Put(bucket, key string, value []byte) {
+	b.files = true
+	b.Note(bucket, key, value)
+}
+
+// Note is Put of a value that points to no files. A commit of deletions and
+// notes alone doesn't have the file system synced, for which everybody who
+// writes to it would wait.
+func (b *Batch) Note(bucket, key string, value []byte) {
 	if value == nil {
 		value = []byte{}
 	}
@@ -71,6 +80,7 @@ func (b *Batch) change(bucket, key string, e entry) {
 type group struct {
 	buckets   map[string]*pending
 	onDurable []func()
+	files     bool // it may point to files
 	proven    bool
 	verify    bool   // somebody asks whether the files are durable
 	size      int    // bytes of keys and values, about
@@ -101,11 +111,18 @@ func (g *group) empty() bool {
 // records says whether there is anything for the database in g.
 func (g *group) records() bool { return len(g.buckets) > 0 || g.proven }
 
+// onlyRemoves says whether g is deletions and notes alone, for which no files need
+// to be durable.
+func (g *group) onlyRemoves() bool {
+	return len(g.buckets) > 0 && !g.files && !g.proven && !g.verify
+}
+
 func (g *group) add(b *Batch, number uint64) {
 	for _, c := range b.changes {
 		g.put(c.bucket, c.key, c.entry)
 	}
 	g.onDurable = append(g.onDurable, b.onDurable...)
+	g.files = g.files || b.files
 	g.proven = g.proven || b.proven
 	g.last = number
 }
@@ -129,6 +146,7 @@ func (g *group) under(older *group) {
 		}
 	}
 	g.onDurable = append(older.onDurable, g.onDurable...)
+	g.files = g.files || older.files
 	g.proven = g.proven || older.proven
 	g.last = max(g.last, older.last)
 }

@@ -109,8 +109,10 @@ func (d *DB) write(g *group) error {
 	if d.broken.Load() {
 		return fmt.Errorf("write %s: the file is damaged; the next start sets it aside", d.path)
 	}
-	if err := d.syncFiles(); err != nil {
-		return d.explain(err, g)
+	if !g.onlyRemoves() {
+		if err := d.syncFiles(); err != nil {
+			return d.explain(err, g)
+		}
 	}
 	if !g.records() {
 		return nil

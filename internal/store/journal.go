@@ -23,9 +23,10 @@ const (
 //
 // An entry is written after the files that its records point to are durable and
 // before bbolt commits, so that its being there proves them. It isn't synced on
-// its own: a dying process leaves it in the kernel's hands, and the next group's
-// syncfs takes it along. So only a power cut, and only together with the loss of
-// the database, costs the last group.
+// its own: a dying process leaves it in the kernel's hands, and the next syncfs
+// takes it along. So only a power cut, and only together with the loss of the
+// database, costs the last groups: one that records something, and deletions and
+// notes after it. What these deleted is then found to have lost its files.
 //
 // It never makes a commit fail. When it can't be written, it ends, and is written
 // anew as a whole when that works again; so it is when it has become long.

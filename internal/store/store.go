@@ -3,7 +3,8 @@
 //
 // A write is a Batch. Batches are visible to readers at once and become durable
 // together: a group commit first makes the files under the root durable (one
-// syncfs), then commits everything queued so far in one bbolt transaction. A
+// syncfs, if there may be such that its records point to), then commits
+// everything queued so far in one bbolt transaction. A
 // crash therefore loses at most the last group, and a record never outlives
 // the files it points to. Removal goes the other way round: delete the record,
 // and remove files in the batch's OnDurable.

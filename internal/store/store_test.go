@@ -240,6 +240,55 @@ func TestFailedCommitKeepsEverythingAndIsTriedAgain(t *testing.T) {
 	}
 }
 
+// Files are synced for what may point to some; a commit that failed is tried again
+// with what it needs.
+func TestSyncsFilesForPutsAlone(t *testing.T) {
+	d := openAt(t, t.TempDir(), nil)
+	real, synced := d.sync, 0
+	d.sync = func() error {
+		synced++
+		return real()
+	}
+	for _, step := range []struct {
+		name string
+		fill func(b *Batch)
+		want int
+	}{
+		{"put", func(b *Batch) { b.Put("x", "k", []byte("v")) }, 1},
+		{"note", func(b *Batch) { b.Note("x", "n", []byte("v")) }, 1},
+		{"deletion", func(b *Batch) { b.Delete("x", "k") }, 1},
+		{"both", func(b *Batch) { b.Delete("x", "n"); b.Put("x", "k", nil) }, 2},
+	} {
+		b := &Batch{}
+		step.fill(b)
+		d.Write(b)
+		if err := d.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if synced != step.want {
+			t.Errorf("%s: synced %d times, not %d", step.name, synced, step.want)
+		}
+	}
+	d.sync = func() error { return syscall.EIO }
+	put(d, "x", "lost", "v")
+	if err := d.Sync(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Errorf("Sync = %v", err)
+	}
+	d.sync = func() error {
+		synced++
+		return real()
+	}
+	b := &Batch{}
+	b.Delete("x", "k")
+	d.Write(b)
+	if err := d.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if synced != 3 {
+		t.Errorf("what failed was written without a sync")
+	}
+}
+
 func TestCloseReportsWhatItCouldNotWrite(t *testing.T) {
 	root := t.TempDir()
 	d, err := Open(Options{Root: root, Delay: manual})
