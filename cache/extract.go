@@ -110,7 +110,7 @@ func (m *Manager) extractStack(ctx context.Context, r *record, fetches *slots) e
 	}
 	snap := m.nextSnap()
 	grown, err := m.snapshots.Stack(ctx, snap, snaps)
-	m.grew(r.layers, grown)
+	m.grew(grown)
 	if err != nil {
 		return m.lostSnapshot(ctx, r, fmt.Errorf("stack %d layers as %s: %w", len(snaps), r.id, err))
 	}
@@ -118,22 +118,21 @@ func (m *Manager) extractStack(ctx context.Context, r *record, fetches *slots) e
 	return nil
 }
 
-// grew forgets the sizes of those among layers whose snapshots are grown.
-func (m *Manager) grew(layers []*record, grown []string) {
-	if len(grown) == 0 {
+// grew forgets the sizes of the snapshots.
+func (m *Manager) grew(snaps []string) {
+	if len(snaps) == 0 {
 		return
 	}
-	m.mu.Lock()
-	for _, l := range layers {
-		if slices.Contains(grown, l.snap) {
-			if l.twin != nil {
-				l = l.twin
-			}
-			l.snapSize = sizeUnknown
-			m.changedLocked(l)
-		}
+	grown := make(map[string]bool, len(snaps))
+	for _, snap := range snaps {
+		grown[snap] = true
 	}
-	m.mu.Unlock()
+	m.eachRecord(func(r *record) {
+		if r.owns() && grown[r.snap] {
+			r.snapSize = sizeUnknown
+			m.changedLocked(r)
+		}
+	})
 	m.flush(flushChanged)
 }
 
@@ -326,7 +325,7 @@ var errContent = errors.New("bad layer content")
 func (m *Manager) unpack(ctx context.Context, r *record, desc ocispec.Descriptor, parent string, body io.Reader) (u unpacked, err error) {
 	done := progress.From(ctx).Begin("extracting " + desc.Digest.String())
 	snap := m.nextSnap()
-	if err := m.snapshots.Prepare(ctx, snap, parent); err != nil {
+	if err := m.prepare(ctx, snap, parent); err != nil {
 		err = fmt.Errorf("prepare snapshot for layer %s: %w", desc.Digest, err)
 		if p := r.parent(); p != nil {
 			err = m.lostSnapshot(ctx, p, err)

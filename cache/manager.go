@@ -191,7 +191,7 @@ func (m *Manager) New(ctx context.Context, parent *Ref, opts Options) (*Mutable,
 	}
 	r := newRecord(mutable, parents, opts)
 	r.snap = m.nextSnap()
-	if err := m.snapshots.Prepare(ctx, r.snap, parentSnap); err != nil {
+	if err := m.prepare(ctx, r.snap, parentSnap); err != nil {
 		err = fmt.Errorf("prepare snapshot for %q: %w", opts.Description, err)
 		if parent != nil {
 			err = m.lostSnapshot(ctx, parent.r, err)
@@ -203,6 +203,18 @@ func (m *Manager) New(ctx context.Context, parent *Ref, opts Options) (*Mutable,
 	m.mu.Unlock()
 	m.flush(flushChanged)
 	return &Mutable{m: m, r: r}, nil
+}
+
+// prepare starts the snapshot snap on top of parent.
+func (m *Manager) prepare(ctx context.Context, snap, parent string) error {
+	if parent != "" {
+		grown, err := m.snapshots.Ground(ctx, parent)
+		m.grew(grown)
+		if err != nil {
+			return err
+		}
+	}
+	return m.snapshots.Prepare(ctx, snap, parent)
 }
 
 // Get returns a handle on an immutable record: ErrNotFound if there is none.

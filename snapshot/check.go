@@ -31,6 +31,9 @@ func (o *Overlay) Check(ctx context.Context, deep bool) []error {
 
 	errs = append(errs, checkTree(snaps)...)
 	for id, s := range snaps {
+		if st, err := os.Lstat(o.groundPath(id)); s.Ground && (err != nil || !st.IsDir()) {
+			errs = append(errs, fmt.Errorf("snapshot %s has no directory for all of its layers at %s: %w", id, o.groundPath(id), err))
+		}
 		if len(s.Layers) > 0 {
 			continue
 		}
@@ -68,6 +71,10 @@ func (o *Overlay) exists(id string) bool {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if on, ok := groundOf(id); ok {
+		s := o.snaps[on]
+		return s != nil && s.Ground || o.copying[id] != nil
+	}
 	layer, copied := copyOf(id)
 	s := o.snaps[layer]
 	if copied {

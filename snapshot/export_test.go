@@ -23,5 +23,8 @@ func OpenShares() int {
 	return len(shares.m)
 }
 
+// StackAtMost has o make grounds as if the kernel could stack no more than n layers.
+func StackAtMost(o *Overlay, n int) { o.most = n }
+
 // LayerDir is where the files of a snapshot are.
 func LayerDir(o *Overlay, id string) string { return o.fsPath(id) }

@@ -87,8 +87,11 @@ func (o *Overlay) overlay(id string, layers []string, options ...string) ([]moun
 
 // aloneLocked says whether the only layer of s holds no whiteouts, so that it
 // can be shown as it is: it had nothing below it when it was written, and its tar
-// deletes nothing either.
+// deletes nothing either; or it is a ground.
 func (o *Overlay) aloneLocked(s *snap) bool {
+	if s.Ground {
+		return true
+	}
 	for len(s.Layers) > 0 {
 		if s = o.snaps[s.Layers[len(s.Layers)-1]]; s == nil {
 			return false
@@ -98,38 +101,59 @@ func (o *Overlay) aloneLocked(s *snap) bool {
 }
 
 // layersLocked returns the layer directories of id, lowest first. For a layer
-// that isn't on top of its own parent there stands its portable copy.
+// that isn't on top of its own parent there stands its portable copy, and for all
+// that a snapshot with a ground stands for, that.
 func (o *Overlay) layersLocked(id string) ([]string, error) {
 	flat, err := o.flatLocked(id)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]string, len(flat))
-	for i, l := range flat {
-		out[i] = o.fsPath(l)
-		if s := o.snaps[l]; s.Form == formCopy && !o.homeLocked(s, flat[:i]) {
-			out[i] = o.portablePath(l)
+	above, ground, err := o.walkLocked(id, true)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	if ground != "" {
+		out = append(out, o.groundPath(ground))
+	}
+	for i := len(flat) - len(above); i < len(flat); i++ {
+		dir := o.fsPath(flat[i])
+		if s := o.snaps[flat[i]]; s.Form == formCopy && !o.homeLocked(s, flat[:i]) {
+			dir = o.portablePath(flat[i])
 		}
+		out = append(out, dir)
 	}
 	return out, nil
 }
 
 // flatLocked returns the ids of the layers of id, lowest first.
+func (o *Overlay) flatLocked(id string) ([]string, error) {
+	flat, _, err := o.walkLocked(id, false)
+	return flat, err
+}
+
+// walkLocked returns the ids of the layers of id, lowest first: those above the
+// first snapshot with a ground, and that snapshot, if grounds are wanted and there
+// is one.
 //
 // A layer that occurs more than once counts at its last occurrence: whatever an
 // earlier one would add is added again later, and whatever layers in between
 // take away from it is back. Overlay refuses the same directory twice. Nothing
 // counts that is below a layer with an opaque root, which overlay doesn't know.
-func (o *Overlay) flatLocked(id string) ([]string, error) {
+func (o *Overlay) walkLocked(id string, grounds bool) (flat []string, ground string, err error) {
 	var all []string
 	for id != "" {
 		s := o.snaps[id]
 		if s == nil {
-			return nil, fmt.Errorf("snapshot %q: %w", id, ErrNotFound)
+			return nil, "", fmt.Errorf("snapshot %q: %w", id, ErrNotFound)
+		}
+		if grounds && s.Ground {
+			ground = id
+			break
 		}
 		own, err := o.ownLocked(nil, s)
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 		slices.Reverse(own)
 		all = append(all, own...)
@@ -143,11 +167,12 @@ func (o *Overlay) flatLocked(id string) ([]string, error) {
 			out = append(out, l)
 		}
 		if o.snaps[l].Clears {
+			ground = ""
 			break
 		}
 	}
 	slices.Reverse(out)
-	return out, nil
+	return out, ground, nil
 }
 
 // ownLocked appends the ids of the layers that s consists of without its

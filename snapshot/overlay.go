@@ -35,6 +35,7 @@ type Overlay struct {
 	options []string
 	// xattr is the prefix of overlay's own xattrs.
 	xattr string
+	most  int // how many layers are stacked; tests stack fewer
 
 	mu sync.Mutex // guards what is below; never held across I/O
 	// copying are the layers of which portable copies are made, with what is closed
@@ -72,6 +73,7 @@ type record struct {
 	// stacked on.
 	Deletes bool `json:"d,omitempty"`
 	Clears  bool `json:"e,omitempty"` // the layer's tar hides all that it is stacked on
+	Ground  bool `json:"g,omitempty"` // there is a ground; see groundPrefix
 }
 
 func (r record) encode() []byte {
@@ -91,7 +93,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 	if strings.ContainsAny(root, ":,\\\n") {
 		return nil, fmt.Errorf("overlay snapshotter: the path %q has a colon, comma, backslash or newline, which overlay takes for something else", root)
 	}
-	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", snaps: map[string]*snap{}, unreadable: map[string]error{}, copying: map[string]chan struct{}{}}
+	o := &Overlay{dir: filepath.Join(root, "snapshots"), db: db, xattr: "trusted.overlay.", most: maxLayers, snaps: map[string]*snap{}, unreadable: map[string]error{}, copying: map[string]chan struct{}{}}
 	if err := os.MkdirAll(o.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("overlay snapshotter: %w", err)
 	}
@@ -301,35 +303,39 @@ func (o *Overlay) Commit(ctx context.Context, id string) error {
 // children.
 func (o *Overlay) Reopen(ctx context.Context, id string) error {
 	was, err := o.reopen(id)
-	if was == formCopy { // of what it was
+	if was.Form == formCopy { // of what it was
 		o.trash.discard(o.portablePath(id))
+	}
+	if was.Ground {
+		o.trash.discard(o.groundPath(id))
 	}
 	return err
 }
 
-// reopen returns what stood for the layer elsewhere.
-func (o *Overlay) reopen(id string) (was form, err error) {
+// reopen returns what the record was.
+func (o *Overlay) reopen(id string) (was record, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s, err := o.soundGetLocked(id)
 	switch {
 	case err != nil:
-		return "", err
+		return was, err
 	case !s.Committed:
-		return "", nil
+		return was, nil
 	case s.children > 0:
-		return "", fmt.Errorf("reopen snapshot %q: %w", id, ErrInUse)
+		return was, fmt.Errorf("reopen snapshot %q: %w", id, ErrInUse)
 	case len(s.Layers) > 0:
-		return "", fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
+		return was, fmt.Errorf("reopen snapshot %q: it is a stack and has no files of its own", id)
 	}
-	was = s.Form
-	s.Committed, s.Form, s.stored = false, formUnknown, false
+	was = s.record
+	s.Committed, s.Form, s.Ground, s.stored = false, formUnknown, false, false
 	return was, nil
 }
 
 // Stack makes the committed snapshot id out of existing committed snapshots,
 // lowest first. It copies no content: of a layer that is right on its own parent
-// only, it makes a copy with hard links, once.
+// only, it makes a copy with hard links, once, and so it does of all where they are
+// more than the kernel's overlay can stack.
 func (o *Overlay) Stack(ctx context.Context, id string, layers []string) (grown []string, err error) {
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("stack %q: there are no layers", id)
@@ -343,9 +349,16 @@ func (o *Overlay) Stack(ctx context.Context, id string, layers []string) (grown 
 	}
 	grown, err = o.makeAllPortable(ctx, id)
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	s.busy = false
+	o.mu.Unlock()
+	if err == nil {
+		var more []string
+		more, err = o.Ground(ctx, id)
+		grown = append(grown, more...)
+	}
 	if err != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
 		o.count(s, -1)
 		delete(o.snaps, id)
 		return grown, fmt.Errorf("stack %q: %w", id, err)
@@ -417,7 +430,7 @@ func (o *Overlay) Persist(b *store.Batch, id string) error {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		for id, r := range added {
-			if s := o.snaps[id]; s != nil && s.Committed == r.Committed && s.Form == r.Form {
+			if s := o.snaps[id]; s != nil && s.Committed == r.Committed && s.Form == r.Form && s.Ground == r.Ground {
 				s.stored = true
 			}
 		}
@@ -463,6 +476,9 @@ func (o *Overlay) Remove(b *store.Batch, id string) error {
 	}
 	if s.Form == formCopy {
 		b.OnDurable(func() { o.trash.delete(o.portablePath(id)) })
+	}
+	if s.Ground {
+		b.OnDurable(func() { o.trash.delete(o.groundPath(id)) })
 	}
 	return nil
 }

@@ -224,18 +224,7 @@ func (c *layerCopier) leave(d *changeDir) error {
 }
 
 func (c *layerCopier) file(in *changeDir, name string, st *unix.Stat_t) error {
-	var err error
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFIFO, unix.S_IFSOCK:
-		// Shared, they would connect processes that have nothing to do with each other.
-		err = c.copyUp(in.copy, name, st)
-	default:
-		err = unix.Linkat(in.fd, name, in.copy.fd, name, 0)
-		if err == unix.EMLINK || err == unix.EPERM { // EPERM: an immutable file, or the owner of another namespace
-			err = c.copyUp(in.copy, name, st)
-		}
-	}
-	if err != nil {
+	if err := linkOrCopy(in.fd, in.copy.fd, name, st); err != nil {
 		return fmt.Errorf("copy /%s%s: %w", in.path, name, err)
 	}
 	return nil

@@ -76,6 +76,12 @@ type Snapshotter interface {
 	// grown are the layers that take more space now, whether it fails or not.
 	Stack(ctx context.Context, id string, layers []string) (grown []string, err error)
 
+	// Ground sees to it that another snapshot can stand on the committed snapshot
+	// id, however many layers that has. Without it, Prepare may refuse to.
+	//
+	// grown are the snapshots that share more files now.
+	Ground(ctx context.Context, id string) (grown []string, err error)
+
 	// Mounts says how to make id visible. An active snapshot is writable
 	// unless readonly is set; a committed one is always read-only.
 	Mounts(ctx context.Context, id string, readonly bool) ([]mount.Mount, error)

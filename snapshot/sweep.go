@@ -66,6 +66,8 @@ func (o *Overlay) ForgetLost() {
 		there[id] = err == nil && st.IsDir()
 		st, err = os.Lstat(o.portablePath(id))
 		there[portablePrefix+id] = err == nil && st.IsDir()
+		st, err = os.Lstat(o.groundPath(id))
+		there[groundPrefix+id] = err == nil && st.IsDir()
 	}
 	o.forgetUnsound(there)
 }
@@ -121,7 +123,7 @@ func (o *Overlay) soundLocked(id string, there, known map[string]bool) bool {
 	}
 	known[id] = false // so that snapshots that stand on themselves end here
 	s := o.snaps[id]
-	if s == nil || len(s.Layers) == 0 && !there[id] {
+	if s == nil || len(s.Layers) == 0 && !there[id] || s.Ground && !there[groundPrefix+id] {
 		return false
 	}
 	for _, below := range s.below() {

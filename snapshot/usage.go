@@ -10,17 +10,22 @@ import (
 )
 
 // Usage measures id by walking all that belongs to it: its own layer and the
-// directories around it. A stack has none.
+// directories around it. A stack has none, but for its ground.
 func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	o.mu.Lock()
 	s, err := o.getLocked(id)
-	stack := err == nil && len(s.Layers) > 0
+	stack, ground := err == nil && len(s.Layers) > 0, err == nil && s.Ground
 	o.mu.Unlock()
-	if err != nil || stack {
+	if err != nil {
 		return Usage{}, err
 	}
 	u := newUsageWalk(ctx)
-	err = errors.Join(u.own(o.path(id)), u.dir(unix.AT_FDCWD, o.fsPath(id)))
+	if !stack {
+		err = errors.Join(u.own(o.path(id)), u.dir(unix.AT_FDCWD, o.fsPath(id)))
+	}
+	if ground {
+		err = errors.Join(err, u.dir(unix.AT_FDCWD, o.groundPath(id)))
+	}
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
