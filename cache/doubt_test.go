@@ -16,14 +16,14 @@ import (
 func TestDoubt(t *testing.T) {
 	e := newEnv(t)
 	ctx := t.Context()
-	sync := func() { must(t, e.db.Verify(ctx)) }
 	good := e.layer(nil, Options{}, "good=1")
 	e.persist(good)
 	goodBlob := get(good.Layers(ctx, Compression{}))(t)[0].Blob.Digest
 	idle := get(e.m.New(ctx, nil, Options{Retain: true}))(t)
 	e.write(idle, "idle=1")
 	must(t, idle.Release(ctx))
-	sync()
+	must(t, e.db.Verify(ctx))
+	since := e.db.Synced()
 
 	fresh := e.layer(good, Options{}, "fresh=1")
 	above := e.layer(fresh, Options{}, "above=1")
@@ -38,7 +38,7 @@ func TestDoubt(t *testing.T) {
 	e.write(writing, "writing=1")
 	ingest := get(e.blobs.Create())(t)
 
-	e.m.doubt(e.db.Synced(), fmt.Errorf("sync: %w", syscall.EIO))
+	e.m.doubt(since, fmt.Errorf("sync: %w", syscall.EIO))
 
 	e.wantFiles(good, "good=1")
 	for _, r := range []*Ref{fresh, above, unsaved} {
