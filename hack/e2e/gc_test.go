@@ -108,13 +108,17 @@ func (d *daemon) addsUp() {
 			return err
 		}
 		var on int64
+		seen := map[uint64]bool{} // files with several names
 		err = filepath.WalkDir(d.root, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}
 			var st syscall.Stat_t
 			err = syscall.Lstat(path, &st)
-			on += st.Blocks * 512
+			if !seen[st.Ino] {
+				seen[st.Ino] = true
+				on += st.Blocks * 512
+			}
 			return err
 		})
 		if off := said - on; err == nil && (off > on/100 || -off > on/100) {
