@@ -186,11 +186,31 @@ func storingLocked(puts []put) {
 	}
 }
 
-// notStoredLocked takes back that p is about to go into a batch.
-func notStoredLocked(p put) {
-	if p.first && p.r.state != gone {
-		p.r.persisted = false
+// notStoredLocked takes back that p is about to go into a batch. If meanwhile a
+// record that needs it went into another one, p has to be tried again: the caller
+// calls flush once it has unlocked.
+func (m *Manager) notStoredLocked(p put) (again bool) {
+	r := p.r
+	switch {
+	case !p.first || r.state == gone:
+		return false
+	case !m.reliedOnLocked(r):
+		r.persisted = false
+		return false
 	}
+	r.dirty = true
+	m.dirty[r] = struct{}{}
+	return true
+}
+
+// reliedOnLocked says whether a persisted record needs r.
+func (m *Manager) reliedOnLocked(r *record) bool {
+	for _, c := range m.records {
+		if c.persisted && slices.Contains(c.needs(), r) {
+			return true
+		}
+	}
+	return false
 }
 
 // storedLocked notes that p went into a batch.
@@ -244,16 +264,20 @@ func (r *Ref) Persist(b *store.Batch) error {
 		}
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, p := range puts {
+	again := false
+	for _, p := range slices.Backward(puts) { // those that need others first
 		if err != nil {
 			p.r.persisting--
-			notStoredLocked(p)
+			again = m.notStoredLocked(p) || again
 			continue
 		}
 		m.storedLocked(p)
 	}
-	if err == nil && len(puts) > 0 {
+	m.mu.Unlock()
+	switch {
+	case again:
+		m.flush(flushChanged)
+	case err == nil && len(puts) > 0:
 		b.OnDurable(func() { m.settle(puts) })
 	}
 	return err
@@ -375,9 +399,9 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 		written = append(written, p)
 	}
 	m.mu.Lock()
-	for _, p := range puts {
+	for _, p := range slices.Backward(puts) { // those that need others first
 		if failed[p.r] {
-			notStoredLocked(p)
+			m.notStoredLocked(p) // the next flush tries again
 		} else {
 			m.storedLocked(p)
 		}
