@@ -38,18 +38,24 @@ var shapes = map[string]func(n int, vertex func(i int, inputs ...*Vertex) *Verte
 		}
 		return v
 	},
-	"random": func(n int, vertex func(int, ...*Vertex) *Vertex) *Vertex {
-		r := rand.New(rand.NewPCG(1, uint64(n)))
-		made := []*Vertex{vertex(0)}
-		for i := 1; i < n; i++ {
-			inputs := []*Vertex{made[i-1]}
-			for range r.IntN(3) {
-				inputs = append(inputs, made[r.IntN(i)])
-			}
-			made = append(made, vertex(i, inputs...))
+	"random": func(n int, vertex func(int, ...*Vertex) *Vertex) *Vertex { return random(n, n, vertex) },
+	// Near is random with inputs that were made not long before: what it costs
+	// less, the memory costs, and not the work.
+	"near": func(n int, vertex func(int, ...*Vertex) *Vertex) *Vertex { return random(n, 100, vertex) },
+}
+
+// random makes a graph whose vertices have inputs among the last of those before.
+func random(n, last int, vertex func(int, ...*Vertex) *Vertex) *Vertex {
+	r := rand.New(rand.NewPCG(1, uint64(n)))
+	made := []*Vertex{vertex(0)}
+	for i := 1; i < n; i++ {
+		inputs := []*Vertex{made[i-1]}
+		for range r.IntN(3) {
+			inputs = append(inputs, made[i-1-r.IntN(min(i, last))])
 		}
-		return made[n-1]
-	},
+		made = append(made, vertex(i, inputs...))
+	}
+	return made[n-1]
 }
 
 // nothingOp makes one result, which is nothing.
@@ -124,7 +130,7 @@ func ask(vertices ...*Vertex) (out []Event) {
 // benchGraphs runs a benchmark for each shape and size of graph, whose vertices
 // it gives with the last one last.
 func benchGraphs(b *testing.B, run func(b *testing.B, vertices []*Vertex)) {
-	for _, shape := range []string{"chain", "wide", "diamond", "random"} {
+	for _, shape := range []string{"chain", "wide", "diamond", "near", "random"} {
 		for _, n := range []int{1000, 10000, 100000} {
 			b.Run(fmt.Sprintf("%s/%d", shape, n), func(b *testing.B) {
 				var vertices []*Vertex
