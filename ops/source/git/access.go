@@ -31,6 +31,9 @@ type access struct {
 
 // openAccess asks the sessions of g.
 func (s *Source) openAccess(ctx context.Context, sp *spec, g session.Group) (_ *access, err error) {
+	if err := s.checkGit(ctx); err != nil {
+		return nil, err
+	}
 	a := &access{}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()

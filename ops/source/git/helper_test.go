@@ -201,3 +201,13 @@ func (d *daemon) client(t testing.TB, v values, more ...session.Attachable) stri
 	must(t, err)
 	return s.ID()
 }
+
+// TestMain takes away proxies, which servers on this machine aren't behind.
+func TestMain(m *testing.M) {
+	for _, name := range []string{"http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
+		if err := os.Unsetenv(name); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(m.Run())
+}

@@ -249,10 +249,12 @@ func TestCredentials(t *testing.T) {
 	}
 	// A server that repeats what it was told isn't shown.
 	id := d.client(t, values{"TOKEN": "s3cr3t"})
-	srv.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		w.Header().Set("Content-Type", "text/plain")
-		w.WriteHeader(http.StatusForbidden)
-		io.WriteString(w, "no: "+req.Header.Get("Authorization")+" s3cr3t\n")
+	srv.Replace(func(http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Content-Type", "text/plain")
+			w.WriteHeader(http.StatusForbidden)
+			io.WriteString(w, "no: "+req.Header.Get("Authorization")+" s3cr3t\n")
+		}
 	})
 	_, _, err := d.try(t, op(r.URL, "main", secrets), id)
 	if err == nil || strings.Contains(err.Error(), "s3cr3t") || strings.Contains(err.Error(), "eC1hY2Nlc3M") {
@@ -267,7 +269,9 @@ func (w writer) Write(e progress.Event) { w(e) }
 // noSecret checks the arguments of all processes.
 func noSecret(t *testing.T) {
 	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	must(t, err)
+	if err != nil {
+		t.Error(err)
+	}
 	for _, name := range lines {
 		data, err := os.ReadFile(name)
 		if err != nil {
@@ -286,8 +290,10 @@ func TestRedirects(t *testing.T) {
 	r := srv.Repo(t, "moved/r.git")
 	r.Commit(map[string]string{"f": "1"})
 	to := strings.Replace(srv.URL, "127.0.0.1", "localhost", 1)
-	front.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		http.Redirect(w, req, to+"/moved"+req.URL.String(), http.StatusFound)
+	front.Replace(func(http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, req *http.Request) {
+			http.Redirect(w, req, to+"/moved"+req.URL.String(), http.StatusFound)
+		}
 	})
 	secret, id := attrs(pb.AttrAuthTokenSecret, "TOKEN"), d.client(t, values{"TOKEN": "s3cr3t"})
 	_, _, err := d.try(t, op(front.URL+"/r.git", "main", secret), id)
@@ -305,13 +311,14 @@ func TestRedirects(t *testing.T) {
 		}
 		return 0
 	})
-	backend := srv.Config.Handler
-	srv.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if p, ok := strings.CutPrefix(req.URL.String(), "/old/"); ok {
-			http.Redirect(w, req, "/moved/"+p, http.StatusMovedPermanently)
-			return
+	srv.Replace(func(backend http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, req *http.Request) {
+			if p, ok := strings.CutPrefix(req.URL.String(), "/old/"); ok {
+				http.Redirect(w, req, "/moved/"+p, http.StatusMovedPermanently)
+				return
+			}
+			backend.ServeHTTP(w, req)
 		}
-		backend.ServeHTTP(w, req)
 	})
 	if _, files := d.fetch(t, op(srv.URL+"/old/r.git", "", secret), id); files["f"] != "1" {
 		t.Errorf("within the host: %v", files)
@@ -325,12 +332,14 @@ func TestDeadServers(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	var conns sync.WaitGroup
+	accepted := make(chan bool, 10)
 	conns.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
+			accepted <- true
 			conns.Go(func() {
 				io.Copy(io.Discard, c) // until the client has had enough
 				c.Close()
@@ -344,14 +353,33 @@ func TestDeadServers(t *testing.T) {
 	left := errors.New("the client left")
 	d.opts.Stall = time.Hour
 	i := d.resolve(t, op("http://"+l.Addr().String()+"/r.git", "main", nil))
-	cancel(left)
+	<-accepted // of the silent server above
+	var leaving sync.WaitGroup
+	leaving.Go(func() {
+		<-accepted
+		cancel(left)
+	})
 	if _, _, err := i.CacheKey(ctx, nil, 0); !errors.Is(err, left) {
 		t.Errorf("got %v", err)
 	}
+	leaving.Wait()
 	must(t, l.Close())
 	conns.Wait()
 	_, _, err = d.try(t, op("http://"+l.Addr().String()+"/r.git", "main", nil))
 	check(t, err, "failed to fetch remote http://"+l.Addr().String()+"/r.git")
+}
+
+func TestVersions(t *testing.T) {
+	for said, want := range map[string]string{
+		"git version 2.39.5": "", "git version 2.31.0": "", "git version 3.0.0": "", "git version 2.50.1 (Apple Git-155)": "",
+		"git version 2.30.2": "too old: it is git version 2.30.2, and 2.31 is needed", "git version 1.99.1": "too old", "hub 2": "where its version is expected",
+	} {
+		if err := checkVersion(said); want != "" {
+			check(t, err, want)
+		} else if err != nil {
+			t.Errorf("%s: %v", said, err)
+		}
+	}
 }
 
 func TestNoGit(t *testing.T) {

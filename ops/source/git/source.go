@@ -19,6 +19,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -49,6 +50,7 @@ type Source struct {
 	opts    Options
 	mirrors turns.Turns // by remote
 	trees   turns.Turns // by key
+	usable  atomic.Bool // git was found to be new enough
 }
 
 var (

@@ -388,6 +388,10 @@ func TestCredentials(t *testing.T) {
 			stdhttp.Redirect(w, r, to, stdhttp.StatusFound)
 			return
 		}
+		if r.URL.Path == "/none" {
+			stdhttp.NotFound(w, r)
+			return
+		}
 		told(w, r)
 	})
 	named := map[string]string{pb.AttrHTTPAuthHeaderSecret: "MINE"}
@@ -424,7 +428,6 @@ func TestCredentials(t *testing.T) {
 	id := d.client(t, secretsprovider.NewSecretProvider(values{}))
 	_, err := d.try(t, s.URL, named, id)
 	check(t, err, "failed to retrieve HTTP auth secret MINE")
-	s.Config.Handler = stdhttp.NotFoundHandler()
 	_, err = d.try(t, strings.Replace(s.URL, "http://", "http://me:s3cr3t@", 1)+"/none", nil, id)
 	check(t, err, "me:xxxxx@127.0.0.1")
 	if strings.Contains(err.Error(), "s3cr3t") {

@@ -23,6 +23,7 @@ type Server struct {
 	mu       sync.Mutex // guards the fields below
 	requests []*http.Request
 	guard    func(*http.Request) int
+	handler  http.Handler
 }
 
 // NewServer serves until the test ends.
@@ -30,14 +31,14 @@ func NewServer(t testing.TB) *Server {
 	t.Helper()
 	path := strings.TrimSpace(run(t, "/", "--exec-path")) + "/git-http-backend"
 	s := &Server{Dir: t.TempDir()}
-	backend := &cgi.Handler{
+	s.handler = &cgi.Handler{
 		Path: path,
 		Env:  []string{"GIT_PROJECT_ROOT=" + s.Dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_CONFIG_NOSYSTEM=1"},
 	}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.requests = append(s.requests, r.Clone(r.Context()))
-		guard := s.guard
+		guard, handler := s.guard, s.handler
 		s.mu.Unlock()
 		if guard != nil {
 			if status := guard(r); status != 0 {
@@ -45,7 +46,7 @@ func NewServer(t testing.TB) *Server {
 				return
 			}
 		}
-		backend.ServeHTTP(w, r)
+		handler.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
 	return s
@@ -56,6 +57,13 @@ func (s *Server) Guard(fn func(*http.Request) int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.guard = fn
+}
+
+// Replace serves by what fn makes of the handler so far.
+func (s *Server) Replace(fn func(http.Handler) http.HandlerFunc) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handler = fn(s.handler)
 }
 
 // Requests are those since the last call.
