@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/client"
+	"github.com/kilnbuild/kiln/client/llb"
 	"github.com/urfave/cli/v3"
 )
 
@@ -21,21 +22,14 @@ func shortForm(c *cli.Command, path string, opts *client.SolveOptions) (outputs 
 	if opts.Frontend == "" {
 		opts.Frontend = "dockerfile.v0"
 	}
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("build context: %w", err)
+	if isRemote(path) {
+		opts.Attrs["context"] = path
+		if file := c.String("file"); file != "" {
+			opts.Attrs["filename"] = file
+		}
+	} else if err := localContext(path, c.String("file"), opts); err != nil {
+		return nil, err
 	}
-	if !st.IsDir() {
-		return nil, fmt.Errorf("build context %s is not a directory; name the Dockerfile with -f and its directory as PATH", path)
-	}
-	file := c.String("file")
-	if file == "" {
-		file = filepath.Join(path, "Dockerfile")
-	} else if _, err := os.Stat(file); err != nil {
-		return nil, fmt.Errorf("look for Dockerfile: %w; -f is relative to the current directory", err)
-	}
-	opts.Locals["context"], opts.Locals["dockerfile"] = path, filepath.Dir(file)
-	opts.Attrs["filename"] = filepath.Base(file)
 	for flag, attr := range map[string]string{"target": "target", "platform": "platform"} {
 		if v := c.String(flag); v != "" {
 			opts.Attrs[attr] = v
@@ -61,6 +55,32 @@ func shortForm(c *cli.Command, path string, opts *client.SolveOptions) (outputs 
 		return nil, err
 	}
 	return shortOutputs(c)
+}
+
+// isRemote tells whether the daemon fetches the context: a repository, or the URL
+// of an archive or a Dockerfile.
+func isRemote(path string) bool {
+	repo, err := llb.ParseGitRepo(path)
+	return err == nil && !repo.LooksLocal || strings.HasPrefix(path, "http://") || strings.HasPrefix(path, "https://")
+}
+
+// localContext serves the directory path, and that of the Dockerfile.
+func localContext(path, file string, opts *client.SolveOptions) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	if !st.IsDir() {
+		return fmt.Errorf("build context %s is not a directory; name the Dockerfile with -f and its directory as PATH", path)
+	}
+	if file == "" {
+		file = filepath.Join(path, "Dockerfile")
+	} else if _, err := os.Stat(file); err != nil {
+		return fmt.Errorf("look for Dockerfile: %w; -f is relative to the current directory", err)
+	}
+	opts.Locals["context"], opts.Locals["dockerfile"] = path, filepath.Dir(file)
+	opts.Attrs["filename"] = filepath.Base(file)
+	return nil
 }
 
 // namedContexts passes contexts on; a directory is served under its name.

@@ -33,6 +33,7 @@ type remote struct {
 	content  map[string]string
 	sent     int // files that were sent
 	requests int
+	wanted   string // Authorization header; "" is any
 }
 
 func startRemote(t *testing.T) *remote {
@@ -66,10 +67,14 @@ func startRemote(t *testing.T) *remote {
 func (r *remote) serve(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.requests++
+	wanted := r.wanted
 	data, ok := r.content[req.URL.Path]
 	r.mu.Unlock()
 	tag := fmt.Sprintf(`"%x"`, sha256.Sum256([]byte(data)))
 	switch {
+	case wanted != "" && req.Header.Get("Authorization") != wanted:
+		w.WriteHeader(http.StatusUnauthorized)
+		return
 	case !ok:
 		http.NotFound(w, req)
 		return
@@ -225,6 +230,11 @@ func TestRemoteSourcesAgain(t *testing.T) {
 
 	r.set("/g.txt", "two")
 	d.dockerfile(r.in("FROM scratch\nADD GIT#FIRST /\nADD --checksum=SUM HTTP/g.txt /f\n"), nil).fails(t, "digest mismatch for "+r.files.URL+"/g.txt", "Dockerfile:3")
+	out = t.TempDir()
+	d.kiln("build", "-f", "sub/Dockerfile", "-o", out, r.repo.URL+"#"+r.first).must(t)
+	if got := readFile(t, out, "a"); got != "1" {
+		t.Errorf("kiln's own client built a = %q", got)
+	}
 	pinned := r.in("FROM scratch\nADD GIT#FIRST /\nADD --checksum=SUM HTTP/f.txt /f\n")
 	d.dockerfile(pinned, nil).must(t)
 	r.git.Close()
@@ -253,14 +263,9 @@ func TestRemoteSourcesWithSecrets(t *testing.T) {
 		}
 		return 0
 	})
-	backend := r.files.Config.Handler
-	r.files.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		if req.Header.Get("Authorization") != "Bearer t0ps3cr3t" {
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
-		backend.ServeHTTP(w, req)
-	})
+	r.mu.Lock()
+	r.wanted = "Bearer t0ps3cr3t"
+	r.mu.Unlock()
 	for line, want := range map[string]string{"ADD GIT#main /": "--secret id=GIT_AUTH_TOKEN", "ADD HTTP/f.txt /": "--secret id=HTTP_AUTH_TOKEN_127.0.0.1"} {
 		d.dockerfile(r.in("FROM scratch\n"+line+"\n"), nil).fails(t, want, "Dockerfile:2")
 		out := d.dockerfile(r.in("FROM scratch\n"+line+"\n"), nil, "--secret", "id=GIT_AUTH_TOKEN,src="+file, "--secret", "id=HTTP_AUTH_TOKEN_127.0.0.1,src="+file).must(t)
