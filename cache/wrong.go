@@ -59,9 +59,7 @@ func (m *Manager) Distrust(ids []string, why error) []string {
 // distrustSnapshot takes out of use what stands on a snapshot whose files were
 // changed.
 func (m *Manager) distrustSnapshot(snap string, why error) {
-	for _, id := range m.distrustSnapshots([]string{snap}, why) {
-		m.log.Warn("cache record is lost", "record", id, "error", why)
-	}
+	m.distrustSnapshots([]string{snap}, why)
 }
 
 // distrustSnapshots takes out of use what stands on snapshots whose files aren't
@@ -75,6 +73,7 @@ func (m *Manager) distrustSnapshots(snaps []string, why error) (owners []string)
 	for id, r := range m.records {
 		if wrong[r.snap] {
 			owners = append(owners, id)
+			m.log.Warn("cache record is lost", "record", id, "description", r.opts.Description, "error", why)
 		}
 	}
 	m.mu.Unlock()
