@@ -22,7 +22,6 @@ func TestMissingConfinement(t *testing.T) {
 	refused([]string{"no SELinux labels", "--oci-worker-apparmor-profile"}, "--oci-worker-selinux")
 	refused([]string{"no-process-sandbox", "only a rootless daemon"}, "--oci-worker-no-process-sandbox")
 	const profile = "kiln-e2e-missing"
-	// compat: DMN-082
 	if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err != nil || strings.TrimSpace(string(enabled)) != "Y" {
 		refused([]string{`AppArmor profile "` + profile + `"`, "AppArmor"}, "--oci-worker-apparmor-profile", profile)
 		return

@@ -26,7 +26,7 @@ func as(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// compat: DMN-018, DMN-082
+// Each runtime gives steps the profile, but not insecure ones.
 func TestAppArmorProfile(t *testing.T) {
 	const profile = "kiln-e2e"
 	file := filepath.Join(t.TempDir(), profile)
@@ -56,8 +56,6 @@ func TestAppArmorProfile(t *testing.T) {
 
 // A rootless daemon that a user's systemd started, as docs/executor.md says, has
 // limits for its steps.
-//
-// compat: DMN-080
 func TestRootlessWithUsersSystemd(t *testing.T) {
 	asUser(t, 65536)
 	id := fmt.Sprint(harness.UnprivilegedID)
