@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -62,28 +64,50 @@ func BenchmarkGet(b *testing.B) {
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range []int{1000, 30000, 300000} {
 		b.Run(fmt.Sprint(n, "records"), func(b *testing.B) {
-			root := b.TempDir()
-			d, err := Open(Options{Root: root})
-			if err != nil {
-				b.Fatal(err)
-			}
-			batch := &Batch{}
-			for i := range n {
-				batch.Put("x", fmt.Sprintf("%08x", i*2654435761%100000007), make([]byte, 200))
-			}
-			d.Write(batch)
-			if err := d.Close(); err != nil {
-				b.Fatal(err)
-			}
+			root := manyRecords(b, n)
 			for b.Loop() {
-				d, err := Open(Options{Root: root})
-				if err != nil {
-					b.Fatal(err)
-				}
-				if err := d.Close(); err != nil {
-					b.Fatal(err)
-				}
+				openAndClose(b, root)
 			}
 		})
+	}
+}
+
+// A start without the database replays the journal.
+func BenchmarkOpenLost(b *testing.B) {
+	root := manyRecords(b, 100000)
+	for b.Loop() {
+		if err := os.Remove(filepath.Join(root, fileName)); err != nil {
+			b.Fatal(err)
+		}
+		openAndClose(b, root)
+	}
+}
+
+func manyRecords(b *testing.B, n int) (root string) {
+	b.Helper()
+	root = b.TempDir()
+	d, err := Open(Options{Root: root})
+	if err != nil {
+		b.Fatal(err)
+	}
+	batch := &Batch{}
+	for i := range n {
+		batch.Put("x", fmt.Sprintf("%08x", i*2654435761%100000007), make([]byte, 200))
+	}
+	d.Write(batch)
+	if err := d.Close(); err != nil {
+		b.Fatal(err)
+	}
+	return root
+}
+
+func openAndClose(b *testing.B, root string) {
+	b.Helper()
+	d, err := Open(Options{Root: root})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		b.Fatal(err)
 	}
 }

@@ -19,6 +19,7 @@ const maxBackoff = 6
 // run commits groups until Close. It sleeps while nothing is written.
 func (d *DB) run() {
 	defer close(d.stopped)
+	d.resumeJournal()
 	failed := 0 // commits in a row
 	for {
 		select {
@@ -35,6 +36,14 @@ func (d *DB) run() {
 			failed++
 		}
 	}
+}
+
+// resumeJournal writes the journal anew if it isn't the database's. The start
+// doesn't wait for that, which takes as long as the disk does for all records;
+// commits and checks do, by the lock that Open has taken.
+func (d *DB) resumeJournal() {
+	defer d.committing.Unlock()
+	d.journal.catchUp(d.bolt)
 }
 
 // gather gives a group time to grow.

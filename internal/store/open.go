@@ -87,6 +87,7 @@ func Open(opts Options) (*DB, error) {
 	d.dropAsides(time.Now())
 	complete, err := d.fillReserve()
 	d.spent = !complete || err != nil // a daemon starts on a full disk, too
+	d.committing.Lock()               // until run has seen to the journal
 	go d.run()
 	return d, nil
 }
@@ -118,7 +119,6 @@ func (d *DB) open() error {
 	if err != nil {
 		return errors.Join(err, d.bolt.Close())
 	}
-	d.journal.catchUp(d.bolt)
 	return nil
 }
 

@@ -373,6 +373,9 @@ func TestPanicInsideACommit(t *testing.T) {
 func TestCreatesNothingWhenIdle(t *testing.T) {
 	root := t.TempDir()
 	d := openAt(t, root, nil)
+	if err := d.Verify(t.Context()); err != nil { // by then the journal is there
+		t.Fatal(err)
+	}
 	before := snapshotDir(t, root)
 	d.Write(&Batch{})
 	mustSync(t, d)

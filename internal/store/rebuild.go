@@ -82,6 +82,19 @@ func (r *replayed) position() position {
 // complete says whether the content is all there was at the last entry.
 func (r *replayed) complete() bool { return r.gaps == 0 && r.position() == r.last }
 
+// bytes are those of all keys and values; there may be no r.
+func (r *replayed) bytes() (n int) {
+	if r == nil {
+		return 0
+	}
+	for _, b := range r.content {
+		for k, v := range b {
+			n += len(k) + len(v)
+		}
+	}
+	return n
+}
+
 func (r *replayed) records() (n int) {
 	for _, b := range r.content {
 		n += len(b)
@@ -112,26 +125,27 @@ func (d *DB) rebuild(why string) error {
 	return d.create(r)
 }
 
-// create puts a database with what was replayed, or an empty one, in place. It
-// is there as a whole or not at all.
+// create puts a database with what was replayed, or an empty one, in place.
+//
+// One that was replayed isn't synced, which would take as long as all the rest of
+// the start: should it get lost, or come out torn, before the first commit syncs
+// it, the next start replays the journal again. That has all of it at any time.
 func (d *DB) create(r *replayed) error {
 	fresh := d.path + ".new"
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("make a database: %w", err)
 	}
-	bolt, err := bbolt.Open(fresh, 0o600, &bbolt.Options{NoSync: true, FreelistType: bbolt.FreelistMapType})
+	// Mapped as large as it becomes: to map it anew as it grows is most of the work.
+	bolt, err := bbolt.Open(fresh, 0o600, &bbolt.Options{NoSync: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: 2 * r.bytes()})
 	if err != nil {
 		return fmt.Errorf("make a database: %w", err)
 	}
 	err = bolt.Update(func(tx *bbolt.Tx) error { return fill(tx, r) })
-	if err == nil {
+	if err == nil && r == nil {
 		err = bolt.Sync()
 	}
 	if err = errors.Join(err, bolt.Close()); err == nil {
 		err = os.Rename(fresh, d.path)
-	}
-	if err == nil && r != nil {
-		err = d.root.Sync() // before the journal may be written anew
 	}
 	if err != nil {
 		return fmt.Errorf("make a database: %w", err)
