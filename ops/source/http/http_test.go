@@ -563,8 +563,8 @@ func TestAtTheSameTime(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			if f := d.fetch(t, s.URL+"/f", nil); f.data != "data" {
-				t.Errorf("got %v", f)
+			if f, err := d.try(t, s.URL+"/f", nil); err != nil || f.data != "data" {
+				t.Errorf("got %v, %v", f, err)
 			}
 		})
 	}
