@@ -66,6 +66,11 @@ containerd: deps ## containers of Debian's containerd with kilnrun as its runc
 	hack/containerd/deps
 	$(GO) test -tags e2e -count=1 -timeout 5m ./hack/containerd
 
+.PHONY: engines
+engines: deps ## containers of Debian's Podman and Docker with kilnrun as their runc
+	hack/engines/deps
+	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/engines
+
 .PHONY: crash
 crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, under load
 	$(GO) run ./hack/crash -n 1000 -damage
