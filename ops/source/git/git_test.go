@@ -16,7 +16,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// compat: LLB-099, LLB-156
+// compat: LLB-099, LLB-103, LLB-156
 func TestRefs(t *testing.T) {
 	d, srv := start(t, t.TempDir()), gittest.NewServer(t)
 	r := srv.Repo(t, "a/r.git")
