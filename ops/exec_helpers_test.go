@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -11,8 +10,8 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/executor"
-	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/session"
@@ -21,48 +20,10 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// newTestCache opens a cache in a directory of its own. It needs root, for
-// overlay mounts.
+// newTestCache opens a cache in a directory of its own.
 func newTestCache(t testing.TB) *cache.Manager {
 	t.Helper()
-	return newTestCacheIn(t, t.TempDir())
-}
-
-func newTestCacheIn(t testing.TB, root string) *cache.Manager {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test mounts filesystems: run it as root")
-	}
-	db, err := store.Open(store.Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	snapshots, err := snapshot.NewOverlay(root, db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := snapshot.NewBlobs(root, db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := cache.Open(context.Background(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Errorf("close cache: %v", err)
-		}
-		if c, ok := snapshots.(io.Closer); ok {
-			if err := c.Close(); err != nil {
-				t.Errorf("close snapshots: %v", err)
-			}
-		}
-		if err := db.Close(); err != nil {
-			t.Errorf("close store: %v", err)
-		}
-	})
-	return m
+	return cachetest.Open(t, t.TempDir()).Manager
 }
 
 // files are a tree's regular files by path.
@@ -187,7 +148,7 @@ func newExecBench(t testing.TB, process func(ctx context.Context, p executor.Pro
 		t.Fatal(err)
 	}
 	root := t.TempDir()
-	b := &execBench{t: t, root: root, cache: newTestCacheIn(t, root), sessions: sessions, exec: &fakeExecutor{t: t, process: process}}
+	b := &execBench{t: t, root: root, cache: cachetest.Open(t, root).Manager, sessions: sessions, exec: &fakeExecutor{t: t, process: process}}
 	b.Loader = newTestLoader(t, Config{Cache: b.cache, Executor: b.exec, Sessions: sessions, Logs: root})
 	return b
 }

@@ -8,46 +8,10 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/cache/contenthash"
-	"github.com/kilnbuild/kiln/internal/store"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/opencontainers/go-digest"
 )
-
-func openCache(t *testing.T, root string) (m *cache.Manager, closeAll func()) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test mounts filesystems: run it as root")
-	}
-	db, err := store.Open(store.Options{Root: root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	snapshots, err := snapshot.NewOverlay(root, db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blobs, err := snapshot.NewBlobs(root, db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err = cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Root: root}); err != nil {
-		t.Fatal(err)
-	}
-	return m, func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-		if c, ok := snapshots.(interface{ Close() error }); ok {
-			if err := c.Close(); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := db.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-}
 
 // transfer writes files to u, as a local source would, and records them.
 func transfer(t *testing.T, u *cache.Mutable, files map[string]string) (before []string) {
@@ -89,7 +53,7 @@ func transfer(t *testing.T, u *cache.Mutable, files map[string]string) (before [
 // next transfer, survives a restart, and agrees with a scan of the files.
 func TestRecordOfCache(t *testing.T) {
 	root := t.TempDir()
-	m, closeAll := openCache(t, root)
+	m := cachetest.Open(t, root)
 	u, err := m.New(t.Context(), nil, cache.Options{Retain: true})
 	if err != nil {
 		t.Fatal(err)
@@ -113,9 +77,8 @@ func TestRecordOfCache(t *testing.T) {
 	a, all := sum(ref, "/a"), sum(ref, "/")
 	ref.Release()
 
-	closeAll()
-	m, closeAll = openCache(t, root)
-	defer func() { closeAll() }()
+	m.Shut()
+	m = cachetest.Open(t, root)
 	if ref, err = m.Get(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}

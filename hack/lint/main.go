@@ -32,7 +32,7 @@ var rows = [][]string{
 // inner are the rows inside an entry, lowest first, for entries whose packages
 // have an order of their own.
 var inner = map[string][]string{
-	"cache":    {"cache", "cache/contenthash", "cache/keys", "cache/remote"},
+	"cache":    {"cache", "cache/cachetest", "cache/contenthash", "cache/keys", "cache/remote"},
 	"ops":      {"ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
 	"control":  {"control/history", "control/explain", "control/build", "control/monitor", "control"},

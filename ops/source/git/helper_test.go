@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,9 +13,8 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
-	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/ops"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
@@ -35,26 +33,10 @@ type daemon struct {
 
 func start(t testing.TB, root string) *daemon {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("this test must run as root: it mounts snapshots")
-	}
-	db, err := store.Open(store.Options{Root: root})
-	must(t, err)
-	snapshots, err := snapshot.NewOverlay(root, db)
-	must(t, err)
-	blobs, err := snapshot.NewBlobs(root, db)
-	must(t, err)
-	m, err := cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
+	c := cachetest.Open(t, root)
 	sm, err := session.NewManager()
 	must(t, err)
-	d := &daemon{cache: m, sm: sm, root: root, Source: New(Options{Cache: m, Sessions: sm, Stall: time.Minute})}
-	d.close = sync.OnceFunc(func() {
-		must(t, m.Close())
-		must(t, db.Close())
-	})
-	t.Cleanup(d.close)
-	return d
+	return &daemon{cache: c.Manager, close: c.Shut, sm: sm, root: root, Source: New(Options{Cache: c.Manager, Sessions: sm, Stall: time.Minute})}
 }
 
 func must(t testing.TB, err error) {

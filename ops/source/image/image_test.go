@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,12 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/source/registry"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -41,28 +40,12 @@ type daemon struct {
 
 func start(t *testing.T, root string) *daemon {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("this test must run as root: it mounts snapshots")
-	}
-	db, err := store.Open(store.Options{Root: root})
-	must(t, err)
-	snapshots, err := snapshot.NewOverlay(root, db)
-	must(t, err)
-	blobs, err := snapshot.NewBlobs(root, db)
-	must(t, err)
-	m, err := cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
+	c := cachetest.Open(t, root)
 	sm, err := session.NewManager()
 	must(t, err)
 	client := registry.New(registry.Config{})
-	d := &daemon{cache: m, Source: New(Options{Cache: m, Store: db, Registry: client, Sessions: sm})}
-	d.close = sync.OnceFunc(func() {
-		client.Close()
-		must(t, m.Close())
-		must(t, db.Close())
-	})
-	t.Cleanup(d.close)
-	return d
+	t.Cleanup(client.Close)
+	return &daemon{cache: c.Manager, close: c.Shut, Source: New(Options{Cache: c.Manager, Store: c.Store, Registry: client, Sessions: sm})}
 }
 
 func must(t testing.TB, err error) {

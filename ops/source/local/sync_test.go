@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,11 +13,10 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/internal/progress"
-	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/solver/pb"
@@ -39,22 +37,9 @@ type daemon struct {
 
 func start(t testing.TB, root string) *daemon {
 	t.Helper()
-	needRoot(t)
-	db, err := store.Open(store.Options{Root: root})
-	must(t, err)
-	snapshots, err := snapshot.NewOverlay(root, db)
-	must(t, err)
-	blobs, err := snapshot.NewBlobs(root, db)
-	must(t, err)
-	m, err := cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
-	d := &daemon{cache: m, sm: manager(t)}
-	d.Source = New(Options{Cache: m, Sessions: d.sm})
-	d.close = sync.OnceFunc(func() {
-		must(t, m.Close())
-		must(t, db.Close())
-	})
-	t.Cleanup(d.close)
+	c := cachetest.Open(t, root)
+	d := &daemon{cache: c.Manager, close: c.Shut, sm: manager(t)}
+	d.Source = New(Options{Cache: c.Manager, Sessions: d.sm})
 	return d
 }
 

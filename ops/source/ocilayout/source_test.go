@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,10 +13,8 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
-	"github.com/kilnbuild/kiln/cache"
-	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	sessioncontent "github.com/moby/buildkit/session/content"
 	"github.com/moby/buildkit/session/testutil"
@@ -44,25 +41,10 @@ func check(t *testing.T, err error, want string) {
 
 func start(t *testing.T) *Source {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("this test must run as root: it mounts snapshots")
-	}
-	root := t.TempDir()
-	db, err := store.Open(store.Options{Root: root})
-	must(t, err)
-	snapshots, err := snapshot.NewOverlay(root, db)
-	must(t, err)
-	blobs, err := snapshot.NewBlobs(root, db)
-	must(t, err)
-	m, err := cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
+	c := cachetest.Open(t, t.TempDir())
 	sm, err := session.NewManager()
 	must(t, err)
-	t.Cleanup(func() {
-		must(t, m.Close())
-		must(t, db.Close())
-	})
-	return New(Options{Cache: m, Sessions: sm})
+	return New(Options{Cache: c.Manager, Sessions: sm})
 }
 
 // layout is a client's store.
