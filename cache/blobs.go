@@ -204,9 +204,13 @@ func (m *Manager) attachLocked(r *record, desc ocispec.Descriptor, disk int64) {
 	m.changedLocked(r)
 }
 
-// stored reports whether the blob is in the store. r lists it.
+// stored reports whether the blob is in the store. r lists it, so that it stays
+// there: one that is about to go with the last record that listed it before r did
+// has gone.
 func (m *Manager) stored(r *record, d digest.Digest) bool {
+	m.blobsMu.RLock()
 	info, err := m.blobs.Stat(d)
+	m.blobsMu.RUnlock()
 	found := err == nil
 	m.mu.Lock()
 	b := r.findBlob(d)
@@ -237,7 +241,7 @@ func (m *Manager) dropBlob(d digest.Digest, why error) {
 	}
 	delete(m.proven, d)
 	m.mu.Unlock()
-	m.log.Warn("stored blob is corrupt, removed it", "blob", d, "error", why)
+	m.log.Warn("stored blob is corrupt or gone, removed it", "blob", d, "error", why)
 	b := &store.Batch{}
 	if err := joinProblems("remove corrupt blob", m.removeBlobs(b, []digest.Digest{d})); err != nil {
 		m.log.Error("remove corrupt blob", "blob", d, "error", err)

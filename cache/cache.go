@@ -25,8 +25,8 @@
 // Locks, in the order in which they are taken:
 //
 //	writes  orders the batches that change persisted records
-//	blobsMu shared while a blob is stored and attached to a record, exclusive
-//	        while blobs that nothing points at are removed
+//	blobsMu shared while a blob is stored and attached to a record, or looked
+//	        for, exclusive while blobs that nothing points at are removed
 //	mu      guards all records and indexes; never held across I/O
 //
 // A flight's own lock is never held together with any of these.

@@ -158,7 +158,7 @@ func (m *Manager) extractLayer(ctx context.Context, r *record, fetches *slots) e
 	}
 	u, err := m.unpackStored(ctx, r, desc, below.snap())
 	if stored && errors.Is(err, errContent) && !localTrouble(err) {
-		// It was good when it was stored; the source may still have it.
+		// It was there, and good when it was stored; the source may still have it.
 		m.dropBlob(desc.Digest, err)
 		if ferr := m.ensureBlob(ctx, r, desc, nil); ferr != nil {
 			return fmt.Errorf("%w; stored copy: %w", ferr, err)
@@ -310,6 +310,9 @@ func quiet(ctx context.Context) context.Context {
 
 func (m *Manager) unpackStored(ctx context.Context, r *record, desc ocispec.Descriptor, parent string) (unpacked, error) {
 	ra, err := m.blobs.ReaderAt(ctx, desc)
+	if errors.Is(err, snapshot.ErrNotFound) { // somebody has just deleted it
+		err = fmt.Errorf("%w: %w", errContent, err)
+	}
 	if err != nil {
 		return unpacked{}, fmt.Errorf("open blob %s: %w", desc.Digest, err)
 	}

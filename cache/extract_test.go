@@ -54,6 +54,51 @@ func TestExtract(t *testing.T) {
 	e.empty()
 }
 
+// A layer whose last record is collected at the moment in which another one of it
+// is made is there, or is fetched again.
+func TestExtractWhileCollecting(t *testing.T) {
+	e := newEnv(t)
+	src := newSource()
+	layer := src.add(t, "gzip", tarOf(t, "a=1"))
+	for range 200 {
+		old := e.pull(src, layer)
+		must(t, old.Extract(t.Context()))
+		old.Release()
+		collected := make(chan error)
+		go func() { collected <- e.m.Prune(t.Context(), PruneOptions{All: true}, nil) }()
+		r := e.pull(src, layer)
+		must(t, r.Extract(t.Context()))
+		e.wantFiles(r, "a=1")
+		r.Release()
+		must(t, <-collected)
+	}
+}
+
+// A blob that is deleted while what is below it is fetched is a loss, after which
+// it is fetched again.
+func TestExtractDeletedBlob(t *testing.T) {
+	e := newEnv(t)
+	src := newSource()
+	layers := []Layer{src.add(t, "gzip", tarOf(t, "a=1")), src.add(t, "gzip", tarOf(t, "b=2"))}
+	r := e.pull(src, layers...)
+	must(t, r.EnsureBlob(t.Context(), layers[1].Blob))
+	src.body = func(d digest.Digest, body io.Reader) io.Reader {
+		if d == layers[0].Blob.Digest {
+			must(t, os.Remove(filepath.Join(e.root, "blobs", "sha256", layers[1].Blob.Digest.Encoded())))
+		}
+		return body
+	}
+	wantErr(t, r.Extract(t.Context()), ErrLost, layers[1].Blob.Digest.String())
+	again := e.pull(src, layers...)
+	must(t, again.Extract(t.Context()))
+	e.wantFiles(again, "a=1", "b=2")
+	if src.count() != 3 {
+		t.Errorf("%d fetches", src.count())
+	}
+	again.Release()
+	r.Release()
+}
+
 // The media type of an image in the wild isn't always that of its bytes.
 func TestExtractGoesByTheBytes(t *testing.T) {
 	e := newEnv(t)
