@@ -14,11 +14,12 @@ import (
 	"github.com/kilnbuild/kiln/snapshot"
 )
 
-// Cache is a cache with the store it is in.
+// Cache is a cache with what it keeps things in.
 type Cache struct {
 	*cache.Manager
 	Store *store.DB
-	// Shut closes both, and fails the test if that fails or if a record is still
+	Blobs *snapshot.Blobs
+	// Shut closes all of it, and fails the test if that fails or if a record is still
 	// in use. The end of the test does so as well.
 	Shut func()
 }
@@ -43,7 +44,7 @@ func Open(t testing.TB, root string) *Cache {
 	must(err)
 	m, err := cache.Open(t.Context(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Root: root, Log: slog.New(slog.DiscardHandler)})
 	must(err)
-	c := &Cache{Manager: m, Store: db}
+	c := &Cache{Manager: m, Store: db, Blobs: blobs}
 	c.Shut = sync.OnceFunc(func() {
 		t.Helper()
 		// The store's last commit has files deleted.

@@ -16,10 +16,9 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/kilnbuild/kiln/cache"
-	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/ops/source/registry"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,9 +42,6 @@ type env struct {
 
 func newEnv(t *testing.T) *env {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test mounts file systems: it needs root")
-	}
 	e := &env{t: t, root: t.TempDir()}
 	e.open()
 	t.Cleanup(func() { e.close() })
@@ -61,23 +57,14 @@ func (e *env) must(err error) {
 
 func (e *env) open() {
 	e.t.Helper()
-	db, err := store.Open(store.Options{Root: e.root})
-	e.must(err)
-	snapshots, err := snapshot.NewOverlay(e.root, db)
-	e.must(err)
-	blobs, err := snapshot.NewBlobs(e.root, db)
-	e.must(err)
-	m, err := cache.Open(context.Background(), cache.Config{Store: db, Snapshots: snapshots, Blobs: blobs, Root: e.root})
-	e.must(err)
+	c := cachetest.Open(e.t, e.root)
 	sessions, err := session.NewManager()
 	e.must(err)
 	reg := registry.New(registry.Config{})
-	e.cfg = Config{Cache: m, Blobs: blobs, Sessions: sessions, Registry: reg, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}}
+	e.cfg = Config{Cache: c.Manager, Blobs: c.Blobs, Sessions: sessions, Registry: reg, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}}
 	e.close = func() {
 		reg.Close()
-		if err := errors.Join(m.Close(), snapshots.(*snapshot.Overlay).Close(), db.Close()); err != nil {
-			e.t.Error(err)
-		}
+		c.Shut()
 	}
 }
 

@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -15,11 +14,11 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/cache/keys"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/ops"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/opencontainers/go-digest"
 )
@@ -38,19 +37,9 @@ type site struct {
 
 func newSite(t *testing.T, share float64) *site {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test mounts overlays and has to run as root")
-	}
 	s := &site{t: t, root: t.TempDir(), log: &logs{lines: make(chan string, 1000)}}
-	var err error
-	s.db, err = store.Open(store.Options{Root: s.root})
-	must(t, err)
-	snaps, err := snapshot.NewOverlay(s.root, s.db)
-	must(t, err)
-	blobs, err := snapshot.NewBlobs(s.root, s.db)
-	must(t, err)
-	s.cache, err = cache.Open(t.Context(), cache.Config{Store: s.db, Snapshots: snaps, Blobs: blobs, Root: s.root})
-	must(t, err)
+	c := cachetest.Open(t, s.root)
+	s.cache, s.db = c.Manager, c.Store
 	s.keys = keys.Open(s.db)
 	s.cache.OnRemove(s.keys.Forget)
 	s.solver = solver.New(solver.Options{Keys: s.keys, Results: ops.Results{Cache: s.cache}})
@@ -58,10 +47,7 @@ func newSite(t *testing.T, share float64) *site {
 	t.Cleanup(func() {
 		s.v.Close()
 		s.solver.Close()
-		must(t, s.cache.Close()) // names records that are still held
-		must(t, s.db.Close())
-		must(t, snaps.(io.Closer).Close())
-		must(t, blobs.Close())
+		c.Shut() // which names records that are still held
 	})
 	return s
 }
