@@ -34,9 +34,9 @@ const (
 	// wait for no more than that.
 	evictBatch = 32
 	// syncEvery is after how many batches the removal of those before them is
-	// awaited, so that no commit becomes long. With four times as many a prune of a big cache writes
-	// half as much, as each record of a commit costs pages of its own there; but
-	// the slowest builds beside it take twice as long.
+	// awaited, so that no commit becomes long. With four times as many a prune of
+	// a big cache writes half as much, as each record of a commit costs pages of
+	// its own there; but the slowest builds beside it take twice as long.
 	syncEvery = 32
 )
 

@@ -82,7 +82,6 @@ type config struct {
 			BridgeSubnet        string            `toml:"bridgeSubnet"`
 			DefaultCgroupParent string            `toml:"defaultCgroupParent"`
 			AppArmorProfile     string            `toml:"apparmor-profile"`
-			SELinux             bool              `toml:"selinux"`
 			NoProcessSandbox    bool              `toml:"noProcessSandbox"`
 			MaxParallelism      int               `toml:"max-parallelism"`
 			gcConfig
@@ -234,7 +233,7 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	if c.IsSet("oci-max-parallelism") {
 		oci.MaxParallelism = c.Int("oci-max-parallelism")
 	}
-	for name, dst := range map[string]*bool{"oci-worker-rootless": &oci.Rootless, "oci-worker-no-process-sandbox": &oci.NoProcessSandbox, "oci-worker-selinux": &oci.SELinux} {
+	for name, dst := range map[string]*bool{"oci-worker-rootless": &oci.Rootless, "oci-worker-no-process-sandbox": &oci.NoProcessSandbox} {
 		if c.IsSet(name) {
 			*dst = c.Bool(name)
 		}
@@ -277,8 +276,6 @@ func (cfg *config) check() error {
 	switch {
 	case !slices.Contains([]string{"auto", "overlayfs"}, oci.Snapshotter):
 		return fmt.Errorf("snapshotter %q: this daemon has overlayfs only", oci.Snapshotter)
-	case oci.SELinux:
-		return errors.New("selinux (--oci-worker-selinux, [worker.oci] selinux): kiln gives steps no SELinux labels, so they can't be confined by them; start without it, or use an AppArmor profile where the kernel has that (--oci-worker-apparmor-profile)")
 	case oci.MaxParallelism < 0:
 		return fmt.Errorf("max-parallelism is negative: %d", oci.MaxParallelism)
 	case !(cfg.Cache.Verify >= 0 && cfg.Cache.Verify <= 1): // nor is NaN

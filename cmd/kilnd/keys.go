@@ -31,7 +31,7 @@ var configKeys = map[string]bool{
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,
 	"worker.oci.snapshotter": true, "worker.oci.rootless": true, "worker.oci.noProcessSandbox": true,
 	"worker.oci.binary": true, "worker.oci.proxySnapshotterPath": false, "worker.oci.defaultCgroupParent": true,
-	"worker.oci.apparmor-profile": true, "worker.oci.selinux": true, "worker.oci.max-parallelism": true,
+	"worker.oci.apparmor-profile": true, "worker.oci.selinux": false, "worker.oci.max-parallelism": true,
 	"worker.oci.userRemapUnsupported": false, "worker.oci.networkMode": true,
 	"worker.oci.cniConfigPath": true, "worker.oci.cniBinaryPath": true, "worker.oci.cniPoolSize": true,
 	"worker.oci.bridgeName": true, "worker.oci.bridgeSubnet": true,

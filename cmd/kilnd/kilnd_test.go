@@ -119,8 +119,6 @@ func TestBadConfig(t *testing.T) {
 		{"[worker.oci]\nbridgeSubnet = \"10.0.0.1/8\"", nil, []string{"10.0.0.0/8"}},
 		{"", []string{"--oci-max-parallelism", "-1"}, []string{"negative"}},
 		{"", []string{"--grace", "-1s"}, []string{"negative"}},
-		{"[worker.oci]\nselinux = true", nil, []string{"no SELinux labels", "--oci-worker-selinux", "--oci-worker-apparmor-profile"}},
-		{"", []string{"--oci-worker-selinux"}, []string{"no SELinux labels"}},
 	} {
 		_, _, err := loaded(t, c.file, c.args...)
 		for _, want := range c.want {
@@ -160,7 +158,7 @@ func TestCancelGrace(t *testing.T) {
 
 // How steps are confined reaches the worker; flags go before the file.
 func TestConfinement(t *testing.T) {
-	const file = "[worker.oci]\napparmor-profile = \"docker-default\"\nnoProcessSandbox = true\nselinux = true"
+	const file = "[worker.oci]\napparmor-profile = \"docker-default\"\nnoProcessSandbox = true"
 	for _, tc := range []struct {
 		file    string
 		args    []string
@@ -168,9 +166,9 @@ func TestConfinement(t *testing.T) {
 		machine bool
 	}{
 		{},
-		{file: strings.Replace(file, "selinux = true", "", 1), profile: "docker-default", machine: true},
-		{file, []string{"--oci-worker-apparmor-profile", "mine", "--oci-worker-no-process-sandbox=false", "--oci-worker-selinux=false"}, "mine", false},
-		{file, []string{"--oci-worker-apparmor-profile=", "--oci-worker-selinux=false"}, "", true},
+		{file: file, profile: "docker-default", machine: true},
+		{file, []string{"--oci-worker-apparmor-profile", "mine", "--oci-worker-no-process-sandbox=false"}, "mine", false},
+		{file, []string{"--oci-worker-apparmor-profile="}, "", true},
 	} {
 		cfg, warnings, err := loaded(t, tc.file, tc.args...)
 		must(t, err)
@@ -194,10 +192,10 @@ func TestDurations(t *testing.T) {
 }
 
 func TestWhatHasNoEffectIsWarnedOf(t *testing.T) {
-	_, warnings, err := loaded(t, "[worker.oci]\nproxySnapshotterPath = \"/p\"\n[frontend.\"gateway.v0\"]\nenabled = true\n", "--cdi-disabled")
+	_, warnings, err := loaded(t, "[worker.oci]\nselinux = true\n[frontend.\"gateway.v0\"]\nenabled = true\n", "--cdi-disabled", "--oci-worker-selinux")
 	must(t, err)
 	all := strings.Join(warnings, "\n")
-	for _, want := range []string{"worker.oci.proxySnapshotterPath", "frontend.gateway.v0.enabled", "--cdi-disabled"} {
+	for _, want := range []string{"worker.oci.selinux", "frontend.gateway.v0.enabled", "--cdi-disabled", "--oci-worker-selinux"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("no warning of %s in %q", want, all)
 		}
