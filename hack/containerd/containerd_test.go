@@ -5,7 +5,6 @@
 package containerd
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,35 +28,7 @@ const patience = 60 * time.Second
 type world struct {
 	*testing.T
 	dir    string
-	events *output
-}
-
-// output collects what a process writes.
-type output struct {
-	mu   sync.Mutex // guards buf
-	text bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
-// waitFor waits until text is in the output.
-func (o *output) waitFor(text string) error {
-	return harness.WaitFor(patience, func() error {
-		if got := o.String(); !strings.Contains(got, text) {
-			return fmt.Errorf("no %q in %q", text, got)
-		}
-		return nil
-	})
+	events *harness.Output
 }
 
 const config = `version = 2
@@ -87,7 +57,7 @@ func start(t *testing.T) *world {
 			t.Error(err)
 		}
 	})
-	w := &world{t, dir, &output{}}
+	w := &world{t, dir, &harness.Output{}}
 	w.must(w.command("go", "build", "-o", w.path("kilnrun"), "../../cmd/kilnrun"))
 	// What it is called with is written down.
 	wrapper := fmt.Sprintf("#!/bin/sh\necho \"$*\" >>%[1]s/calls\nexec %[1]s/kilnrun \"$@\"\n", dir)
@@ -96,9 +66,9 @@ func start(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	log := &output{}
+	log := &harness.Output{}
 	w.background(exec.Command("containerd", "--config", w.path("config.toml")), log)
-	if err := log.waitFor("containerd successfully booted"); err != nil {
+	if err := log.WaitFor(patience, "containerd successfully booted"); err != nil {
 		t.Fatal(err)
 	}
 	w.background(w.ctr("events"), w.events)
@@ -148,7 +118,7 @@ func (w *world) background(cmd *exec.Cmd, out io.Writer) {
 // try runs cmd and returns its exit code and output.
 func (w *world) try(cmd *exec.Cmd) (int, string) {
 	w.Helper()
-	out := &output{}
+	out := &harness.Output{}
 	if cmd.Stdout == nil {
 		cmd.Stdout, cmd.Stderr = out, out
 	}
@@ -250,7 +220,7 @@ func (w *world) lifecycle(t *testing.T) {
 	w.try(w.ctr("tasks", "delete", "c1")) // its exit code is the task's
 	w.must(w.ctr("containers", "delete", "c1"))
 	for _, topic := range []string{"/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started", "/tasks/paused", "/tasks/resumed", "/tasks/exit", "/tasks/delete"} {
-		if err := w.events.waitFor(topic); err != nil {
+		if err := w.events.WaitFor(patience, topic); err != nil {
 			t.Errorf("event: %v", err)
 		}
 	}
@@ -290,7 +260,7 @@ func (w *world) onTerminal(cmd *exec.Cmd, text string) (string, int) {
 	if err != nil {
 		w.Fatal(err)
 	}
-	shown, copied := &output{}, make(chan error, 1)
+	shown, copied := &harness.Output{}, make(chan error, 1)
 	go func() { _, err := io.Copy(shown, master); copied <- err }()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

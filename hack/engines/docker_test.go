@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
 )
 
 func TestDocker(t *testing.T) {
@@ -46,7 +48,7 @@ func TestDocker(t *testing.T) {
 // daemon starts cmd, which is ended with the test.
 func (e *engine) daemon(cmd *exec.Cmd) {
 	e.Helper()
-	log := &output{}
+	log := &harness.Output{}
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = log, log, patience
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
@@ -71,7 +73,7 @@ func (e *engine) daemon(cmd *exec.Cmd) {
 		}
 		e.removeCgroups("kiln-docker-test")
 	})
-	if err := log.waitFor("API listen on"); err != nil {
+	if err := log.WaitFor(patience, "API listen on"); err != nil {
 		e.Fatal(err)
 	}
 }

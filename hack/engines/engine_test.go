@@ -5,14 +5,12 @@
 package engines
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -38,34 +36,6 @@ func (e *engine) in(t *testing.T) *engine {
 	one := *e
 	one.T = t
 	return &one
-}
-
-// output collects what a process writes.
-type output struct {
-	mu   sync.Mutex // guards text
-	text bytes.Buffer
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(b)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
-// waitFor waits until text is in the output.
-func (o *output) waitFor(text string) error {
-	return harness.WaitFor(patience, func() error {
-		if got := o.String(); !strings.Contains(got, text) {
-			return fmt.Errorf("no %q in %q", text, got)
-		}
-		return nil
-	})
 }
 
 // cgroups are the directories of a group in all hierarchies.
@@ -163,7 +133,7 @@ func (e *engine) cmd(args ...string) *exec.Cmd {
 // try runs cmd, and returns its exit code and what it prints.
 func (e *engine) try(cmd *exec.Cmd) (int, string) {
 	e.Helper()
-	out := &output{}
+	out := &harness.Output{}
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = out, out, patience
 	if err := cmd.Start(); err != nil {
 		e.Fatalf("%v: run make engines", err)
