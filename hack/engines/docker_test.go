@@ -19,7 +19,7 @@ func TestDocker(t *testing.T) {
 	host := "unix://" + e.path("sock")
 	e.write("daemon.json", "{}")
 	e.daemon(exec.Command("dockerd", "--config-file", e.path("daemon.json"), "--data-root", e.path("root"), "--exec-root", e.path("exec"), "--pidfile", e.path("pid"), "--host", host,
-		"--add-runtime", "kiln="+e.path("runtime"), "--default-runtime", "kiln", "--storage-driver", "overlay2", "--cgroup-parent", "kiln-docker-test", "--default-ulimit", "nofile=1024:2048",
+		"--add-runtime", "kiln="+e.path("runtime"), "--default-runtime", "kiln", "--storage-driver", "overlay2", "--cgroup-parent", "/kiln-docker-test", "--default-ulimit", "nofile=1024:2048",
 		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--userland-proxy=false"))
 	e.command = []string{"/usr/bin/docker", "--host", host}
 	e.env = []string{"HOME=" + e.dir, "DOCKER_CONFIG=" + e.dir}
