@@ -11,6 +11,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
@@ -88,7 +89,7 @@ func read(t *testing.T, c *Container, mount int, name string) string {
 // compat: GW-051, GW-060, GW-061
 func TestContainer(t *testing.T) {
 	b := newRealBench(t, "")
-	who := b.session(secretMap{"s": "hush"}.attach())
+	who := b.session(sessiontest.Secrets{"s": "hush"}.Service())
 	data := b.ref(nil, files{"d/f": "data"})
 	c := b.container(t, who, []*pb.Mount{
 		{Input: 1, Dest: "/ro", Readonly: true},

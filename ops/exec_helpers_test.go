@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,11 +11,10 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/session/secrets"
-	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -206,35 +204,5 @@ func (b *execBench) ref(parent *cache.Ref, content files) *cache.Ref {
 // an asker with that session.
 func (b *execBench) session(services ...session.Attachable) asker {
 	b.t.Helper()
-	s, err := session.NewSession(context.Background(), "")
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	for _, a := range services {
-		s.Allow(a)
-	}
-	var running sync.WaitGroup
-	dial := func(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
-		client, server := net.Pipe()
-		running.Go(func() { b.sessions.HandleConn(ctx, server, meta) })
-		return client, nil
-	}
-	running.Go(func() { s.Run(context.Background(), dial) })
-	b.t.Cleanup(func() {
-		s.Close()
-		running.Wait()
-	})
-	return asker{&Build{SessionIDs: []string{s.ID()}}}
+	return asker{&Build{SessionIDs: []string{sessiontest.Connect(b.t, b.sessions, "", services...)}}}
 }
-
-// secretMap serves secrets from memory.
-type secretMap map[string]string
-
-func (m secretMap) GetSecret(_ context.Context, id string) ([]byte, error) {
-	if text, ok := m[id]; ok {
-		return []byte(text), nil
-	}
-	return nil, secrets.ErrNotFound
-}
-
-func (m secretMap) attach() session.Attachable { return secretsprovider.NewSecretProvider(m) }

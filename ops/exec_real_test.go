@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -123,7 +124,7 @@ func (b *realBench) sh(who asker, script string, mounts []*pb.Mount, inputs ...*
 // compat: LLB-046, LLB-047, LLB-048
 func TestRealMounts(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *realBench) {
-		who := b.session(secretMap{"s": "hush"}.attach(), fakeAgent{known: "key"})
+		who := b.session(sessiontest.Secrets{"s": "hush"}.Service(), fakeAgent{known: "key"})
 		in := b.ref(nil, files{"sub/f": "part", "g": "whole"})
 		out, err := b.sh(who, `set -e
 			cat /run/secret; echo; stat -c '%u %g %a' /run/secret

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
@@ -60,7 +61,7 @@ func TestSecretFiles(t *testing.T) {
 		}
 		return nil
 	})
-	who := b.session(secretMap{"a": "alpha", "b": "beta"}.attach())
+	who := b.session(sessiontest.Secrets{"a": "alpha", "b": "beta"}.Service())
 	b.run(b.op(&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot,
 		secretMount("/run/a", &pb.SecretOpt{ID: "a", Uid: 1, Gid: 2, Mode: 0o400}),
 		secretMount("/run/b", &pb.SecretOpt{ID: "b", Mode: 0o550}),
@@ -102,13 +103,13 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 		}
 		return nil
 	})
-	who := b.session(secretMap{"a": "alpha"}.attach())
+	who := b.session(sessiontest.Secrets{"a": "alpha"}.Service())
 	b.run(b.op(&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot, secretMount("/run/a", &pb.SecretOpt{ID: "a", Mode: 0o400})}}, 0, nil), who)
 }
 
 func TestMissingSecret(t *testing.T) {
 	b := newExecBench(t, nil)
-	who := b.session(secretMap{}.attach())
+	who := b.session(sessiontest.Secrets{}.Service())
 	for name, e := range map[string]*pb.ExecOp{
 		"file":     {Mounts: []*pb.Mount{scratchRoot, secretMount("/run/a", &pb.SecretOpt{ID: "missing"})}},
 		"variable": {Mounts: []*pb.Mount{scratchRoot}, Secretenv: []*pb.SecretEnv{{ID: "missing", Name: "M"}}},
@@ -130,7 +131,7 @@ func TestMissingSecret(t *testing.T) {
 // compat: LLB-030
 func TestSecretVariables(t *testing.T) {
 	b := newExecBench(t, nil)
-	who := b.session(secretMap{"tok": "s3cret"}.attach())
+	who := b.session(sessiontest.Secrets{"tok": "s3cret"}.Service())
 	b.run(b.op(&pb.ExecOp{
 		Meta:   &pb.Meta{Args: []string{"x"}, Env: []string{"PATH=/bin"}},
 		Mounts: []*pb.Mount{scratchRoot},
@@ -156,7 +157,7 @@ func TestSharingKey(t *testing.T) {
 	withSSH := func() *execOp {
 		return b.op(&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot, sshMount("/a", &pb.SSHOpt{Optional: true})}}, 0, nil)
 	}
-	one, same, other, none := b.session(secretMap{"s": "1"}.attach()), b.session(secretMap{"s": "1"}.attach()), b.session(secretMap{"s": "2"}.attach()), b.session(secretMap{}.attach())
+	one, same, other, none := b.session(sessiontest.Secrets{"s": "1"}.Service()), b.session(sessiontest.Secrets{"s": "1"}.Service()), b.session(sessiontest.Secrets{"s": "2"}.Service()), b.session(sessiontest.Secrets{}.Service())
 	for _, c := range []struct {
 		name     string
 		op1, op2 *execOp

@@ -1,14 +1,10 @@
 package git
 
 import (
-	"context"
-	"errors"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,8 +12,6 @@ import (
 	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/session/secrets"
-	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -138,50 +132,6 @@ func check(t testing.TB, err error, want string) {
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got error %v, want one with %q", err, want)
 	}
-}
-
-type values map[string]string
-
-func (v values) GetSecret(_ context.Context, id string) ([]byte, error) {
-	if s, ok := v[id]; ok {
-		return []byte(s), nil
-	}
-	return nil, secrets.ErrNotFound
-}
-
-// client is a session with secrets, until the test ends.
-func (d *daemon) client(t testing.TB, v values, more ...session.Attachable) string {
-	t.Helper()
-	s, err := session.NewSession(t.Context(), "test")
-	must(t, err)
-	s.Allow(secretsprovider.NewSecretProvider(v))
-	for _, a := range more {
-		s.Allow(a)
-	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	var handlers sync.WaitGroup
-	dial := func(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		handlers.Go(func() {
-			if err := d.sm.HandleConn(ctx, theirs, meta); err != nil && !errors.Is(err, context.Canceled) {
-				t.Logf("session: %v", err)
-			}
-		})
-		return ours, nil
-	}
-	go func() { done <- s.Run(ctx, dial) }()
-	t.Cleanup(func() {
-		s.Close()
-		cancel()
-		<-done
-		handlers.Wait()
-	})
-	wait, stop := context.WithTimeout(t.Context(), time.Minute)
-	defer stop()
-	_, err = d.sm.Get(wait, s.ID(), false)
-	must(t, err)
-	return s.ID()
 }
 
 // TestMain takes away proxies, which servers on this machine aren't behind.

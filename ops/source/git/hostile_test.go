@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/kilnbuild/kiln/ops/source/git/gittest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
@@ -191,18 +192,18 @@ func TestCredentials(t *testing.T) {
 	host := strings.TrimPrefix(srv.URL, "http://")
 	secrets := attrs(pb.AttrAuthHeaderSecret, "HEADER", pb.AttrAuthTokenSecret, "TOKEN")
 	for _, c := range []struct {
-		name   string
-		values values
-		url    string
-		want   string
+		name    string
+		secrets sessiontest.Secrets
+		url     string
+		want    string
 	}{
-		{"token", values{"TOKEN": "s3cr3t\n"}, r.URL, "basic eC1hY2Nlc3MtdG9rZW46czNjcjN0"},
-		{"header", values{"HEADER": "Bearer s3cr3t"}, r.URL, "Bearer s3cr3t"},
-		{"of the host", values{"HEADER": "Bearer wrong", "TOKEN." + host: "s3cr3t"}, r.URL, "basic eC1hY2Nlc3MtdG9rZW46czNjcjN0"},
+		{"token", sessiontest.Secrets{"TOKEN": "s3cr3t\n"}, r.URL, "basic eC1hY2Nlc3MtdG9rZW46czNjcjN0"},
+		{"header", sessiontest.Secrets{"HEADER": "Bearer s3cr3t"}, r.URL, "Bearer s3cr3t"},
+		{"of the host", sessiontest.Secrets{"HEADER": "Bearer wrong", "TOKEN." + host: "s3cr3t"}, r.URL, "basic eC1hY2Nlc3MtdG9rZW46czNjcjN0"},
 		{"of the URL", nil, strings.Replace(r.URL, "http://", "http://me:s3cr3t@", 1), "Basic bWU6czNjcjN0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			id := d.client(t, c.values)
+			id := sessiontest.Connect(t, d.sm, "", c.secrets.Service())
 			srv.Guard(func(req *http.Request) int {
 				if req.Header.Get("Authorization") != c.want {
 					return http.StatusUnauthorized
@@ -248,7 +249,7 @@ func TestCredentials(t *testing.T) {
 		})
 	}
 	// A server that repeats what it was told isn't shown.
-	id := d.client(t, values{"TOKEN": "s3cr3t"})
+	id := sessiontest.Connect(t, d.sm, "", sessiontest.Secrets{"TOKEN": "s3cr3t"}.Service())
 	srv.Replace(func(http.Handler) http.HandlerFunc {
 		return func(w http.ResponseWriter, req *http.Request) {
 			w.Header().Set("Content-Type", "text/plain")
@@ -295,7 +296,7 @@ func TestRedirects(t *testing.T) {
 			http.Redirect(w, req, to+"/moved"+req.URL.String(), http.StatusFound)
 		}
 	})
-	secret, id := attrs(pb.AttrAuthTokenSecret, "TOKEN"), d.client(t, values{"TOKEN": "s3cr3t"})
+	secret, id := attrs(pb.AttrAuthTokenSecret, "TOKEN"), sessiontest.Connect(t, d.sm, "", sessiontest.Secrets{"TOKEN": "s3cr3t"}.Service())
 	_, _, err := d.try(t, op(front.URL+"/r.git", "main", secret), id)
 	check(t, err, "it redirects to another host, "+to+", which the credentials are not for")
 	if got := srv.Requests(); len(got) != 0 {
@@ -405,7 +406,7 @@ exit 255
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	o := op("git@host.invalid:r.git", "main", attrs(pb.AttrMountSSHSock, "default", pb.AttrKnownSSHHosts, "host.invalid ssh-ed25519 AAAA\n"))
 	o.Identifier = "git://host.invalid/r.git#main"
-	_, _, err := d.try(t, o, d.client(t, nil))
+	_, _, err := d.try(t, o, sessiontest.Connect(t, d.sm, ""))
 	check(t, err, `no SSH key "default" forwarded from the client; it is with --ssh default`)
 
 	dir, err := os.MkdirTemp("", "agent")
@@ -416,7 +417,7 @@ exit 255
 	defer l.Close()
 	agent, err := sshprovider.NewSSHAgentProvider([]sshprovider.AgentConfig{{ID: "default", Paths: []string{dir + "/s"}}})
 	must(t, err)
-	id := d.client(t, nil, agent)
+	id := sessiontest.Connect(t, d.sm, "", agent)
 	_, _, err = d.try(t, o, id)
 	for _, want := range []string{"failed to fetch remote git@host.invalid:r.git", "known: host.invalid ssh-ed25519 AAAA", "agent is there", "-F /dev/null", "IdentityFile=none", "StrictHostKeyChecking=yes"} {
 		check(t, err, want)

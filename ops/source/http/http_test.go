@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	stdhttp "net/http"
 	"net/http/httptest"
 	"os"
@@ -16,9 +15,8 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/cachetest"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/session/secrets"
-	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -142,49 +140,6 @@ func (d *daemon) try(t testing.TB, url string, attrs map[string]string, sessions
 	must(t, err)
 	f.data = string(data)
 	return f, nil
-}
-
-type values map[string]string
-
-func (v values) GetSecret(_ context.Context, id string) ([]byte, error) {
-	if s, ok := v[id]; ok {
-		return []byte(s), nil
-	}
-	return nil, secrets.ErrNotFound
-}
-
-// client is a session, until the test ends.
-func (d *daemon) client(t testing.TB, more ...session.Attachable) string {
-	t.Helper()
-	s, err := session.NewSession(t.Context(), "test")
-	must(t, err)
-	for _, a := range more {
-		s.Allow(a)
-	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	var handlers sync.WaitGroup
-	dial := func(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
-		ours, theirs := net.Pipe()
-		handlers.Go(func() {
-			if err := d.sm.HandleConn(ctx, theirs, meta); err != nil && !errors.Is(err, context.Canceled) {
-				t.Logf("session: %v", err)
-			}
-		})
-		return ours, nil
-	}
-	go func() { done <- s.Run(ctx, dial) }()
-	t.Cleanup(func() {
-		s.Close()
-		cancel()
-		<-done
-		handlers.Wait()
-	})
-	wait, stop := context.WithTimeout(t.Context(), time.Minute)
-	defer stop()
-	_, err = d.sm.Get(wait, s.ID(), false)
-	must(t, err)
-	return s.ID()
 }
 
 const modified = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -378,23 +333,23 @@ func TestCredentials(t *testing.T) {
 	})
 	named := map[string]string{pb.AttrHTTPAuthHeaderSecret: "MINE"}
 	for _, c := range []struct {
-		name   string
-		values values
-		url    string
-		attrs  map[string]string
-		want   string
+		name    string
+		secrets sessiontest.Secrets
+		url     string
+		attrs   map[string]string
+		want    string
 	}{
-		{"named", values{"MINE": "Bearer s3cr3t"}, s.URL, named, "Bearer s3cr3t"},
-		{"token of the host", values{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cr3t\n"}, s.URL, nil, "Bearer s3cr3t"},
-		{"header of the host", values{"HTTP_AUTH_HEADER_127.0.0.1": "Basic s3cr3t"}, s.URL, nil, "Basic s3cr3t"},
+		{"named", sessiontest.Secrets{"MINE": "Bearer s3cr3t"}, s.URL, named, "Bearer s3cr3t"},
+		{"token of the host", sessiontest.Secrets{"HTTP_AUTH_TOKEN_127.0.0.1": "s3cr3t\n"}, s.URL, nil, "Bearer s3cr3t"},
+		{"header of the host", sessiontest.Secrets{"HTTP_AUTH_HEADER_127.0.0.1": "Basic s3cr3t"}, s.URL, nil, "Basic s3cr3t"},
 		{"of the URL", nil, strings.Replace(s.URL, "http://", "http://me:s3cr3t@", 1), nil, "Basic bWU6czNjcjN0"},
-		{"within the host", values{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=/elsewhere", named, "Bearer s3cr3t"},
-		{"to another port", values{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + other.URL, named, ""},
-		{"to another host", values{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + strings.Replace(other.URL, "127.0.0.1", "localhost", 1), named, ""},
-		{"there and back", values{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + other.URL + "/", named, ""},
+		{"within the host", sessiontest.Secrets{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=/elsewhere", named, "Bearer s3cr3t"},
+		{"to another port", sessiontest.Secrets{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + other.URL, named, ""},
+		{"to another host", sessiontest.Secrets{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + strings.Replace(other.URL, "127.0.0.1", "localhost", 1), named, ""},
+		{"there and back", sessiontest.Secrets{"MINE": "Bearer s3cr3t"}, s.URL + "/?to=" + other.URL + "/", named, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			id := d.client(t, secretsprovider.NewSecretProvider(c.values))
+			id := sessiontest.Connect(t, d.sm, "", c.secrets.Service())
 			i, err := d.Resolve(&pb.SourceOp{Identifier: c.url, Attrs: c.attrs}, ocispec.Platform{})
 			must(t, err)
 			if f := d.fetch(t, c.url, c.attrs, id); f.data != c.want {
@@ -407,7 +362,7 @@ func TestCredentials(t *testing.T) {
 			}
 		})
 	}
-	id := d.client(t, secretsprovider.NewSecretProvider(values{}))
+	id := sessiontest.Connect(t, d.sm, "", sessiontest.Secrets{}.Service())
 	_, err := d.try(t, s.URL, named, id)
 	check(t, err, "failed to retrieve HTTP auth secret MINE")
 	_, err = d.try(t, strings.Replace(s.URL, "http://", "http://me:s3cr3t@", 1)+"/none", nil, id)
@@ -505,7 +460,7 @@ func TestHostileServers(t *testing.T) {
 func TestUpload(t *testing.T) {
 	d := start(t, t.TempDir())
 	up := uploadprovider.New()
-	id := d.client(t, up)
+	id := sessiontest.Connect(t, d.sm, "", up)
 	url := up.Add(io.NopCloser(strings.NewReader("uploaded")))
 	if f := d.fetch(t, url, map[string]string{pb.AttrHTTPFilename: "context"}, id); f.data != "uploaded" || f.name != "context" {
 		t.Errorf("got %v", f)

@@ -5,13 +5,13 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"hash"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/tonistiigi/fsutil"
@@ -22,8 +22,6 @@ import (
 // client connects a session that offers dirs, as buildctl does.
 func client(t testing.TB, sm *session.Manager, sharedKey string, dirs map[string]string) string {
 	t.Helper()
-	s, err := session.NewSession(t.Context(), sharedKey)
-	must(t, err)
 	offered := filesync.StaticDirSource{}
 	for name, dir := range dirs {
 		tree, err := fsutil.NewFS(dir)
@@ -35,48 +33,10 @@ func client(t testing.TB, sm *session.Manager, sharedKey string, dirs map[string
 		must(t, err)
 		offered[name] = tree
 	}
-	if dirs != nil {
-		s.Allow(filesync.NewFSSyncProvider(offered))
+	if dirs == nil {
+		return sessiontest.Connect(t, sm, sharedKey)
 	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { done <- s.Run(ctx, dialer(sm)) }()
-	t.Cleanup(func() {
-		s.Close()
-		cancel()
-		<-done
-	})
-	return s.ID()
-}
-
-// dialer connects through a Unix socket pair's equivalent, a loopback
-// connection of the kernel, so that copying costs what it costs.
-func dialer(sm *session.Manager) session.Dialer {
-	return func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		near, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			return nil, err
-		}
-		far, err := l.Accept() // before the listener closes, which would reset it
-		if err != nil {
-			near.Close()
-			return nil, err
-		}
-		go sm.HandleConn(context.WithoutCancel(ctx), far, meta)
-		return near, nil
-	}
-}
-
-func manager(t testing.TB) *session.Manager {
-	t.Helper()
-	sm, err := session.NewManager()
-	must(t, err)
-	return sm
+	return sessiontest.Connect(t, sm, sharedKey, filesync.NewFSSyncProvider(offered))
 }
 
 // manyFiles makes n small files in directories of 40.
@@ -113,7 +73,7 @@ func BenchmarkTransfer(b *testing.B) {
 		files, size int
 	}{{"20000x10K", 20_000, 10 << 10}, {"4x96M", 4, 96 << 20}} {
 		src := manyFiles(b, shape.files, shape.size)
-		sm := manager(b)
+		sm := sessiontest.Manager(b)
 		id := client(b, sm, "", map[string]string{"context": src})
 		caller, err := sm.Get(b.Context(), id, false)
 		must(b, err)

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -17,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/ops"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/solver/pb"
@@ -38,7 +38,7 @@ type daemon struct {
 func start(t testing.TB, root string) *daemon {
 	t.Helper()
 	c := cachetest.Open(t, root)
-	d := &daemon{cache: c.Manager, close: c.Shut, sm: manager(t)}
+	d := &daemon{cache: c.Manager, close: c.Shut, sm: sessiontest.Manager(t)}
 	d.Source = New(Options{Cache: c.Manager, Sessions: d.sm})
 	return d
 }
@@ -362,22 +362,17 @@ func (b *breaker) TarStream(filesync.FileSync_TarStreamServer) error { return ni
 // compat: SES-041
 func TestFailure(t *testing.T) {
 	d := start(t, t.TempDir())
-	s, err := session.NewSession(t.Context(), "m")
-	must(t, err)
 	b := &breaker{packets: []*types.Packet{stat("a", 0o644), stat("b", 0o644, size(3))}}
-	s.Allow(b)
-	done := make(chan error, 1)
-	go func() { done <- s.Run(context.WithoutCancel(t.Context()), dialer(d.sm)) }()
-	defer func() { s.Close(); <-done }()
+	id := sessiontest.Connect(t, d.sm, "m", b)
 
-	_, err = d.op(t, "context", nil).Fetch(t.Context(), session.NewGroup(s.ID()))
+	_, err := d.op(t, "context", nil).Fetch(t.Context(), session.NewGroup(id))
 	check(t, err, `transfer local directory "context": `)
 	check(t, err, "input/output error")
 	if ids := d.cache.Search(indexKey, "context::m"); len(ids) != 0 {
 		t.Errorf("partial copies are left: %q", ids)
 	}
 	b.packets = []*types.Packet{stat("../x", 0o644)}
-	_, err = d.op(t, "context", nil).Fetch(t.Context(), session.NewGroup(s.ID()))
+	_, err = d.op(t, "context", nil).Fetch(t.Context(), session.NewGroup(id))
 	check(t, err, "not a clean relative path")
 	if ids := d.cache.Search(indexKey, "context::m"); len(ids) != 0 {
 		t.Errorf("partial copies are left: %q", ids)

@@ -14,10 +14,10 @@ import (
 	contentlocal "github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/kilnbuild/kiln/cache/cachetest"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
 	"github.com/moby/buildkit/session"
 	sessioncontent "github.com/moby/buildkit/session/content"
-	"github.com/moby/buildkit/session/testutil"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -69,14 +69,7 @@ func (l layout) put(_ string, data []byte) {
 // connect opens a session that offers stores by name.
 func connect(t *testing.T, sm *session.Manager, stores map[string]content.Store) string {
 	t.Helper()
-	s, err := session.NewSession(t.Context(), "")
-	must(t, err)
-	s.Allow(sessioncontent.NewAttachable(stores))
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { done <- s.Run(ctx, session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn)))) }()
-	t.Cleanup(func() { s.Close(); cancel(); <-done })
-	return s.ID()
+	return sessiontest.Connect(t, sm, "", sessioncontent.NewAttachable(stores))
 }
 
 // compat: LLB-096, SES-027, SES-073, GW-021

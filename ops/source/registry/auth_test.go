@@ -8,10 +8,10 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
+	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/kilnbuild/kiln/ops/source/registry/registrytest"
 	"github.com/moby/buildkit/session"
 	sessionauth "github.com/moby/buildkit/session/auth"
-	"github.com/moby/buildkit/session/testutil"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/crypto/nacl/sign"
@@ -74,36 +74,6 @@ func newKey(t *testing.T) (*[64]byte, []byte) {
 	return private, public[:]
 }
 
-// connect opens a session that serves what is attached.
-func connect(t *testing.T, sm *session.Manager, attached ...session.Attachable) string {
-	t.Helper()
-	s, err := session.NewSession(t.Context(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range attached {
-		s.Allow(a)
-	}
-	done := make(chan error, 1)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { done <- s.Run(ctx, session.Dialer(testutil.TestStream(testutil.Handler(sm.HandleConn)))) }()
-	t.Cleanup(func() {
-		s.Close()
-		cancel()
-		<-done
-	})
-	return s.ID()
-}
-
-func manager(t *testing.T) *session.Manager {
-	t.Helper()
-	sm, err := session.NewManager()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return sm
-}
-
 // private is a registry with one image that needs credentials.
 func private(t *testing.T, change ...func(*registrytest.Auth)) (*registrytest.Registry, string) {
 	t.Helper()
@@ -120,7 +90,7 @@ func private(t *testing.T, change ...func(*registrytest.Auth)) (*registrytest.Re
 
 // compat: SES-060, DMN-103, DMN-104
 func TestCredentials(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	basic := func(a *registrytest.Auth) { a.Basic = true }
 	open := func(a *registrytest.Auth) { a.Users[""] = "" }
 	key, public := newKey(t)
@@ -154,7 +124,7 @@ func TestCredentials(t *testing.T) {
 			})
 			var ids []string
 			for _, a := range tt.sessions {
-				ids = append(ids, connect(t, sm, a))
+				ids = append(ids, sessiontest.Connect(t, sm, "", a))
 			}
 			c := newTestClient(Config{})
 			defer c.Close()
@@ -179,7 +149,7 @@ func (attachNothing) Register(*grpc.Server) {}
 
 // compat: SES-026, SES-063
 func TestTokensStayWithTheirOwner(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	reg, ref := private(t)
 	c := newTestClient(Config{})
 	defer c.Close()
@@ -187,26 +157,26 @@ func TestTokensStayWithTheirOwner(t *testing.T) {
 		return pull(t, c.Resolver(Access{Sessions: sm, Group: session.NewGroup(id)}), ref)
 	}
 
-	check(t, as(connect(t, sm, &keeper{user: "user", secret: "pass"})), "")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "pass"})), "")
 	if n := reg.Issued(); n != 1 {
 		t.Fatalf("%d tokens for one owner", n)
 	}
-	check(t, as(connect(t, sm, &keeper{user: "user", secret: "pass"})), "")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "pass"})), "")
 	if n := reg.Issued(); n != 1 {
 		t.Errorf("a session that has the same secret got a token of its own (%d)", n)
 	}
-	check(t, as(connect(t, sm, &keeper{user: "other", secret: "word"})), "")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{user: "other", secret: "word"})), "")
 	if n := reg.Issued(); n != 2 {
 		t.Errorf("%d tokens for two owners", n)
 	}
-	check(t, as(connect(t, sm, &keeper{})), "get token from")
-	check(t, as(connect(t, sm, attachNothing{})), "get token from")
-	check(t, as(connect(t, sm, &keeper{user: "user", secret: "x"})), "get token from")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{})), "get token from")
+	check(t, as(sessiontest.Connect(t, sm, "", attachNothing{})), "get token from")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "x"})), "get token from")
 }
 
 // compat: SES-061, SES-062, SES-063
 func TestTokenAuthority(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	reg, ref := private(t)
 	c := newTestClient(Config{})
 	defer c.Close()
@@ -215,24 +185,24 @@ func TestTokenAuthority(t *testing.T) {
 	}
 	key, public := newKey(t)
 	first := &keeper{user: "user", secret: "pass", key: key, public: public}
-	check(t, as(connect(t, sm, first)), "")
+	check(t, as(sessiontest.Connect(t, sm, "", first)), "")
 	if first.fetched.Load() != 1 || first.asked.Load() != 0 {
 		t.Errorf("tokens fetched %d times, secrets asked %d times", first.fetched.Load(), first.asked.Load())
 	}
 	again := &keeper{user: "user", secret: "pass", key: key, public: public}
-	check(t, as(connect(t, sm, again)), "")
+	check(t, as(sessiontest.Connect(t, sm, "", again)), "")
 	if again.fetched.Load() != 0 || reg.Issued() != 1 {
 		t.Error("a session with the same key didn't get the token")
 	}
 	stranger, _ := newKey(t)
-	check(t, as(connect(t, sm, &keeper{user: "user", secret: "wrong", key: stranger, public: public})), "can't prove its token authority")
+	check(t, as(sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "wrong", key: stranger, public: public})), "can't prove its token authority")
 }
 
 // compat: SES-064
 func TestScopesOfTokens(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	reg, ref := private(t)
-	id := connect(t, sm, &keeper{user: "user", secret: "pass"})
+	id := sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "pass"})
 	c := newTestClient(Config{})
 	defer c.Close()
 	r := c.Resolver(Access{Sessions: sm, Group: session.NewGroup(id)})
@@ -263,9 +233,9 @@ func TestScopesOfTokens(t *testing.T) {
 
 // compat: SES-065
 func TestExpiredToken(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	reg, ref := private(t)
-	a := Access{Sessions: sm, Group: session.NewGroup(connect(t, sm, &keeper{user: "user", secret: "pass"}))}
+	a := Access{Sessions: sm, Group: session.NewGroup(sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "pass"}))}
 	c := newTestClient(Config{})
 	defer c.Close()
 	check(t, pull(t, c.Resolver(a), ref), "")
@@ -278,10 +248,10 @@ func TestExpiredToken(t *testing.T) {
 
 // compat: DMN-106
 func TestRemembered(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	reg, ref := private(t)
 	k := &keeper{user: "user", secret: "pass"}
-	a := Access{Sessions: sm, Group: session.NewGroup(connect(t, sm, k))}
+	a := Access{Sessions: sm, Group: session.NewGroup(sessiontest.Connect(t, sm, "", k))}
 	c := newTestClient(Config{})
 	defer c.Close()
 	check(t, pull(t, c.Resolver(a), ref), "")
@@ -297,9 +267,9 @@ func TestRemembered(t *testing.T) {
 
 // compat: SES-024
 func TestDeadSession(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	_, ref := private(t)
-	id := connect(t, sm, &keeper{user: "user", secret: "pass"})
+	id := sessiontest.Connect(t, sm, "", &keeper{user: "user", secret: "pass"})
 	c := newTestClient(Config{})
 	defer c.Close()
 	check(t, pull(t, c.Resolver(Access{Sessions: sm, Group: session.NewGroup("gone", id)}), ref), "")
@@ -322,16 +292,16 @@ func TestOwnersAreForgotten(t *testing.T) {
 // Requests may be made for others who hold the same credentials for the same
 // host, and for nobody else.
 func TestOwners(t *testing.T) {
-	sm := manager(t)
+	sm := sessiontest.Manager(t)
 	key, public := newKey(t)
 	other, otherPublic := newKey(t)
-	ids := map[string]string{"nobody": connect(t, sm), "also nobody": connect(t, sm, &keeper{})}
+	ids := map[string]string{"nobody": sessiontest.Connect(t, sm, ""), "also nobody": sessiontest.Connect(t, sm, "", &keeper{})}
 	for name, k := range map[string]*keeper{
 		"secret": {user: "user", secret: "pass"}, "same secret": {user: "user", secret: "pass"},
 		"other secret": {user: "user", secret: "word"}, "other user": {user: "userp", secret: "ass"},
 		"key": {key: key, public: public}, "same key": {key: key, public: public}, "other key": {key: other, public: otherPublic},
 	} {
-		ids[name] = connect(t, sm, k)
+		ids[name] = sessiontest.Connect(t, sm, "", k)
 	}
 	c := New(Config{Hosts: map[string]HostConfig{"mirrored": {Mirrors: []string{"mirror"}}}})
 	defer c.Close()
