@@ -106,7 +106,7 @@ func drive(c *Core, keys KeyStore, start ...Event) (events []Event, answers []Re
 				events = append(events, &Loaded{Load: eff, Result: plainResult(eff.Record.Result)})
 			case *Execute:
 				out, err := eff.Vertex.Op.Exec(context.Background(), nil, eff.Inputs)
-				s := eff.SaveOf(0)
+				s := eff.Save(0)
 				s.Result = out[0]
 				if err := keys.Save(s); err != nil {
 					panic(err) // memory doesn't fail

@@ -240,9 +240,7 @@ func (b *Build) own() {
 	for _, ev := range b.events.take() {
 		unused(ev)
 	}
-	for _, r := range core.results() {
-		r.Release()
-	}
+	core.Release()
 	b.mu.Lock()
 	remains := b.remains
 	b.remains = nil

@@ -205,7 +205,9 @@ func (s *site) client(v *Vertex, opts BuildOptions) *client {
 	c.cancel = cancel
 	go func() {
 		r, err := c.b.Solve(ctx, Edge{Vertex: v})
-		releaseIfAny(r)
+		if r != nil {
+			r.Release()
+		}
 		c.err <- err
 	}()
 	return c

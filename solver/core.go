@@ -156,16 +156,13 @@ func (c *Core) touch(n *node) {
 	}
 }
 
-// results are what the core owns.
-func (c *Core) results() (out []Result) {
+// Release gives every result back that the core owns. It is the end of the core.
+func (c *Core) Release() {
 	for _, n := range c.order {
 		for _, e := range n.edges {
-			if e.result != nil {
-				out = append(out, e.result)
-			}
+			release(e.result)
 		}
 	}
-	return out
 }
 
 // add brings root and everything below it into the graph, inputs first.

@@ -71,9 +71,9 @@ type Wanted struct {
 	Save   Save
 }
 
-// save is how output i, which was made, is found: as it is wanted, or, so that
+// Save is how output i, which was made, is found: as it is wanted, or, so that
 // who asks for it later need not execute again, like the first that is wanted.
-func (e *Execute) save(i int) Save {
+func (e *Execute) Save(i int) Save {
 	for _, w := range e.Wanted {
 		if w.Save.Output == i {
 			return w.Save

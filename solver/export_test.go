@@ -4,15 +4,11 @@ package solver
 
 var ErrClosed = errClosed
 
-func (e *Execute) SaveOf(output int) Save { return e.save(output) }
-
 func (l Lookup) NewKeys() []Key { return l.newKeys() }
 
 func (f *Found) Add(other Found, importNumber int) { f.add(other, importNumber) }
 
 func (b *Build) Take(c *Core, ev Event) { b.step(c, ev) }
-
-func (c *Core) Results() []Result { return c.results() }
 
 func (c *Core) Vertices() (out []*Vertex) {
 	for _, n := range c.order {

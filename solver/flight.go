@@ -228,7 +228,7 @@ func (s *Solver) keep(f *flight) {
 	}
 	for i := range f.outputs {
 		out := &f.outputs[i]
-		save := f.leader.save(out.Index)
+		save := f.leader.Save(out.Index)
 		save.Result, out.Keys = out.Result, save.Keys
 		if err := s.opts.Keys.Save(save); err != nil {
 			s.opts.Warn("keep a result", "vertex", f.leader.Vertex.Name, "error", err)

@@ -1,7 +1,8 @@
 // Package trace is the text format of a build: a line for every event and
-// effect of a solver.Core, made of words. What is recorded of a build, for
-// example by whoever reports a defect, can be replayed: the tests here read and
-// write testdata/*.txt in this format.
+// effect of a solver.Core, made of words. Each event, or several, is followed by
+// "----" and the effects. What is recorded of a build, for example by whoever
+// reports a defect, is a scenario that Play replays, as those that were written
+// by hand are: solver/testdata/*.txt.
 //
 // A vertex is its digest, with a "!" if it ignores the cache; an edge other than
 // the first output is vertex/output; keys are hex; what people wrote (names,
@@ -16,13 +17,20 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// Lines returns the line of an event, and an indented one for each effect.
+// Lines is what Play needs of ev and what followed from it: the vertices that it
+// brought, ev, a line for each effect, and an empty one.
 func Lines(ev solver.Event, effects []solver.Effect) []string {
-	out := []string{Event(ev)}
+	var out []string
 	for _, eff := range effects {
-		out = append(out, "  "+Effect(eff))
+		if a, ok := eff.(*solver.Announce); ok {
+			out = append(out, line("vertex", announced(a)))
+		}
 	}
-	return out
+	out = append(out, Event(ev), "----")
+	for _, eff := range effects {
+		out = append(out, Effect(eff))
+	}
+	return append(out, "")
 }
 
 // Event is the line of ev.
@@ -39,12 +47,12 @@ func Event(ev solver.Event) string {
 	case *solver.Queried:
 		return line("lookup", edge(ev.Edge), found(ev.Found))
 	case *solver.Loaded:
-		return line("load", edge(ev.Edge), ev.Record.String(), mark("gone", errors.Is(ev.Err, solver.ErrNoResult)), outcome(ev.Err))
+		return line("load", edge(ev.Edge), ev.Record.String(), loadedAs(ev), mark("gone", errors.Is(ev.Err, solver.ErrNoResult)), outcome(ev.Err))
 	case *solver.Digested:
-		return line("digest", vertex(ev.Vertex), fmt.Sprint(ev.Input), mark("content="+string(ev.Content), ev.Err == nil), lostInputs(ev.Err), outcome(ev.Err))
+		return line("digest", vertex(ev.Vertex), fmt.Sprint(ev.Input), mark("content="+string(ev.Content), ev.Err == nil), outcomeOrLoss(ev.Err))
 	case *solver.Executed:
 		return line("execute", vertex(ev.Vertex), list("outputs", ev.Outputs, output),
-			mark("cached", ev.Cached), mark("unwanted", errors.Is(ev.Err, solver.ErrUnwanted)), lostInputs(ev.Err), outcome(ev.Err))
+			mark("cached", ev.Cached), mark("unwanted", errors.Is(ev.Err, solver.ErrUnwanted)), outcomeOrLoss(ev.Err))
 	}
 	return fmt.Sprintf("internal error: event of unknown kind %T", ev)
 }
@@ -53,7 +61,7 @@ func Event(ev solver.Event) string {
 func Effect(eff solver.Effect) string {
 	switch e := eff.(type) {
 	case *solver.Announce:
-		return line("announce", vertex(e.Vertex), list("inputs", e.Inputs, edge), quoted("name", e.Vertex.Name))
+		return line("announce", announced(e))
 	case *solver.GetCacheMap:
 		return fmt.Sprintf("get cachemap %d of %s", e.Index, vertex(e.Vertex))
 	case *solver.Query:

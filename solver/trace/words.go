@@ -97,6 +97,19 @@ func dep(d solver.Dep) string {
 	return s
 }
 
+func announced(a *solver.Announce) string {
+	return line(vertex(a.Vertex), list("inputs", a.Inputs, edge), quoted("name", a.Vertex.Name))
+}
+
+// loadedAs is the result that an import gave, which the daemon has another name
+// for.
+func loadedAs(ev *solver.Loaded) string {
+	if ev.Result == nil || ev.Result.ID() == ev.Record.Result {
+		return ""
+	}
+	return "result=" + ev.Result.ID()
+}
+
 func outcome(err error) string {
 	if err == nil {
 		return ""
@@ -104,9 +117,11 @@ func outcome(err error) string {
 	return quoted("error", err.Error())
 }
 
-func lostInputs(err error) string {
-	if lost := (*solver.LostError)(nil); errors.As(err, &lost) {
-		return list("lost", lost.Inputs, func(i int) string { return fmt.Sprint(i) })
+// outcomeOrLoss is the outcome of what may have found inputs lost: those, and how.
+func outcomeOrLoss(err error) string {
+	lost := (*solver.LostError)(nil)
+	if !errors.As(err, &lost) {
+		return outcome(err)
 	}
-	return ""
+	return line(list("lost", lost.Inputs, func(i int) string { return fmt.Sprint(i) }), outcome(lost))
 }
