@@ -77,7 +77,7 @@ func TestTraceReplays(t *testing.T) {
 // replay plays what was recorded: the effects must be the same.
 func replay(t *testing.T, lines []string) {
 	t.Helper()
-	recorded := strings.TrimRight(strings.Join(lines, "\n"), "\n") + "\n"
+	recorded := strings.Join(lines, "\n") + "\n"
 	played, err := trace.Play(recorded)
 	if err != nil {
 		t.Fatal(err)

@@ -63,6 +63,8 @@ type config struct {
 		BuildTimeout    any `toml:"buildTimeout"`
 		UnclaimedStep   any `toml:"unclaimedStepTimeout"`
 		CancelGrace     any `toml:"cancelGrace"`
+
+		RecordBuilds string `toml:"recordBuilds"` // a directory; "" records nothing
 	} `toml:"kiln"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
@@ -223,6 +225,7 @@ func (cfg *config) applyFlags(c *cli.Command) {
 	str(&oci.NetworkMode, "oci-worker-net")
 	str(&oci.CNIConfigPath, "oci-cni-config-path")
 	str(&oci.CNIBinaryPath, "oci-cni-binary-dir")
+	str(&cfg.Kiln.RecordBuilds, "record-builds")
 	list(&cfg.GRPC.Address, "addr")
 	list(&cfg.InsecureEntitlements, "allow-insecure-entitlement")
 	list(&oci.Platforms, "oci-worker-platform")

@@ -43,6 +43,24 @@ func TestCacheVerifyShare(t *testing.T) {
 	}
 }
 
+func TestRecordBuilds(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+		want string
+	}{
+		{"", nil, ""},
+		{"[kiln]\nrecordBuilds = \"/a\"", nil, "/a"},
+		{"[kiln]\nrecordBuilds = \"/a\"", []string{"--record-builds=/b"}, "/b"},
+		{"[kiln]\nrecordBuilds = \"/a\"", []string{"--record-builds", ""}, ""},
+	} {
+		cfg, warnings, err := loaded(t, c.file, c.args...)
+		if err != nil || len(warnings) > 0 || cfg.Kiln.RecordBuilds != c.want {
+			t.Errorf("%q %q: %v, %q, %v; want %q", c.file, c.args, cfg, warnings, err, c.want)
+		}
+	}
+}
+
 // compat: DMN-006
 func TestDebugAddress(t *testing.T) {
 	cfg, _, err := loaded(t, "")

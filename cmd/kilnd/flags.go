@@ -79,6 +79,7 @@ func built() []cli.Flag {
 		&cli.StringFlag{Name: "oci-worker-gc-keepstorage", Usage: "space of the default bounds, as reserved[,free[,max]] in MB; shares of the disk if empty"},
 		&cli.IntFlag{Name: "oci-max-parallelism", Usage: "steps that run at once; 0 is no bound"},
 		&cli.FloatFlag{Name: "cache-verify", Usage: "share of cache hits, 0 to 1, that are executed again and compared while no build runs"},
+		&cli.StringFlag{Name: "record-builds", Usage: "directory that gets a file of what the solver does in each build, for reports of defects"},
 		&cli.DurationFlag{Name: "step-timeout", Usage: "end steps that run longer, unless a build says otherwise (--opt kiln.step-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "no-output-timeout", Usage: "end steps that print nothing for longer, unless a build says otherwise (--opt kiln.no-output-timeout); 0 is never"},
 		&cli.DurationFlag{Name: "build-timeout", Usage: "end builds that take longer, unless they say otherwise (--opt kiln.build-timeout); 0 is never"},

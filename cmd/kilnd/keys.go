@@ -25,7 +25,7 @@ var configKeys = map[string]bool{
 	"frontend.*.enabled": false, "frontend.*.allowedRepositories": false, "frontend.*.options": false,
 	"cache.verify":     true, // kiln's own
 	"kiln.stepTimeout": true, "kiln.noOutputTimeout": true, "kiln.buildTimeout": true,
-	"kiln.unclaimedStepTimeout": true, "kiln.cancelGrace": true,
+	"kiln.unclaimedStepTimeout": true, "kiln.cancelGrace": true, "kiln.recordBuilds": true,
 	"cache.gha.sign.command": false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,

@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/control/explain"
 	"github.com/kilnbuild/kiln/control/history"
 	"github.com/kilnbuild/kiln/control/monitor"
+	"github.com/kilnbuild/kiln/control/record"
 	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/frontend"
@@ -90,7 +91,14 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		return err
 	}
 	undo.Add(w.Close)
-	d := newDaemon(cfg, w, log)
+	var rec *record.Recorder
+	if dir := cfg.Kiln.RecordBuilds; dir != "" {
+		if rec, err = record.Open(dir, log); err != nil {
+			return fmt.Errorf("--record-builds, [kiln] recordBuilds: %w", err)
+		}
+		log.Warn("what the solver does in builds is recorded, for reports of defects", "directory", dir)
+	}
+	d := newDaemon(cfg, w, rec, log)
 	if d.verify != nil {
 		undo.AddFunc(d.verify.Close)
 	}
@@ -145,7 +153,7 @@ const (
 // logsDir is where in the state directory the history has logs of steps.
 const logsDir = "logs"
 
-func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
+func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Logger) *daemon {
 	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
 	hist := history.Open(history.Config{
 		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: why.Forget,
@@ -176,6 +184,7 @@ func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
 		Linger:       buildLinger,
 		Log:          log,
 		Explain:      why,
+		Record:       rec,
 		Cancelling:   d.cancelling,
 		Watch:        watch,
 		Started:      started,

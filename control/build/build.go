@@ -76,6 +76,10 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		opts.Observers = append(opts.Observers, b.explain)
 		b.explainTo(req.Opts)
 	}
+	if rec := e.cfg.Record.Begin(req.Ref); rec != nil {
+		opts.Trace = rec.Trace
+		b.unwatch = append(b.unwatch, rec.Close)
+	}
 	for _, watch := range e.cfg.Watch {
 		o, ended := watch()
 		opts.Observers = append(opts.Observers, o)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/control/explain"
+	"github.com/kilnbuild/kiln/control/record"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
@@ -37,6 +38,8 @@ type Config struct {
 	Log    *slog.Logger
 	// Explain keeps why the steps of builds ran; nil keeps nothing.
 	Explain *explain.Journal
+	// Record keeps what the solver did in every build; nil keeps nothing.
+	Record *record.Recorder
 	// Cancelling is called before Drain cancels the builds that still run, with
 	// the cause; may be nil.
 	Cancelling func(cause error)

@@ -25,7 +25,7 @@ var rows = [][]string{
 	{"cache", "executor"},
 	{"ops", "client/llb"},
 	{"worker", "worker/export", "worker/remotecache", "worker/verify", "frontend", "client"},
-	{"control", "control/build", "control/history", "control/explain", "control/monitor"},
+	{"control", "control/build", "control/history", "control/explain", "control/monitor", "control/record"},
 	{"cmd", "hack", "examples"},
 }
 
@@ -35,7 +35,7 @@ var inner = map[string][]string{
 	"cache":    {"cache", "cache/cachetest", "cache/contenthash", "cache/keys", "cache/remote"},
 	"ops":      {"ops/sessiontest", "ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
-	"control":  {"control/history", "control/explain", "control/build", "control/monitor", "control"},
+	"control":  {"control/history", "control/explain", "control/record", "control/build", "control/monitor", "control"},
 }
 
 // allowed is what may be imported of upstream's module.

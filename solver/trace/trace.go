@@ -17,10 +17,10 @@ import (
 	"github.com/kilnbuild/kiln/solver"
 )
 
-// Lines is what Play needs of ev and what followed from it: the vertices that it
-// brought, ev, a line for each effect, and an empty one.
+// Lines is what Play needs of ev and what followed from it, after an empty line:
+// the vertices that ev brought, ev, and a line for each effect.
 func Lines(ev solver.Event, effects []solver.Effect) []string {
-	var out []string
+	out := []string{""}
 	for _, eff := range effects {
 		if a, ok := eff.(*solver.Announce); ok {
 			out = append(out, line("vertex", announced(a)))
@@ -30,7 +30,7 @@ func Lines(ev solver.Event, effects []solver.Effect) []string {
 	for _, eff := range effects {
 		out = append(out, Effect(eff))
 	}
-	return append(out, "")
+	return out
 }
 
 // Event is the line of ev.
