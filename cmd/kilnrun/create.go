@@ -92,6 +92,7 @@ func arguments(c *cli.Command, least, most int) error {
 func runtimeOf(c *cli.Command) *container.Runtime {
 	r := container.New(c.String("root"))
 	r.Systemd = systemd.Connect
+	r.Warn = func(err error) { warn(c.String("log"), c.String("log-format"), err) }
 	return r
 }
 

@@ -19,6 +19,17 @@ type entry struct {
 
 // logError prints err, and appends it to the log file if there is one.
 func logError(file, format string, err error) error {
+	return logAs("error", file, format, err)
+}
+
+// warn is logError for what doesn't keep a command from being done.
+func warn(file, format string, err error) {
+	if err := logAs("warning", file, format, err); err != nil {
+		fmt.Fprintln(os.Stderr, "kilnrun:", err)
+	}
+}
+
+func logAs(level, file, format string, err error) error {
 	fmt.Fprintln(os.Stderr, "kilnrun:", err)
 	if file == "" || file == os.Stderr.Name() {
 		return nil
@@ -29,9 +40,9 @@ func logError(file, format string, err error) error {
 	}
 	now := time.Now().UTC()
 	if format == "json" {
-		ferr = json.NewEncoder(f).Encode(entry{"error", err.Error(), now})
+		ferr = json.NewEncoder(f).Encode(entry{level, err.Error(), now})
 	} else {
-		_, ferr = fmt.Fprintf(f, "time=%q level=error msg=%q\n", now.Format(time.RFC3339), err.Error())
+		_, ferr = fmt.Fprintf(f, "time=%q level=%s msg=%q\n", now.Format(time.RFC3339), level, err.Error())
 	}
 	if ferr = errors.Join(ferr, f.Close()); ferr != nil {
 		return fmt.Errorf("write log: %w", ferr)

@@ -46,6 +46,12 @@ func (r *Runtime) Create(ctx context.Context, id string, spec *specs.Spec, o Opt
 	}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
+	undo.Add(func() error {
+		if !c.hooked {
+			return nil
+		}
+		return c.hooksAfter(context.WithoutCancel(ctx))
+	})
 	undo.Add(func() error { return os.RemoveAll(c.dir) })
 	c.Bundle, c.Spec, c.Created = o.Bundle, spec, time.Now().UTC()
 	if err := checkIO(spec.Process, o.IO); err != nil {
@@ -113,7 +119,7 @@ func (r *Runtime) reserve(id string) (*Container, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("make directory of container %s: %w", id, err)
 	}
-	return &Container{dir: dir, systemd: r.Systemd, record: record{ID: id}}, nil
+	return &Container{dir: dir, systemd: r.Systemd, warn: r.Warn, record: record{ID: id}}, nil
 }
 
 func checkIO(p *specs.Process, o IO) error {
@@ -341,7 +347,8 @@ func (p *Process) end() error {
 // endTimeout is how long a killed process may take to end.
 const endTimeout = 10 * time.Second
 
-// Start lets a created container's process execute its program.
+// Start lets a created container's process execute its program. A hook that
+// fails deletes the container.
 func (c *Container) Start(ctx context.Context) error {
 	if _, err := c.in("start", Created); err != nil {
 		return err
@@ -367,7 +374,7 @@ func (c *Container) Start(ctx context.Context) error {
 		return err
 	}
 	if err := c.runHooks(ctx, c.hooks().Poststart, Running); err != nil {
-		return errors.Join(err, c.Signal(ctx, unix.SIGKILL, false))
+		return errors.Join(err, c.Delete(ctx, true))
 	}
 	return nil
 }

@@ -10,6 +10,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -20,6 +23,27 @@ func (c *Container) hooks() specs.Hooks {
 		return specs.Hooks{}
 	}
 	return *c.Spec.Hooks
+}
+
+// checkHooks refuses hooks that could never run.
+func checkHooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	for kind, list := range map[string][]specs.Hook{
+		"prestart": prestart(h), "createRuntime": h.CreateRuntime, "createContainer": h.CreateContainer,
+		"startContainer": h.StartContainer, "poststart": h.Poststart, "poststop": h.Poststop,
+	} {
+		for _, hook := range list {
+			switch {
+			case !filepath.IsAbs(hook.Path):
+				return fmt.Errorf("hooks.%s: path %q must be absolute", kind, hook.Path)
+			case hook.Timeout != nil && *hook.Timeout <= 0:
+				return fmt.Errorf("hooks.%s: timeout %d of %s must be greater than zero", kind, *hook.Timeout, hook.Path)
+			}
+		}
+	}
+	return nil
 }
 
 // holds says whether there are hooks for a container that isn't complete.
@@ -37,6 +61,7 @@ func prestart(h *specs.Hooks) []specs.Hook {
 // mounts and the change of the root.
 func (c *Container) hooksBeforePivot(ctx context.Context) error {
 	h := c.hooks()
+	c.hooked = true
 	if err := c.runHooks(ctx, prestart(&h), Creating); err != nil {
 		return err
 	}
@@ -51,13 +76,45 @@ func (c *Container) startHooks(ctx context.Context) error {
 	return c.hooksInside(ctx, c.hooks().StartContainer, Created)
 }
 
-// hookState is what hooks read from standard input.
-func (c *Container) hookState(status Status) ([]byte, error) {
+// hooksAfter run when nothing is left of the container. One that fails keeps
+// neither the others from running nor the container from being gone.
+func (c *Container) hooksAfter(ctx context.Context) error {
+	var errs []error
+	for _, h := range c.hooks().Poststop {
+		errs = append(errs, c.runHooks(ctx, []specs.Hook{h}, Stopped))
+	}
+	err := errors.Join(errs...)
+	if err == nil || c.warn == nil {
+		return err
+	}
+	c.warn(fmt.Errorf("container %s is deleted, but %w", c.ID, err))
+	return nil
+}
+
+// hookState is what hooks read from standard input; pid is that of the
+// container's process as they see it.
+func (c *Container) hookState(status Status, pid int) ([]byte, error) {
 	s := specs.State{Version: c.Spec.Version, ID: c.ID, Status: specs.ContainerState(status.String()), Bundle: c.Bundle, Annotations: c.Spec.Annotations}
 	if status != Stopped {
-		s.Pid = c.Pid
+		s.Pid = pid
 	}
 	return json.Marshal(s)
+}
+
+// innerPid is the pid of the container's process in its own PID namespace.
+func (c *Container) innerPid() (int, error) {
+	file := fmt.Sprintf("/proc/%d/status", c.Pid)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, fmt.Errorf("find pid in container: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			fields := strings.Fields(pids) // in each namespace, from the outermost
+			return strconv.Atoi(fields[len(fields)-1])
+		}
+	}
+	return 0, fmt.Errorf("find pid in container: %s has no line NSpid", file)
 }
 
 // hookContext ends when the hook has to.
@@ -78,7 +135,7 @@ func (c *Container) runHooks(ctx context.Context, hooks []specs.Hook, status Sta
 	if len(hooks) == 0 {
 		return nil
 	}
-	state, err := c.hookState(status)
+	state, err := c.hookState(status, c.Pid)
 	if err != nil {
 		return err
 	}
@@ -119,11 +176,18 @@ func hookError(h specs.Hook, err error, out *bytes.Buffer) error {
 
 // hooksInside runs hooks in the container's namespaces.
 func (c *Container) hooksInside(ctx context.Context, hooks []specs.Hook, status Status) error {
+	if len(hooks) == 0 {
+		return nil
+	}
+	pid, err := c.innerPid()
+	if err != nil {
+		return err
+	}
+	state, err := c.hookState(status, pid)
+	if err != nil {
+		return err
+	}
 	for _, h := range hooks {
-		state, err := c.hookState(status)
-		if err != nil {
-			return err
-		}
 		if err := c.runInside(ctx, h, state); err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -135,6 +137,12 @@ func (c *Container) Ended(ctx context.Context) error {
 // it is killed first, and what is left of one that wasn't completely made is
 // removed.
 func (c *Container) Delete(ctx context.Context, force bool) error {
+	if _, err := os.Stat(c.dir); errors.Is(err, fs.ErrNotExist) {
+		if force {
+			return nil // by a hook that failed, or by another caller
+		}
+		return fmt.Errorf("%w: %q", ErrNotExist, c.ID)
+	}
 	status, err := c.Status()
 	if err != nil && !force {
 		return err
@@ -164,8 +172,8 @@ func (c *Container) end(ctx context.Context) error {
 	return nil
 }
 
-// destroy removes everything of an ended container. Its poststop hooks can't
-// keep it from going away.
+// destroy removes everything of an ended container, and runs its poststop hooks
+// then.
 func (c *Container) destroy(ctx context.Context) error {
 	var errs []error
 	if len(c.Groups.dirs()) > 0 {
@@ -174,6 +182,6 @@ func (c *Container) destroy(ctx context.Context) error {
 		}
 		errs = append(errs, c.Groups.remove(), c.stopUnit(ctx))
 	}
-	errs = append(errs, c.runHooks(ctx, c.hooks().Poststop, Stopped))
-	return errors.Join(append(errs, c.removeDir())...)
+	errs = append(errs, c.removeDir(), c.hooksAfter(ctx))
+	return errors.Join(errs...)
 }

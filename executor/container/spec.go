@@ -83,7 +83,7 @@ func check(s *specs.Spec) error {
 	}
 	switch {
 	case !mounts:
-		return errors.New("linux.namespaces: a container needs a mount namespace")
+		return errors.New("linux.namespaces: a container needs a mount namespace; without one its mounts would be the machine's")
 	case mapped && (len(s.Linux.UIDMappings) == 0 || len(s.Linux.GIDMappings) == 0):
 		return errors.New("linux.uidMappings and gidMappings: a user namespace needs both")
 	case !seen[specs.UserNamespace] && len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
@@ -92,6 +92,9 @@ func check(s *specs.Spec) error {
 		return errors.New("hostname: it can't be set without a private uts namespace")
 	case s.Domainname != "" && !seen[specs.UTSNamespace]:
 		return errors.New("domainname: it can't be set without a private uts namespace")
+	}
+	if err := checkHooks(s.Hooks); err != nil {
+		return err
 	}
 	return CheckProcess(s.Process)
 }

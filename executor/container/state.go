@@ -69,6 +69,9 @@ type Runtime struct {
 	// Systemd connects to the machine's systemd, for containers whose cgroups it
 	// is to manage; nil if there are none.
 	Systemd func(context.Context) (Units, error)
+	// Warn is told of poststop hooks that failed, which can't keep a container from
+	// going away. With nil, their errors are those of the operation.
+	Warn func(error)
 }
 
 // New makes a runtime of the directory root, which is made when needed.
@@ -78,7 +81,9 @@ func New(root string) *Runtime { return &Runtime{root: root} }
 type Container struct {
 	dir     string
 	systemd func(context.Context) (Units, error)
+	warn    func(error)
 	started bool // its unit, by this process
+	hooked  bool // hooks were run before it was complete, by this process
 	record
 }
 
@@ -114,7 +119,7 @@ func (r *Runtime) Load(id string) (*Container, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %q", ErrNotExist, id)
 	}
-	c := &Container{dir: dir, systemd: r.Systemd, record: record{ID: id}}
+	c := &Container{dir: dir, systemd: r.Systemd, warn: r.Warn, record: record{ID: id}}
 	b, err := os.ReadFile(filepath.Join(dir, stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil // creating, or what a creator that was killed left

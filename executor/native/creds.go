@@ -129,7 +129,7 @@ func (b *builder) user() error {
 	b.Call(fmt.Sprintf("group %d", gid), unix.SYS_SETRESGID, gid, gid, gid)
 	b.Call(fmt.Sprintf("user %d", uid), unix.SYS_SETRESUID, uid, uid, uid)
 	b.Call("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0)
-	b.Call("capabilities", unix.SYS_CAPSET, b.capHeader(), b.capData(sets))
+	b.Call(capabilityStep, unix.SYS_CAPSET, b.capHeader(), b.capData(sets))
 	b.Call("ambient set", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	// One that isn't permitted and inheritable can't be ambient; runc drops such
 	// ones, too, and has some in its own example.
@@ -140,6 +140,19 @@ func (b *builder) user() error {
 		}
 	}
 	return nil
+}
+
+const capabilityStep = "capabilities"
+
+// lackedCaps are those that a process asks for and this one doesn't have.
+func lackedCaps(c *specs.LinuxCapabilities) (names []string) {
+	for _, name := range c.Permitted {
+		n, known := capNumber(name)
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0); known && err == nil && has == 0 {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // orphan ends the process with its parent.

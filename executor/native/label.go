@@ -40,10 +40,18 @@ func (b *builder) label() error {
 		b.writeFile(appArmorLabel, "/proc/self/attr/apparmor/exec", "exec "+profile)
 	}
 	if label := p.SelinuxLabel; label != "" {
-		if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
-			return fmt.Errorf("SELinux label %q: SELinux is not enabled on this machine: %w", label, err)
+		if err := checkSELinux(label); err != nil {
+			return err
 		}
 		b.writeFile("SELinux label", "/proc/self/attr/exec", label)
+	}
+	return nil
+}
+
+// checkSELinux fails where nothing can have the label.
+func checkSELinux(label string) error {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
+		return fmt.Errorf("SELinux label %q: SELinux is not enabled on this machine: %w", label, err)
 	}
 	return nil
 }
@@ -61,12 +69,16 @@ func (m *member) label() error {
 	return nil
 }
 
-// explainLabel is err of a program, with the fix if that is a profile which isn't
-// there.
-func explainLabel(err error, p *specs.Process) error {
+// explain is err of a program, with what is missing if the kernel doesn't say it.
+func explain(err error, p *specs.Process) error {
 	step, ok := errors.AsType[*launch.StepError](err)
-	if !ok || step.What != appArmorLabel || step.Errno != unix.ENOENT {
-		return err
+	switch {
+	case ok && step.What == appArmorLabel && step.Errno == unix.ENOENT:
+		return fmt.Errorf("%w: the profile %q is not loaded; load the file that has it with apparmor_parser -r", err, p.ApparmorProfile)
+	case ok && step.What == capabilityStep && step.Errno == unix.EPERM:
+		if names := lackedCaps(p.Capabilities); len(names) > 0 {
+			return fmt.Errorf("%w: the runtime itself doesn't have %s: who started it took that away", err, strings.Join(names, ", "))
+		}
 	}
-	return fmt.Errorf("%w: the profile %q is not loaded; load the file that has it with apparmor_parser -r", err, p.ApparmorProfile)
+	return err
 }

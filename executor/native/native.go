@@ -146,7 +146,7 @@ func setUpError(err error, p *specs.Process, results func(stage string) []unix.E
 		}
 		return &ExecError{p.Args[0], notFound(errs)}
 	}
-	return fmt.Errorf("set up container: %w", explainLabel(err, p))
+	return fmt.Errorf("set up container: %w", explain(err, p))
 }
 
 const stageExec = "exec"

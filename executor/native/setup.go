@@ -221,6 +221,11 @@ func (c *creator) namespace() error {
 	if err := c.label(); err != nil {
 		return err
 	}
+	if label := c.spec.Linux.MountLabel; label != "" {
+		if err := checkSELinux(label); err != nil {
+			return fmt.Errorf("linux.mountLabel: %w", err)
+		}
+	}
 	for key, value := range c.spec.Linux.Sysctl {
 		if err := c.checkSysctl(key); err != nil {
 			return err
