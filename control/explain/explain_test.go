@@ -414,7 +414,7 @@ func TestJournalIsBounded(t *testing.T) {
 			s.run(i, op, "in", names[i], nil)
 		}
 		s.r.Close(false)
-		j.Close()
+		j.settle()
 	}
 	stored := 0
 	j.cfg.Store.Scan(stepsBucket, "", func(string, []byte) bool { stored++; return true })
@@ -435,7 +435,7 @@ func TestJournalIsBounded(t *testing.T) {
 	for b := range maxBuilds + 10 {
 		j.script(t, fmt.Sprintf("build %04d", b)).r.Close(false)
 	}
-	j.Close()
+	j.settle()
 	builds := 0
 	j.cfg.Store.Scan(buildsBucket, "", func(string, []byte) bool { builds++; return true })
 	if builds != maxBuilds || len(j.builds) != maxBuilds {
@@ -556,7 +556,7 @@ func BenchmarkStep(b *testing.B) {
 		}
 		s.r.Close(false)
 	}
-	j.Close()
+	j.settle()
 	n, held, before := 1000, time.Duration(0), processorTime(b)
 	for b.Loop() {
 		n++
@@ -569,7 +569,7 @@ func BenchmarkStep(b *testing.B) {
 			held += time.Since(start)
 		}
 		s.r.Close(false)
-		j.Close()
+		j.settle()
 	}
 	steps := float64(b.N * len(names))
 	b.ReportMetric(float64(held.Microseconds())/steps, "held-µs/step")
@@ -613,11 +613,11 @@ func BenchmarkVertex(b *testing.B) {
 			r := watch()
 			held := int64(memory().HeapAlloc) - int64(empty.HeapAlloc)
 			r.Close(false)
-			j.Close()
+			j.settle()
 			before := processorTime(b)
 			for b.Loop() {
 				watch().Close(false)
-				j.Close()
+				j.settle()
 			}
 			b.ReportMetric(float64(held)/n, "heldB/vertex")
 			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(b.N*n), "cpu-ns/vertex")

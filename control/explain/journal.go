@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/explanation"
@@ -63,6 +64,8 @@ type Journal struct {
 	bounds  bounds
 	load    sync.Once
 	keeping sync.WaitGroup // keepWaiting
+	// closing: nobody asks any more, so that what is kept is only stored.
+	closing atomic.Bool
 
 	mu       sync.Mutex                // guards the fields below
 	waiting  []func()                  // keep builds that have ended; the first one is being run
@@ -97,8 +100,12 @@ func Open(cfg Config) *Journal {
 }
 
 // Close waits until everything is handed to the store, after which nothing runs
-// for the journal. It is called after the last build.
-func (j *Journal) Close() { j.keeping.Wait() }
+// for the journal. It is called after the last build; nothing is explained
+// afterwards.
+func (j *Journal) Close() {
+	j.closing.Store(true)
+	j.keeping.Wait()
+}
 
 // settle waits until every build that has ended by now is kept.
 func (j *Journal) settle() {
@@ -216,11 +223,11 @@ func (j *Journal) ready() {
 				return true
 			}
 			rec.id = n
-			j.shareLocked(rec)
 			j.next = max(j.next, n+1)
-			j.addLocked(rec)
+			j.learnLocked(rec, &bad)
 			return true
 		})
+		j.trimLocked(&bad) // a journal that was being closed didn't
 		j.cfg.Store.Scan(buildsBucket, "", func(ref string, data []byte) bool {
 			b := &build{}
 			if err := unpack(data, b); err != nil || b.Ref != ref {
@@ -294,22 +301,26 @@ type packed struct {
 	data []byte
 }
 
-// complete makes what is missing of p.
-func (p *packed) complete() (err error) {
-	if p.data == nil {
+// complete makes what is missing of p, of which only the stored form has to be
+// there if toStore.
+func (p *packed) complete(toStore bool) (err error) {
+	switch {
+	case p.data == nil:
 		p.data, err = p.record.pack()
-		return err
+	case !toStore:
+		p.record, err = unpackRecord(p.data)
 	}
-	p.record, err = unpackRecord(p.data)
 	return err
 }
 
 // keep adds an explained build and the records of its steps, and drops what is
-// beyond the bounds: all in one change of the store.
+// beyond the bounds: all in one change of the store. While the journal is being
+// closed records are stored without being looked at; who reads them next does.
 func (j *Journal) keep(b *build, records []packed) {
 	var batch store.Batch
+	records = records[max(0, len(records)-j.bounds.records):] // earlier ones would go at once
 	for i := range records {
-		if err := records[i].complete(); err != nil {
+		if err := records[i].complete(j.closing.Load()); err != nil {
 			j.cfg.Log.Warn("a step isn't kept for later explanations", "build", b.Ref, "err", err)
 			records[i].data = nil
 		}
@@ -320,16 +331,14 @@ func (j *Journal) keep(b *build, records []packed) {
 		if p.data == nil {
 			continue
 		}
-		p.id = j.next
+		if p.record != nil {
+			p.id = j.next
+			j.learnLocked(p.record, &batch)
+		}
+		batch.Put(stepsBucket, fmtID(j.next), p.data)
 		j.next++
-		j.shareLocked(p.record)
-		j.replaceLocked(p.record, &batch)
-		j.addLocked(p.record)
-		batch.Put(stepsBucket, fmtID(p.id), p.data)
 	}
-	for len(j.used) > j.bounds.records {
-		j.dropLocked(j.used[0], &batch)
-	}
+	j.trimLocked(&batch)
 	if data, err := pack(b); err != nil {
 		j.cfg.Log.Warn("the explanation of a build is lost", "build", b.Ref, "err", err)
 	} else {
@@ -338,6 +347,23 @@ func (j *Journal) keep(b *build, records []packed) {
 	}
 	j.trimBuildsLocked(&batch)
 	j.cfg.Store.Write(&batch)
+}
+
+// learnLocked takes in a record, the newest one, in place of what says the same.
+func (j *Journal) learnLocked(rec *record, batch *store.Batch) {
+	j.shareLocked(rec)
+	j.replaceLocked(rec, batch)
+	j.addLocked(rec)
+}
+
+// trimLocked drops the records beyond the bounds.
+func (j *Journal) trimLocked(batch *store.Batch) {
+	for len(j.used) > j.bounds.records {
+		old := j.used[0]
+		j.used[0], j.used = nil, j.used[1:]
+		j.removeLocked(old)
+		batch.Delete(stepsBucket, fmtID(old.id))
+	}
 }
 
 func fmtID(n uint64) string {
