@@ -113,7 +113,7 @@ func Repair(ctx context.Context, root string, deep bool) (done []string, err err
 		return done, err
 	}
 	w.openKeys(true)
-	return done, w.store.Sync(ctx)
+	return done, w.store.SyncSince(ctx, 0) // all of it, or else it isn't repaired
 }
 
 // stateAt is a worker that can open the state under root, which must be there.

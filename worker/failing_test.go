@@ -164,9 +164,10 @@ func (r *failingRound) run() bool {
 			t.Errorf("the error doesn't say that the disk fails: %v", err)
 		}
 	}
+	since := w.Store().Mark()
 	after, err := buildChain(t, w, "abcdef")
 	if err == nil {
-		err = w.Store().Sync(t.Context())
+		err = w.Store().SyncSince(t.Context(), since)
 	}
 	stored := err == nil
 	if err != nil && !errors.Is(err, syscall.EROFS) {

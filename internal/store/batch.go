@@ -82,9 +82,9 @@ type group struct {
 	onDurable []func()
 	files     bool // it may point to files
 	proven    bool
-	verify    bool   // somebody asks whether the files are durable
-	size      int    // bytes of keys and values, about
-	last      uint64 // number of the newest batch in it
+	verify    bool // somebody asks whether the files are durable
+	size      int  // bytes of keys and values, about
+	last      Mark // of the newest batch in it
 
 	done    chan struct{} // closed when the commit has ended
 	failure error         // why it failed; valid when done is closed
@@ -117,14 +117,14 @@ func (g *group) onlyRemoves() bool {
 	return len(g.buckets) > 0 && !g.files && !g.proven && !g.verify
 }
 
-func (g *group) add(b *Batch, number uint64) {
+func (g *group) add(b *Batch, mark Mark) {
 	for _, c := range b.changes {
 		g.put(c.bucket, c.key, c.entry)
 	}
 	g.onDurable = append(g.onDurable, b.onDurable...)
 	g.files = g.files || b.files
 	g.proven = g.proven || b.proven
-	g.last = number
+	g.last = mark
 }
 
 func (g *group) put(bucket, key string, e entry) {

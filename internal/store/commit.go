@@ -126,7 +126,14 @@ func (d *DB) write(g *group) error {
 	if !g.records() {
 		return nil
 	}
-	err := guard(func() error {
+	err := d.prepareGround(g)
+	if err == nil {
+		err = d.checkWritable()
+	}
+	if err != nil {
+		return d.explain(err, g)
+	}
+	err = guard(func() error {
 		return d.bolt.Update(func(tx *bbolt.Tx) error {
 			at, err := g.apply(tx)
 			if err == nil {
@@ -137,7 +144,10 @@ func (d *DB) write(g *group) error {
 	})
 	if err == nil {
 		d.journal.catchUp(d.bolt)
-		return nil
+		if err = d.checkWritable(); err != nil {
+			err = d.explain(err, g) // it may not be there; what is written twice does no harm
+		}
+		return err
 	}
 	d.journal.undo()
 	var p *panicError

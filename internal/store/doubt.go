@@ -65,6 +65,9 @@ func (d *DB) syncFiles() error {
 	if err := d.sync(); err != nil {
 		return &syncError{fmt.Errorf("sync the file system of %s: %w", d.root.Name(), err)}
 	}
+	if err := d.checkWritable(); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	d.synced = began
 	d.mu.Unlock()
@@ -89,6 +92,10 @@ func (d *DB) callDoubt(why *syncError) {
 	for _, fn := range fns {
 		fn(since, why)
 	}
+	d.mu.Lock()
+	// That what was written up to now had its files in time isn't known of any.
+	d.lost, d.why = d.written, why
+	d.mu.Unlock()
 }
 
 // doubt ends the journal, of which a part may have been lost; it is written anew.

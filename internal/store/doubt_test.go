@@ -120,3 +120,63 @@ func TestVerify(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// Whoever asks after a time is told of files that were lost in between, also when
+// somebody else has been told, and no commit fails any more.
+func TestSyncSince(t *testing.T) {
+	d, err := Open(Options{Root: t.TempDir(), Delay: manual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(d, "b", "good", "1")
+	mustSync(t, d)
+	d.OnDoubt(func(time.Time, error) { put(d, "b", "doubted", "1") })
+	before := d.Mark()
+	failSync(d, syscall.EIO)
+	put(d, "b", "suspect", "2")
+	if err := d.Sync(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Errorf("error %v", err)
+	}
+	mustSync(t, d)
+	for range 2 {
+		if err := d.SyncSince(t.Context(), before); !errors.Is(err, syscall.EIO) {
+			t.Errorf("since before the loss: error %v", err)
+		}
+	}
+	after := d.Mark()
+	put(d, "b", "good", "3")
+	if err := d.SyncSince(t.Context(), after); err != nil {
+		t.Errorf("since after the loss: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Who asks for one batch doesn't wait for those after it.
+func TestDurable(t *testing.T) {
+	d, err := Open(Options{Root: t.TempDir(), Delay: manual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &Batch{}
+	b.Put("b", "k", []byte("v"))
+	mark := d.Write(b)
+	if mark != d.Mark() {
+		t.Errorf("the mark of a batch is %d, the newest %d", mark, d.Mark())
+	}
+	if err := d.Durable(t.Context(), mark); err != nil {
+		t.Fatal(err)
+	}
+	failSync(d, syscall.EIO)
+	put(d, "b", "later", "v")
+	if err := d.Durable(t.Context(), mark); err != nil {
+		t.Errorf("a batch that is durable: %v", err)
+	}
+	if err := d.Durable(t.Context(), d.Mark()); !errors.Is(err, syscall.EIO) {
+		t.Errorf("one that isn't: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

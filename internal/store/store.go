@@ -79,7 +79,8 @@ type DB struct {
 
 	// persist makes a group durable. Tests replace it to fail commits.
 	persist func(*group) error
-	spent   bool // the reserve isn't complete; the committer's alone
+	spent   bool  // the reserve isn't complete; the committer's alone
+	ground  int64 // up to here the file has no holes; the committer's alone
 
 	sync func() error // makes files durable; tests replace it
 
@@ -91,8 +92,10 @@ type DB struct {
 	mu      sync.RWMutex // guards the fields below
 	current *group       // takes writes
 	flying  *group       // being committed, or nil
-	written uint64       // batches written so far
-	durable uint64       // of those, on disk
+	written Mark         // of the newest batch
+	durable Mark         // up to here all is on disk, but for what was lost
+	lost    Mark         // of the newest batch whose files were lost, or may be
+	why     error        // they were
 	closed  bool
 	synced  time.Time // when the last syncfs that succeeded began
 	doubt   []func(since time.Time, why error)
@@ -133,43 +136,76 @@ func (d *DB) Close() error {
 	return errors.Join(err, d.journal.close(), d.root.Close())
 }
 
+// Mark is a place in the order of writes: that of a batch, or of the newest.
+type Mark uint64
+
 // Write makes b visible at once and durable within the group commit's delay.
-// It never waits for the disk.
+// It never waits for the disk. The mark is that of b.
 //
 // A batch that bbolt could never store (an empty key, one beyond 32 KB) is
 // dropped as a whole with a warning: kept, it would make every later commit fail.
-func (d *DB) Write(b *Batch) {
+func (d *DB) Write(b *Batch) Mark {
 	if b.bad != nil {
 		d.warn("a record can't be stored and is dropped", "error", b.bad)
-		return
+		return d.Mark()
 	}
 	if len(b.changes) == 0 && len(b.onDurable) == 0 && !b.proven {
-		return
+		return d.Mark()
 	}
 	if b.proven {
 		d.unproven.Store(false)
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.closed {
-		d.mu.Unlock()
 		d.warn("a write after the database was closed is dropped", "changes", len(b.changes))
-		return
+		return d.written
 	}
 	d.written++
 	d.current.add(b, d.written)
 	signal(d.wake) // under the lock, so that commit knows which group it is for
-	d.mu.Unlock()
+	return d.written
+}
+
+// Mark is that of the newest batch.
+func (d *DB) Mark() Mark {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.written
 }
 
 // Sync waits until everything written before the call is durable and its
 // OnDurable functions have run. It returns the error of the commit that failed;
 // what was written stays queued and is tried again.
-func (d *DB) Sync(ctx context.Context) error {
+//
+// It says nothing of what an earlier commit has lost: ask SyncSince for that.
+func (d *DB) Sync(ctx context.Context) error { return d.syncTo(ctx, d.Mark()) }
+
+// SyncSince is Sync, and returns an error as well if files of a batch after since,
+// the mark of an earlier time, were lost or may be: such a batch, or a part of it,
+// was taken back by those whom OnDoubt has registered, and isn't tried again.
+func (d *DB) SyncSince(ctx context.Context, since Mark) error {
+	if err := d.Sync(ctx); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.lost > since {
+		return d.why
+	}
+	return nil
+}
+
+// Durable is Sync for the batch with the mark and those before it: it doesn't wait
+// for what was written later.
+func (d *DB) Durable(ctx context.Context, of Mark) error { return d.syncTo(ctx, of) }
+
+func (d *DB) syncTo(ctx context.Context, target Mark) error {
 	if d.readOnly {
 		return nil
 	}
 	d.mu.RLock()
-	target, group := d.written, d.flying
+	group := d.flying
 	if d.durable >= target {
 		d.mu.RUnlock()
 		return nil
