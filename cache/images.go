@@ -1,9 +1,11 @@
 package cache
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -17,13 +19,21 @@ type Image struct {
 	Descriptor ocispec.Descriptor `json:"d"`
 	Blobs      []digest.Digest    `json:"b,omitempty"` // all that it is made of, the manifest included
 	Refs       []string           `json:"r,omitempty"` // records that hold its content
+
+	written store.Mark
+}
+
+func (i Image) equal(other Image) bool {
+	return reflect.DeepEqual(i.Descriptor, other.Descriptor) && slices.Equal(i.Blobs, other.Blobs) && slices.Equal(i.Refs, other.Refs)
 }
 
 const longestName = 4096
 
 // SetImage names an image, or moves the name to another. All its blobs must be
-// stored, and the caller keeps them (by handles or Hold) until SetImage returns.
-// Records that don't exist are left out.
+// stored, or the error is ErrLost, and the caller keeps them (by handles or Hold)
+// until SetImage returns.
+// Records that don't exist are left out. Nothing is written if the name is that of
+// the same image already.
 func (m *Manager) SetImage(name string, img Image) error {
 	if name == "" || len(name) > longestName {
 		return fmt.Errorf("name image %.60q: the name has %d characters, not 1 to %d", name, len(name), longestName)
@@ -31,7 +41,7 @@ func (m *Manager) SetImage(name string, img Image) error {
 	img.Blobs = slices.Compact(slices.Sorted(slices.Values(img.Blobs)))
 	for _, d := range img.Blobs {
 		if _, err := m.blobs.Stat(d); err != nil {
-			return fmt.Errorf("name image %q: blob %s: %w", name, d, err)
+			return fmt.Errorf("%w: name image %q: blob %s: %w", ErrLost, name, d, err)
 		}
 	}
 	b := &store.Batch{}
@@ -61,12 +71,41 @@ func (m *Manager) SetImage(name string, img Image) error {
 		}
 		img.Refs = append(img.Refs, r.ID())
 	}
+	if old, there := m.Image(name); there && old.equal(img) {
+		return nil
+	}
 	value, err := json.Marshal(img)
 	if err != nil {
 		return fmt.Errorf("name image %q: %w", name, err)
 	}
 	b.Put(bucketImages, name, value)
 	return m.swapImage(b, name, &img)
+}
+
+// AwaitImage waits until the image of that name is on the disk. The error is
+// ErrLost if the disk has lost it, or a record of it: it can be made again.
+func (m *Manager) AwaitImage(ctx context.Context, name string) error {
+	m.blobsMu.Lock() // until it is written
+	img, there := m.Image(name)
+	m.blobsMu.Unlock()
+	if there {
+		if err := m.db.Durable(ctx, img.written); err != nil {
+			return fmt.Errorf("store image %q: %w", name, err)
+		}
+		now, still := m.Image(name) // what is lost loses its name
+		there = still && now.Descriptor.Digest == img.Descriptor.Digest
+	}
+	if !there {
+		return fmt.Errorf("%w: image %q isn't stored any more", ErrLost, name)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range img.Refs {
+		if r := m.records[id]; r == nil || r.lost != nil {
+			return fmt.Errorf("%w: record %s of image %q", ErrLost, id, name)
+		}
+	}
+	return nil
 }
 
 // Image returns the image of that name.
@@ -111,6 +150,12 @@ func (m *Manager) swapImage(b *store.Batch, name string, img *Image) error {
 	}
 	m.mu.Unlock()
 	problems := m.removeBlobs(b, free)
-	m.db.Write(b)
+	mark := m.db.Write(b)
+	if img != nil {
+		m.mu.Lock()
+		img.written = mark
+		m.images[name] = *img
+		m.mu.Unlock()
+	}
 	return joinProblems(fmt.Sprintf("replace image %q", name), problems)
 }

@@ -241,13 +241,40 @@ func TestHold(t *testing.T) {
 	if stored() {
 		t.Error("the blob outlives its image")
 	}
-	if err := e.m.SetImage("app", Image{Blobs: []digest.Digest{d}}); err == nil {
-		t.Error("an image of blobs that aren't there")
-	}
+	wantErr(t, e.m.SetImage("app", Image{Blobs: []digest.Digest{d}}), ErrLost, "not found")
 	if err := e.m.SetImage("", Image{}); err == nil {
 		t.Error("an image without name")
 	}
 	e.empty()
+}
+
+// An image that a client is told of is on the disk, and one that is there already
+// costs no write.
+func TestImageIsDurable(t *testing.T) {
+	e := newEnv(t)
+	ref := e.layer(nil, Options{}, "a=1")
+	defer ref.Release()
+	img := Image{Refs: []string{ref.ID()}}
+	must(t, e.m.SetImage("app", img))
+	must(t, e.m.AwaitImage(t.Context(), "app"))
+	for _, name := range []string{"app", "other"} {
+		must(t, e.m.SetImage(name, img))
+	}
+	if got := e.m.Images(); !slices.Equal(got, []string{"app", "other"}) {
+		t.Errorf("images %q", got)
+	}
+	must(t, e.m.AwaitImage(t.Context(), "other"))
+	before := e.db.Mark()
+	must(t, e.m.SetImage("app", img))
+	must(t, e.m.AwaitImage(t.Context(), "app"))
+	if after := e.db.Mark(); after != before {
+		t.Errorf("an image that is there is written: %d batches", after-before)
+	}
+	wantErr(t, e.m.AwaitImage(t.Context(), "none"), ErrLost, "none")
+
+	e.m.Distrust([]string{ref.ID()}, errors.New("it was changed"))
+	wantErr(t, e.m.AwaitImage(t.Context(), "app"), ErrLost, ref.ID())
+	must(t, errors.Join(e.m.RemoveImage("app"), e.m.RemoveImage("other")))
 }
 
 // A record that a blob is shared with may go at any time.

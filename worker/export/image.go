@@ -1,6 +1,7 @@
 package export
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/distribution/reference"
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/progress"
@@ -96,25 +98,42 @@ func (e *imageExporter) store(ctx context.Context, img *image, names []string) e
 		}
 	}
 	defer e.cfg.Cache.Hold(keep.Blobs...)() // until a name keeps them
-	for _, b := range img.blobs {
-		if b.owner != nil {
-			continue
+	return e.cfg.Cache.WithRoom(ctx, func() error {
+		for _, b := range img.blobs {
+			if b.owner != nil {
+				continue
+			}
+			if err := e.write(ctx, b); err != nil {
+				return err
+			}
 		}
-		if err := e.write(b); err != nil {
-			return err
+		return e.name(ctx, names, keep)
+	})
+}
+
+// name names the image. What clients are told of is on the disk then.
+func (e *imageExporter) name(ctx context.Context, names []string, img cache.Image) error {
+	for _, n := range names {
+		if err := e.cfg.Cache.SetImage(n, img); err != nil {
+			return fmt.Errorf("name the image %s: %w", n, err)
 		}
 	}
 	for _, n := range names {
 		done := progress.From(ctx).Begin("naming to " + n)
-		if err := e.cfg.Cache.SetImage(n, keep); err != nil {
-			return fmt.Errorf("name the image %s: %w", n, err)
+		if err := e.cfg.Cache.AwaitImage(ctx, n); err != nil {
+			return err
 		}
 		done()
 	}
 	return nil
 }
 
-func (e *imageExporter) write(b blob) error {
+// write stores b, unless it is stored: an image that there is needs no disk.
+func (e *imageExporter) write(ctx context.Context, b blob) error {
+	old, err := content.ReadBlob(ctx, e.cfg.Blobs, b.desc)
+	if err == nil && bytes.Equal(old, b.data) {
+		return nil
+	}
 	w, err := e.cfg.Blobs.Create()
 	if err != nil {
 		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
