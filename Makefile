@@ -46,6 +46,7 @@ e2e: build peer buildx ## end-to-end tests through upstream's buildctl and build
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "$(BUILTIN_CASES)" ./hack/e2e
 	KILN_E2E_ROOTLESS=1 $(GO) test -tags e2e -count=1 -timeout 5m -run "$(ROOTLESS_CASES)" ./hack/e2e
 	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/runtimes
+	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/oci
 
 .PHONY: e2e-runtimes
 e2e-runtimes: build peer ## end-to-end tests with kilnrun and with crun as the daemon's runtime
@@ -60,6 +61,10 @@ BUILTIN_CASES := SameAsUpstream|KilnBuildsKiln|TestRootless
 # such a daemon alone. With KILN_E2E_ROOTLESS=1 all cases pass but those of bridges and
 # memory limits, and those whose daemon reads files of the test's root.
 ROOTLESS_CASES := TestRunWritesFile|TestRunEnvironment|TestRunMounts|TestCopyAndAdd|TestOCIArchive|TestPushAndUse|TestCancelLeavesNothing|TestStepOutlivesDaemon/Killed
+
+.PHONY: oci
+oci: deps ## the OCI community's checks of kilnrun, and of runc and crun beside it
+	KILN_OCI_PEERS=1 $(GO) test -tags e2e -count=1 -timeout 20m -v -run AsTheSpecificationSays ./hack/oci
 
 .PHONY: containerd
 containerd: deps ## containers of Debian's containerd with kilnrun as its runc
