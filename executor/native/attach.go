@@ -50,6 +50,9 @@ func (c *creator) openTree(source string, recursive bool, o mountOptions) (int, 
 
 // mounts adds all mounts of the spec, in its order.
 func (c *creator) mounts() error {
+	if err := c.checkMountLabel(); err != nil {
+		return err
+	}
 	for _, m := range c.spec.Mounts {
 		if err := c.mountOne(m); err != nil {
 			return fmt.Errorf("%s: %w", m.Destination, err)
@@ -97,7 +100,9 @@ func (c *creator) mountOne(m specs.Mount) error {
 			}
 		}
 		source := cmp.Or(m.Source, m.Type)
-		c.Call(dest, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(c.data(o)))
+		data := strings.Join(c.withLabel(m.Type, o.data), ",")
+		c.Call(dest, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(data))
+		c.labelMade(m, dest)
 	}
 	c.done = append(c.done, dest)
 	for _, p := range o.propagation {
@@ -129,14 +134,6 @@ func (c *creator) covered(dest string) bool {
 // laterReadonly: mounts and devices are still made in a tmpfs.
 func laterReadonly(m specs.Mount, o mountOptions) bool {
 	return m.Type == "tmpfs" && !o.bind && o.flags&unix.MS_RDONLY != 0
-}
-
-func (c *creator) data(o mountOptions) string {
-	data := o.data
-	if label := c.spec.Linux.MountLabel; label != "" {
-		data = append(slices.Clone(data), fmt.Sprintf("context=%q", label))
-	}
-	return strings.Join(data, ",")
 }
 
 func (c *creator) mountBind(m specs.Mount, dest string, o mountOptions) error {
@@ -194,7 +191,8 @@ func (c *creator) mountOwnCgroups(dest string, o mountOptions) error {
 		c.Call(dest, unix.SYS_MOUNT, c.String("cgroup"), c.String(dest), c.String("cgroup2"), o.flags, c.String(""))
 		return nil
 	}
-	c.Call(dest, unix.SYS_MOUNT, c.String("tmpfs"), c.String(dest), c.String("tmpfs"), o.flags&^unix.MS_RDONLY, c.String("mode=755"))
+	data := strings.Join(c.withLabel("tmpfs", []string{"mode=755"}), ",")
+	c.Call(dest, unix.SYS_MOUNT, c.String("tmpfs"), c.String(dest), c.String("tmpfs"), o.flags&^unix.MS_RDONLY, c.String(data))
 	o.set |= unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 	for _, name := range slices.Sorted(maps.Keys(c.s.Cgroups)) {
 		fd, err := c.openTree(c.s.Cgroups[name], false, o)

@@ -25,7 +25,8 @@ func (c *creator) mountCopyUp(m specs.Mount, dest string, o mountOptions) error 
 	if c.s.CopyUp == nil {
 		return errors.New("internal error: nobody copies for the mount option tmpcopyup")
 	}
-	fd, err := newTmpfs(cmp.Or(m.Source, m.Type), c.data(o))
+	options := strings.Split(strings.Join(o.data, ","), ",")
+	fd, err := newTmpfs(cmp.Or(m.Source, m.Type), c.withLabel("tmpfs", options))
 	if err != nil {
 		return err
 	}
@@ -48,15 +49,15 @@ func (c *creator) mountCopyUp(m specs.Mount, dest string, o mountOptions) error 
 	return nil
 }
 
-// newTmpfs makes a detached tmpfs with the options of mount's data.
-func newTmpfs(source, data string) (int, error) {
+// newTmpfs makes a detached tmpfs with options as mount has them in its data.
+func newTmpfs(source string, options []string) (int, error) {
 	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("make tmpfs: %w", err)
 	}
 	defer unix.Close(fs)
 	err = unix.FsconfigSetString(fs, "source", source)
-	for option := range strings.SplitSeq(data, ",") {
+	for _, option := range options {
 		name, value, hasValue := strings.Cut(option, "=")
 		switch {
 		case err != nil || option == "":

@@ -39,21 +39,7 @@ func (b *builder) label() error {
 		}
 		b.writeFile(appArmorLabel, "/proc/self/attr/apparmor/exec", "exec "+profile)
 	}
-	if label := p.SelinuxLabel; label != "" {
-		if err := checkSELinux(label); err != nil {
-			return err
-		}
-		b.writeFile("SELinux label", "/proc/self/attr/exec", label)
-	}
-	return nil
-}
-
-// checkSELinux fails where nothing can have the label.
-func checkSELinux(label string) error {
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
-		return fmt.Errorf("SELinux label %q: SELinux is not enabled on this machine: %w", label, err)
-	}
-	return nil
+	return b.seLabel()
 }
 
 func (m *member) label() error {

@@ -58,6 +58,7 @@ type Terminal struct {
 //	session     session, signals
 //	(gate)      cgroups joined, users mapped, clocks set
 //	user        root in the new user namespace
+//	label       of AppArmor and SELinux, for the program
 //	keyring     a session keyring of it
 //	namespace   the cgroup namespace, names, sysctls
 //	root        the root's detached mount attached and entered with chroot, so
@@ -129,6 +130,7 @@ func (c *creator) build() error {
 		{"time", c.newClocks},
 		{"user", c.becomeRoot},
 		{"time", c.enterClocks},
+		{"label", c.label},
 		{"keyring", c.keyring},
 		{"namespace", c.namespace},
 		{"root", c.attachRoot},
@@ -217,14 +219,6 @@ func (c *creator) namespace() error {
 	}
 	if hasNamespace(c.spec, specs.NetworkNamespace) {
 		c.loopback()
-	}
-	if err := c.label(); err != nil {
-		return err
-	}
-	if label := c.spec.Linux.MountLabel; label != "" {
-		if err := checkSELinux(label); err != nil {
-			return fmt.Errorf("linux.mountLabel: %w", err)
-		}
 	}
 	for key, value := range c.spec.Linux.Sysctl {
 		if err := c.checkSysctl(key); err != nil {
@@ -343,7 +337,7 @@ func (c *creator) hold() error {
 // directory can't be covered by a file.
 func (c *creator) mask(p string) {
 	c.Call(p, unix.SYS_MOUNT, c.String("/dev/null"), c.String(p), 0, unix.MS_BIND).Tolerate(unix.ENOENT, unix.ENOTDIR).Skip(1)
-	c.Call(p, unix.SYS_MOUNT, c.String("tmpfs"), c.String(p), c.String("tmpfs"), unix.MS_RDONLY, c.String(c.data(mountOptions{}))).Tolerate(unix.ENOENT, unix.ENOTDIR)
+	c.Call(p, unix.SYS_MOUNT, c.String("tmpfs"), c.String(p), c.String("tmpfs"), unix.MS_RDONLY, c.String(strings.Join(c.withLabel("tmpfs", nil), ","))).Tolerate(unix.ENOENT, unix.ENOTDIR)
 }
 
 // masks also makes the root read-only, and what had to be writable until now.
