@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/cgroup/cgrouptest"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,20 +72,7 @@ func TestKernelTooOld(t *testing.T) {
 // devices confined by a program, a cgroup namespace of their own.
 func TestVersion2Cgroups(t *testing.T) {
 	needRoot(t)
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree := &cgroup.Tree{}
-	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, " - cgroup2 ") {
-			tree.V2 = strings.Fields(line)[4]
-		}
-	}
-	if tree.V2 == "" {
-		t.Fatal("this test needs a version 2 cgroup hierarchy")
-	}
-	e := newTest(t, Config{Cgroups: tree})
+	e := newTest(t, Config{Cgroups: &cgroup.Tree{V2: cgrouptest.V2(t)}})
 	const script = "cat /proc/self/cgroup | grep ^0:; [ -f /sys/fs/cgroup/cgroup.procs ] && echo mounted; mknod /tmp/log c 1 11 && dd if=/tmp/log bs=8192 count=1 >/dev/null 2>&1 && echo readable || echo denied; echo x > /dev/null && echo fine"
 	if out := output(t, e, process(t, script)); out != "0::/\nmounted\ndenied\nfine\n" {
 		t.Errorf("%q", out)

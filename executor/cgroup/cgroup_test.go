@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/kilnbuild/kiln/executor/cgroup/cgrouptest"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,16 +133,7 @@ func testTree(t *testing.T, v2 bool) *Tree {
 		t.Fatal(err)
 	}
 	if v2 && tree.V2 == "" {
-		mounts, err := os.ReadFile("/proc/self/mountinfo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(mounts)) {
-			if f := strings.Fields(line); strings.Contains(line, " - cgroup2 ") {
-				return &Tree{V2: f[4]}
-			}
-		}
-		t.Fatal("this test needs a version 2 cgroup hierarchy")
+		return &Tree{V2: cgrouptest.V2(t)}
 	}
 	return tree
 }
