@@ -202,12 +202,7 @@ func (c *creator) mountOwnCgroups(dest string, o mountOptions) error {
 		at := path.Join(dest, name)
 		c.mkdir(at)
 		c.attach(fd, at)
-		if controllers := strings.Split(name, ","); len(controllers) > 1 {
-			for _, one := range controllers {
-				link := path.Join(dest, one)
-				c.Call(link, unix.SYS_SYMLINKAT, c.String(name), atCWD, c.String(link)).Tolerate(unix.EEXIST)
-			}
-		}
+		c.linkControllers(dest, name)
 	}
 	if o.flags&unix.MS_RDONLY != 0 {
 		c.setReadonly(dest)

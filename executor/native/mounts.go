@@ -106,9 +106,23 @@ func (b *builder) mountCgroups(m specs.Mount) {
 		dest := path.Join(m.Destination, h.Name)
 		b.mkdir(dest)
 		b.attach(h.FD, dest)
+		b.linkControllers(m.Destination, h.Name)
 	}
 	if slices.Contains(m.Options, "ro") {
 		b.setReadonly(m.Destination)
+	}
+}
+
+// linkControllers has each controller of a hierarchy found by its own name: of
+// "cpu,cpuacct", both.
+func (b *builder) linkControllers(dir, hierarchy string) {
+	controllers := strings.Split(hierarchy, ",")
+	if len(controllers) == 1 {
+		return
+	}
+	for _, name := range controllers {
+		link := path.Join(dir, name)
+		b.Call(link, unix.SYS_SYMLINKAT, b.String(hierarchy), atCWD, b.String(link)).Tolerate(unix.EEXIST)
 	}
 }
 
