@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -474,5 +475,58 @@ func TestLoadDevicePrograms(t *testing.T) {
 		if err := unix.Close(fd); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Groups of threads list no processes; those belong to a group around them.
+func TestRemoveGroupsOfThreads(t *testing.T) {
+	top := filepath.Join(testTree(t, true).V2, fmt.Sprintf("kiln-threads-%d", os.Getpid()))
+	below := filepath.Join(top, "a", "b")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := RemoveTree(top); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, dir := range []string{filepath.Dir(below), below} {
+		if err := write(filepath.Join(dir, "cgroup.type"), "threaded"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait() //nolint:errcheck // killed
+	for _, dir := range []string{top, below} {
+		if err := write(filepath.Join(dir, "cgroup.procs"), fmt.Sprint(cmd.Process.Pid)); err != nil {
+			t.Fatal(errors.Join(err, cmd.Process.Kill()))
+		}
+	}
+	if err := RemoveTree(top); err != nil {
+		t.Error(errors.Join(err, cmd.Process.Kill()))
+	}
+	if _, err := os.Stat(top); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the group is still there: %v", err)
+	}
+}
+
+// Without swap in the kernel there is none to limit.
+func TestKernelWithoutSwap(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "memory.stat"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for value, want := range map[string]string{"0": "", "max": "", "4096": "doesn't count swap"} {
+		err := setting{dir, "memory.swap.max", value}.write()
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: error %v", value, err)
+		}
+	}
+	err := setting{t.TempDir(), "memory.swap.max", "0"}.write()
+	if err == nil || !strings.Contains(err.Error(), "has no controller memory") {
+		t.Errorf("without the controller: error %v", err)
 	}
 }

@@ -175,14 +175,33 @@ type setting struct{ dir, file, value string }
 
 func (s setting) write() error {
 	err := write(filepath.Join(s.dir, s.file), s.value)
-	if errors.Is(err, fs.ErrNotExist) {
-		controller, _, _ := strings.Cut(s.file, ".")
-		return fmt.Errorf("set limit %s to %s: the cgroup has no controller %s; whoever gave it to this daemon has to pass that on: %w", s.file, s.value, controller, err)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist) && s.dispensable():
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("set limit %s to %s: %s: %w", s.file, s.value, s.missing(), err)
 	}
-	if err != nil {
-		return fmt.Errorf("set limit %s to %s: %w", s.file, s.value, err)
+	return fmt.Errorf("set limit %s to %s: %w", s.file, s.value, err)
+}
+
+// hasMemory says whether the group has limits of memory.
+func (s setting) hasMemory() bool {
+	_, err := os.Stat(filepath.Join(s.dir, "memory.stat"))
+	return err == nil
+}
+
+// dispensable: a kernel that doesn't count swap can't give any, nor limit it.
+func (s setting) dispensable() bool {
+	return s.file == "memory.swap.max" && (s.value == "0" || s.value == "max") && s.hasMemory()
+}
+
+// missing says why there is no such file.
+func (s setting) missing() string {
+	controller, _, _ := strings.Cut(s.file, ".")
+	if controller == "memory" && s.hasMemory() {
+		return "this kernel doesn't count swap; swapaccount=1 on its command line may turn that on"
 	}
-	return nil
+	return fmt.Sprintf("the cgroup has no controller %s; whoever gave it to this daemon has to pass that on", controller)
 }
 
 func (l Limits) v1(d dir) (sets []setting) {
@@ -429,11 +448,11 @@ const killTimeout = 10 * time.Second
 func killAll(dir string) error {
 	deadline := time.Now().Add(killTimeout)
 	for {
-		if err := write(filepath.Join(dir, "cgroup.kill"), "1"); err != nil && !gone(err) {
+		if err := write(filepath.Join(dir, "cgroup.kill"), "1"); err != nil && !gone(err) && !ofThreads(err) {
 			return fmt.Errorf("kill cgroup: %w", err)
 		}
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if gone(err) || err == nil && len(b) == 0 {
+		if gone(err) || ofThreads(err) || err == nil && len(b) == 0 {
 			return nil
 		}
 		if err != nil {
@@ -450,6 +469,10 @@ func killAll(dir string) error {
 func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
 }
+
+// ofThreads reports whether err says that a group has threads alone. Their
+// processes are in a group around it, where they are listed and killed.
+func ofThreads(err error) bool { return errors.Is(err, unix.EOPNOTSUPP) }
 
 // killPids kills processes and waits for their end.
 func killPids(pids []string, deadline time.Time) error {

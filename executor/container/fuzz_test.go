@@ -42,9 +42,9 @@ func FuzzSpec(f *testing.F) {
 				continue
 			}
 			for _, l := range list {
-				for _, file := range append(l.fallbacks, l.file) {
-					if strings.Contains(file, "/") || file == ".." {
-						t.Errorf("limit %+v is set in another directory", l)
+				for s := &l; s != nil; s = s.fallback {
+					if strings.Contains(s.file, "/") || s.file == ".." {
+						t.Errorf("limit %+v is set in another directory", *s)
 					}
 				}
 			}

@@ -241,6 +241,9 @@ func (g groups) pids() ([]int, error) {
 			return err
 		}
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			return nil // it has threads of processes in a group around it
+		}
 		for _, f := range strings.Fields(string(b)) {
 			pid, perr := strconv.Atoi(f)
 			err = errors.Join(err, perr)

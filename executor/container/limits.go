@@ -5,6 +5,7 @@ package container
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,8 +19,8 @@ import (
 // setting is a value for a control file of a controller.
 type setting struct {
 	controller, file, value string
-	// fallbacks are files that other kernels have instead.
-	fallbacks []string
+	fallback                *setting // what other kernels have instead
+	optional                bool     // not all kernels have it, nor need it
 }
 
 // limit sets what r says; what it doesn't mention stays as it is.
@@ -31,10 +32,35 @@ func (g groups) limit(r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
+	if err := g.checkUsage(r.Memory); err != nil {
+		return err
+	}
+	// A value may not fit to another one's old value, such as a burst to a quota.
+	var again []setting
 	for _, s := range list {
+		switch err := g.set(s); {
+		case errors.Is(err, unix.EINVAL):
+			again = append(again, s)
+		case err != nil:
+			return err
+		}
+	}
+	for _, s := range again {
 		if err := g.set(s); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkUsage keeps a limit of memory, which on version 2 would kill the container
+// that is above it, from doing so if that is not wanted.
+func (g groups) checkUsage(m *specs.LinuxMemory) error {
+	if g.V2 == "" || m == nil || m.CheckBeforeUpdate == nil || !*m.CheckBeforeUpdate || m.Limit == nil || *m.Limit <= 0 {
+		return nil
+	}
+	if used := g.value("memory", "memory.current"); used > *m.Limit {
+		return fmt.Errorf("set limit memory.max to %d: the container uses %d bytes, and checkBeforeUpdate is set", *m.Limit, used)
 	}
 	return nil
 }
@@ -45,10 +71,11 @@ func (g groups) set(s setting) error {
 		return fmt.Errorf("set limit %s to %s: this machine has no cgroup controller %s", s.file, s.value, s.controller)
 	}
 	err := writeControl(filepath.Join(dir, s.file), s.value)
-	for _, file := range s.fallbacks {
-		if errors.Is(err, os.ErrNotExist) {
-			err = writeControl(filepath.Join(dir, file), s.value)
-		}
+	if errors.Is(err, os.ErrNotExist) && s.fallback != nil {
+		return g.set(*s.fallback)
+	}
+	if errors.Is(err, os.ErrNotExist) && s.optional {
+		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("set limit %s to %s: %w", s.file, s.value, err)
@@ -68,7 +95,7 @@ func (g groups) settings(r *specs.LinuxResources) ([]setting, error) {
 	if len(r.Unified) > 0 {
 		return nil, errors.New("linux.resources.unified: this machine has cgroups of version 1")
 	}
-	return slices.Concat(g.memoryV1(r.Memory), cpuV1(r.CPU), cpuset(r.CPU), pids(r.Pids), blkioV1(r.BlockIO), hugepages(r.HugepageLimits, "limit_in_bytes"), network(r.Network)), nil
+	return slices.Concat(g.memoryV1(r.Memory), cpuV1(r.CPU), cpuset(r.CPU), pids(r.Pids), blkioV1(r.BlockIO), hugepages(r.HugepageLimits, "limit_in_bytes"), network(r.Network), rdma(r.Rdma)), nil
 }
 
 func text[T int64 | uint64 | uint16 | uint32](v T) string { return fmt.Sprint(v) }
@@ -158,12 +185,18 @@ func blkioV1(b *specs.LinuxBlockIO) (list []setting) {
 		return nil
 	}
 	if b.Weight != nil && *b.Weight != 0 {
-		list = append(list, setting{controller: "blkio", file: "blkio.weight", value: text(*b.Weight), fallbacks: []string{"blkio.bfq.weight"}})
+		list = append(list, setting{controller: "blkio", file: "blkio.weight", value: text(*b.Weight), fallback: &setting{controller: "blkio", file: "blkio.bfq.weight", value: text(*b.Weight)}})
+	}
+	if b.LeafWeight != nil && *b.LeafWeight != 0 {
+		list = append(list, setting{controller: "blkio", file: "blkio.leaf_weight", value: text(*b.LeafWeight)})
 	}
 	for _, d := range b.WeightDevice {
 		if d.Weight != nil {
 			value := fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.Weight)
-			list = append(list, setting{controller: "blkio", file: "blkio.weight_device", value: value, fallbacks: []string{"blkio.bfq.weight_device"}})
+			list = append(list, setting{controller: "blkio", file: "blkio.weight_device", value: value, fallback: &setting{controller: "blkio", file: "blkio.bfq.weight_device", value: value}})
+		}
+		if d.LeafWeight != nil {
+			list = append(list, setting{controller: "blkio", file: "blkio.leaf_weight_device", value: fmt.Sprintf("%d:%d %d", d.Major, d.Minor, *d.LeafWeight)})
 		}
 	}
 	for _, t := range throttles(b) {
@@ -188,7 +221,26 @@ func throttles(b *specs.LinuxBlockIO) []throttle {
 
 func hugepages(limits []specs.LinuxHugepageLimit, suffix string) (list []setting) {
 	for _, l := range limits {
-		list = append(list, setting{controller: "hugetlb", file: fmt.Sprintf("hugetlb.%s.%s", l.Pagesize, suffix), value: text(l.Limit)})
+		// Newer kernels also count pages that are reserved and not used yet.
+		list = append(list, setting{controller: "hugetlb", file: fmt.Sprintf("hugetlb.%s.%s", l.Pagesize, suffix), value: text(l.Limit)},
+			setting{controller: "hugetlb", file: fmt.Sprintf("hugetlb.%s.rsvd.%s", l.Pagesize, suffix), value: text(l.Limit), optional: true})
+	}
+	return list
+}
+
+// rdma limits are the same on both versions.
+func rdma(limits map[string]specs.LinuxRdma) (list []setting) {
+	for _, device := range slices.Sorted(maps.Keys(limits)) {
+		value := device
+		if n := limits[device].HcaHandles; n != nil {
+			value += " hca_handle=" + text(*n)
+		}
+		if n := limits[device].HcaObjects; n != nil {
+			value += " hca_object=" + text(*n)
+		}
+		if value != device {
+			list = append(list, setting{controller: "rdma", file: "rdma.max", value: value})
+		}
 	}
 	return list
 }
@@ -204,106 +256,6 @@ func network(n *specs.LinuxNetwork) (list []setting) {
 		list = append(list, setting{controller: "net_prio", file: "net_prio.ifpriomap", value: fmt.Sprintf("%s %d", p.Name, p.Priority)})
 	}
 	return list
-}
-
-func settingsV2(r *specs.LinuxResources) (list []setting, err error) {
-	add := func(controller, file, value string) {
-		list = append(list, setting{controller: controller, file: file, value: value})
-	}
-	if m := r.Memory; m != nil {
-		if list, err = memoryV2(m); err != nil {
-			return nil, err
-		}
-	}
-	if c := r.CPU; c != nil {
-		if c.Idle != nil {
-			add("cpu", "cpu.idle", text(*c.Idle))
-		}
-		if c.Shares != nil && *c.Shares != 0 {
-			shares := min(max(*c.Shares, 2), 262144)
-			add("cpu", "cpu.weight", text(1+(shares-2)*9999/262142))
-		}
-		if c.Burst != nil {
-			add("cpu", "cpu.max.burst", text(*c.Burst))
-		}
-		if value := quotaV2(c); value != "" {
-			add("cpu", "cpu.max", value)
-		}
-	}
-	list = slices.Concat(list, cpuset(r.CPU), pids(r.Pids))
-	if b := r.BlockIO; b != nil {
-		if b.Weight != nil && *b.Weight != 0 {
-			w := uint64(*b.Weight)
-			// The old range of weights is 10-1000, the new one 1-10000.
-			list = append(list, setting{controller: "io", file: "io.bfq.weight", value: text(w), fallbacks: nil})
-			list[len(list)-1].fallbacks = []string{"io.weight"}
-		}
-		for _, t := range throttles(b) {
-			for _, d := range t.devices {
-				add("io", "io.max", fmt.Sprintf("%d:%d %s=%d", d.Major, d.Minor, t.v2, d.Rate))
-			}
-		}
-	}
-	list = append(list, hugepages(r.HugepageLimits, "max")...)
-	for file, value := range r.Unified {
-		if strings.Contains(file, "/") || file == ".." {
-			return nil, fmt.Errorf("linux.resources.unified: %q is not the name of a control file", file)
-		}
-		controller, _, _ := strings.Cut(file, ".")
-		add(controller, file, value)
-	}
-	return list, nil
-}
-
-func memoryV2(m *specs.LinuxMemory) (list []setting, err error) {
-	add := func(file string, n int64) {
-		value := "max"
-		if n >= 0 {
-			value = text(n)
-		}
-		list = append(list, setting{controller: "memory", file: file, value: value})
-	}
-	limit := int64(0)
-	if m.Limit != nil {
-		limit = *m.Limit
-	}
-	swap := m.Swap
-	if swap == nil && limit == -1 {
-		swap = m.Limit
-	}
-	if swap != nil && *swap != 0 {
-		switch { // version 2 counts swap alone
-		case *swap == -1:
-			add("memory.swap.max", -1)
-		case limit <= 0:
-			return nil, errors.New("linux.resources.memory: swap is limited, so memory must be, too")
-		case *swap < limit:
-			return nil, fmt.Errorf("linux.resources.memory: memory and swap together (%d) are less than memory (%d)", *swap, limit)
-		default:
-			add("memory.swap.max", *swap-limit)
-		}
-	}
-	if limit != 0 {
-		add("memory.max", limit)
-	}
-	if m.Reservation != nil && *m.Reservation != 0 {
-		add("memory.low", *m.Reservation)
-	}
-	return list, nil
-}
-
-func quotaV2(c *specs.LinuxCPU) string {
-	if c.Quota == nil && c.Period == nil {
-		return ""
-	}
-	quota, period := "max", ""
-	if c.Quota != nil && *c.Quota > 0 {
-		quota = text(*c.Quota)
-	}
-	if c.Period != nil && *c.Period != 0 {
-		period = " " + text(*c.Period)
-	}
-	return quota + period
 }
 
 // value reads a control file that is one number; 0 if it can't be read.
