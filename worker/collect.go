@@ -13,6 +13,10 @@ import (
 // it grows.
 func (w *Worker) CollectSoon() { w.collector.nudge() }
 
+// StopCollecting ends the collection of garbage for good, and a pass that is
+// under way with it. It is called when no build comes any more.
+func (w *Worker) StopCollecting() { w.collector.close() }
+
 // GCRules are the rules of the garbage collector, in their order; none if it is
 // off.
 func (w *Worker) GCRules() []cache.PruneOptions { return w.rules }

@@ -47,10 +47,9 @@ func (c *collector) start(collect func(ctx context.Context) error) {
 }
 
 // close ends the collector and waits for it.
-func (c *collector) close() error {
+func (c *collector) close() {
 	c.cancel(errClosing)
 	c.done.Wait()
-	return nil
 }
 
 // nudge asks for a pass. It never waits.

@@ -139,7 +139,7 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	w.loader.TakeUp(ctx, w.earlier, cfg.Unclaimed)
 	undo.Add(w.loader.Close)
 	w.collector.start(w.collect)
-	undo.Add(w.collector.close)
+	undo.AddFunc(w.collector.close)
 	w.release = undo.Keep()
 	return w, nil
 }

@@ -141,6 +141,7 @@ type daemon struct {
 	monitor *monitor.Monitor
 	grpc    *grpc.Server
 	leave   func() // has steps go on that may outlive the daemon
+	rest    func() // has nothing begin any more in the background
 }
 
 const (
@@ -161,7 +162,7 @@ func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Lo
 	})
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
 	started, ended := control.Record(hist, log)
-	d := &daemon{cfg: cfg, log: log, history: hist, explain: why, leave: w.Leave}
+	d := &daemon{cfg: cfg, log: log, history: hist, explain: why, leave: w.Leave, rest: w.StopCollecting}
 	var watch []func() (solver.Observer, func())
 	if share := cfg.Cache.Verify; share > 0 {
 		d.verify = verify.New(verify.Config{
@@ -228,6 +229,7 @@ func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) (err er
 		d.log.Error("ending: a listener failed", "err", err)
 		d.drain(signals, true)
 	}
+	d.rest()
 	d.hangUp()
 	return err
 }
