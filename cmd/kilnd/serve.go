@@ -24,6 +24,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/footprint"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
@@ -140,6 +141,7 @@ type daemon struct {
 	verify  *verify.Verifier // nil if the cache isn't verified
 	monitor *monitor.Monitor
 	grpc    *grpc.Server
+	memory  *footprint.Keeper
 	leave   func() // has steps go on that may outlive the daemon
 	rest    func() // has nothing begin any more in the background
 }
@@ -149,6 +151,14 @@ const (
 	verifySettle = time.Second
 	// verifyApart is how far apart two executions of a step are.
 	verifyApart = 1100 * time.Millisecond
+)
+
+const (
+	// memoryAfterStart and memoryAfterBuild are when an idle daemon gives memory
+	// back: once what began with the start has settled, and once an ended build
+	// is forgotten.
+	memoryAfterStart = 3 * time.Second
+	memoryAfterBuild = buildLinger + 2*time.Second
 )
 
 // logsDir is where in the state directory the history has logs of steps.
@@ -189,10 +199,13 @@ func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Lo
 		Cancelling:   d.cancelling,
 		Watch:        watch,
 		Started:      started,
-		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon() },
+		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon(); d.memory.Used(memoryAfterBuild) },
 	})
 	srv := control.New(control.Config{
 		Builds: d.builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log,
+	})
+	d.memory = footprint.Keep(memoryAfterStart, func() bool { return len(d.builds.Running()) > 0 }, func(err error) {
+		log.Warn("memory of the idle daemon stays larger than it needs to be", "error", err)
 	})
 	d.grpc = grpc.NewServer(append(srv.Options(), d.monitor.Options()...)...)
 	srv.Register(d.grpc)
@@ -230,6 +243,7 @@ func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) (err er
 		d.drain(signals, true)
 	}
 	d.rest()
+	d.memory.Close()
 	d.hangUp()
 	return err
 }
