@@ -77,6 +77,11 @@ func (d *DB) commit(again bool) bool {
 	err := d.persistReserved(g)
 	d.committing.Unlock()
 
+	if err == nil { // g is in flight until they have run: a Sync waits for them, too
+		for _, fn := range g.onDurable {
+			fn()
+		}
+	}
 	d.mu.Lock()
 	d.flying = nil
 	if err == nil {
@@ -90,14 +95,10 @@ func (d *DB) commit(again bool) bool {
 	if lost := (*syncError)(nil); errors.As(err, &lost) {
 		d.callDoubt(lost)
 	}
-	if err == nil {
-		for _, fn := range g.onDurable {
-			fn()
-		}
-		if again {
-			d.warn("the database is written again", "path", d.path)
-		}
-	} else if !again {
+	switch {
+	case err == nil && again:
+		d.warn("the database is written again", "path", d.path)
+	case err != nil && !again:
 		d.warn("the database can't be written; changes are kept in memory and tried again", "error", err)
 	}
 	g.failure = err

@@ -8,9 +8,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -169,6 +171,33 @@ func TestGroupIsCommittedAfterTheDelay(t *testing.T) {
 		b.OnDurable(func() { close(done) })
 		d.Write(b)
 		<-done
+	}
+}
+
+// A Sync that comes when the batch is on disk already waits for what the batch does then.
+func TestSyncWaitsForOnDurable(t *testing.T) {
+	d := openAt(t, t.TempDir(), nil)
+	var ran atomic.Bool
+	synced := make(chan error, 1)
+	var b Batch
+	b.Put("b", "k", []byte("v"))
+	b.OnDurable(func() {
+		go func() {
+			err := d.Sync(t.Context())
+			if err == nil && !ran.Load() {
+				err = errors.New("it was over before OnDurable was")
+			}
+			synced <- err
+		}()
+		for range 1000 { // time for one that doesn't wait
+			runtime.Gosched()
+		}
+		ran.Store(true)
+	})
+	d.Write(&b)
+	mustSync(t, d)
+	if err := <-synced; err != nil {
+		t.Errorf("a Sync beside OnDurable: %v", err)
 	}
 }
 
