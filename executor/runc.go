@@ -176,7 +176,10 @@ type counted interface{ Usage() (cgroup.Usage, error) }
 // there when the container has ended. undo removes them.
 func (r *runcRuntime) group(t *task, undo *cleanup.Stack) (*cgroup.Group, counted, error) {
 	if r.keep {
-		g := r.cgroups.Existing(cgroupSpec(t.p))
+		g, err := r.cgroups.Reserve(cgroupSpec(t.p))
+		if err != nil {
+			return nil, nil, err
+		}
 		t.spec.Linux.CgroupsPath = g.Path()
 		undo.Add(g.Remove)
 		return g, g, nil

@@ -23,7 +23,10 @@ type Around struct {
 
 // Around makes such a group. The caller removes it.
 func (m *Manager) Around(spec Spec) (_ *Around, err error) {
-	outer := m.Existing(spec)
+	outer, err := m.Reserve(spec)
+	if err != nil {
+		return nil, err
+	}
 	a := &Around{Group: outer, Inside: m.existing(filepath.Join(outer.path, "container"))}
 	defer func() {
 		if err != nil {
@@ -31,17 +34,7 @@ func (m *Manager) Around(spec Spec) (_ *Around, err error) {
 		}
 	}()
 	for _, d := range outer.dirs {
-		if !d.has("memory") {
-			continue
-		}
-		made, err := m.makeDir(d.h, filepath.Dir(outer.path), filepath.Base(outer.path))
-		if err != nil {
-			return nil, err
-		}
-		if err := unix.Close(made.join); err != nil {
-			return nil, fmt.Errorf("close cgroup: %w", err)
-		}
-		if d.h == nil { // whose counters count what is inside
+		if d.h == nil || !d.has("memory") { // version 2 counts what is inside
 			continue
 		}
 		if a.oom, err = countOOM(d.path); err != nil {
@@ -102,15 +95,11 @@ func readEvents(fd int) (int64, error) {
 	return int64(binary.NativeEndian.Uint64(b[:])), nil
 }
 
-// Remove kills what is left inside, and removes the group wherever the runtime
-// has made it.
+// Remove kills what is left inside, and removes the group.
 func (a *Around) Remove() error {
-	var errs []error
+	err := a.Group.Remove()
 	if a.oom != nil {
-		errs = append(errs, a.oom.Close())
+		err = errors.Join(err, a.oom.Close())
 	}
-	for _, dir := range a.m.roots(a.path) {
-		errs = append(errs, RemoveTree(dir))
-	}
-	return errors.Join(errs...)
+	return err
 }

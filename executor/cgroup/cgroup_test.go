@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -367,6 +368,76 @@ func TestSweepBesideSomebodyElse(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Two daemons have one parent. Whenever one ends it removes that if it is empty;
+// the other makes it again, and from when it has reserved a group on it stays.
+func TestParentRemovedMeanwhile(t *testing.T) {
+	const parent = "/kiln/cgroup-test/two"
+	for name, v2 := range map[string]bool{"machine": false, "version 2": true} {
+		t.Run(name, func(t *testing.T) {
+			tree := testTree(t, v2)
+			m := newManager(t, tree)
+			m.stop() // it makes groups ahead
+			m.filler.Wait()
+			var removals map[string]int
+			m.mkdir = func(path string, mode fs.FileMode) error {
+				if removals[path]++; removals[path] <= 3 {
+					if err := unix.Rmdir(filepath.Dir(path)); err != nil {
+						t.Errorf("remove parent: %v", err)
+					}
+				}
+				return os.Mkdir(path, mode)
+			}
+			for _, reserve := range []func(Spec) (interface{ Remove() error }, error){
+				func(s Spec) (interface{ Remove() error }, error) { return m.Reserve(s) },
+				func(s Spec) (interface{ Remove() error }, error) { return m.Around(s) },
+			} {
+				removals = map[string]int{}
+				g, err := reserve(Spec{ID: "reserved", Parent: parent})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, dir := range m.roots(parent) {
+					if err := unix.Rmdir(dir); err == nil {
+						t.Errorf("%s is removed with a group in it", dir)
+					}
+				}
+				if err := g.Remove(); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+			for _, dir := range m.roots(parent) {
+				if _, err := os.Stat(dir); err == nil {
+					t.Errorf("%s is left", dir)
+				}
+			}
+		})
+	}
+}
+
+// A name that is taken stays with who has it.
+func TestReserveTaken(t *testing.T) {
+	m := newManager(t, testTree(t, false))
+	defer m.Close()
+	g, err := m.Reserve(Spec{ID: "taken"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Reserve(Spec{ID: "taken"}); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("reserved twice: %v", err)
+	}
+	for _, dir := range g.Dirs() {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := g.Remove(); err != nil {
+		t.Error(err)
 	}
 }
 

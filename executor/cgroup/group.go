@@ -35,7 +35,7 @@ type Usage struct {
 // A Group is a place for one process and its children.
 type Group struct {
 	m    *Manager
-	path string // below the mount points; only of existing groups
+	path string // below the mount points; "" of groups that are taken
 	dirs []dir
 }
 
@@ -138,13 +138,11 @@ func (g *Group) Dirs() []string {
 	return list
 }
 
-// Remove kills and removes an Existing group, if it is there.
+// Remove kills and removes a group that has a path, wherever it is there.
 func (g *Group) Remove() error {
 	var errs []error
-	for _, d := range g.dirs {
-		if _, err := os.Stat(d.path); err == nil {
-			errs = append(errs, RemoveTree(d.path))
-		}
+	for _, dir := range g.m.roots(g.path) {
+		errs = append(errs, RemoveTree(dir))
 	}
 	return errors.Join(errs...)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/cleanup"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,7 @@ type Manager struct {
 	devices dir    // v1: the group that confines devices, shared by all
 	filter  int    // v2: device program
 	log     *slog.Logger
+	mkdir   func(string, fs.FileMode) error // os.Mkdir, but in tests
 
 	mu      sync.Mutex        // guards the fields below; never held across I/O
 	parents map[string]string // made so far, with the mount point each is below
@@ -52,7 +54,7 @@ type Config struct {
 // processes, and so are leftovers below otherParents.
 func New(cfg Config, otherParents []string) (_ *Manager, err error) {
 	m := &Manager{
-		tree: cfg.Tree, parent: clean(cfg.Parent), prefix: cfg.Prefix, log: cfg.Log, filter: -1,
+		tree: cfg.Tree, parent: clean(cfg.Parent), prefix: cfg.Prefix, log: cfg.Log, filter: -1, mkdir: os.Mkdir,
 		parents: map[string]string{}, adopted: map[string]string{}, ready: make(chan *Group, ahead), removed: make(chan *Group, 256),
 	}
 	if m.tree.Unprivileged && m.tree.V2 != "" {
@@ -207,8 +209,8 @@ func (m *Manager) IsV2() bool { return m.tree.V2 != "" }
 // limited and counted.
 func (m *Manager) HasGroups() bool { return m.tree.V2 != "" || len(m.tree.V1) > 0 }
 
-// Existing returns the group that spec names, for a runtime that makes it
-// itself. It is not released but removed.
+// Existing returns the group that spec names, be it there or not. It is not
+// released but removed.
 func (m *Manager) Existing(spec Spec) *Group {
 	parent := m.parent
 	if spec.Parent != "" {
@@ -216,6 +218,31 @@ func (m *Manager) Existing(spec Spec) *Group {
 	}
 	m.adopt(parent)
 	return m.existing(filepath.Join(parent, m.prefix+"-"+spec.ID))
+}
+
+// Reserve makes the group that spec names, empty and without limits, for a
+// runtime to use: one that makes it itself fails if another daemon that shares
+// the parent removes that in the same moment. The caller removes the group.
+func (m *Manager) Reserve(spec Spec) (_ *Group, err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	g := m.Existing(spec)
+	var all []*Hierarchy
+	for _, d := range g.dirs {
+		all = append(all, d.h)
+	}
+	for _, bare := range m.tree.Bare {
+		all = append(all, &Hierarchy{Dir: bare})
+	}
+	for _, h := range all {
+		path, err := m.makeBelow(h, filepath.Dir(g.path), filepath.Base(g.path))
+		if err != nil {
+			return nil, err
+		}
+		undo.Add(func() error { return RemoveTree(path) })
+	}
+	undo.Keep()
+	return g, nil
 }
 
 func (m *Manager) existing(path string) *Group {
@@ -347,42 +374,54 @@ func (m *Manager) useful(h *Hierarchy, parent string, l Limits) bool {
 		has("cpuset") && (l.CpusetCpus != "" || l.CpusetMems != "")
 }
 
-// makeDir makes a group's directory in one hierarchy and opens what is needed
-// to join it.
-func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
+// mostTries is how often a group's directory is tried to be made while others
+// remove its parent, which they do once, when they end.
+const mostTries = 100
+
+// makeBelow makes a group's directory in h, nil for version 2. From then on its
+// parent stays.
+func (m *Manager) makeBelow(h *Hierarchy, parent, name string) (string, error) {
 	root := m.tree.V2
 	if h != nil {
 		root = h.Dir
 	}
 	path := filepath.Join(root, parent, name)
-	if err := m.makeParent(h, root, parent); err != nil {
-		return dir{}, err
-	}
-	err := os.Mkdir(path, 0o755)
-	if errors.Is(err, fs.ErrNotExist) {
-		// Another daemon that shares the parent has removed it.
-		m.forgetParent(filepath.Dir(path))
-		if err := m.makeParent(h, root, parent); err != nil {
-			return dir{}, err
+	var err error
+	for range mostTries {
+		if err = m.makeParent(h, root, parent); err == nil {
+			err = m.mkdir(path, 0o755)
 		}
-		err = os.Mkdir(path, 0o755)
+		if !gone(err) {
+			break
+		}
+		// Another daemon that shares the parent has removed it.
+		m.forgetParent(filepath.Join(root, parent))
 	}
 	if err != nil {
-		return dir{}, fmt.Errorf("make cgroup: %w", err)
+		return "", fmt.Errorf("make cgroup: %w", err)
+	}
+	if h != nil && slices.Contains(h.Controllers, "cpuset") {
+		if err := InheritCpuset(path); err != nil {
+			return "", errors.Join(err, RemoveTree(path))
+		}
+	}
+	return path, nil
+}
+
+// makeDir makes a group's directory in one hierarchy and opens what is needed
+// to join it.
+func (m *Manager) makeDir(h *Hierarchy, parent, name string) (dir, error) {
+	path, err := m.makeBelow(h, parent, name)
+	if err != nil {
+		return dir{}, err
 	}
 	d := dir{path: path, h: h, view: -1}
 	if h == nil {
 		d.join, err = unix.Open(path, unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
 	} else {
 		d.join, err = unix.Open(filepath.Join(path, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == nil && slices.Contains(h.Controllers, "cpuset") {
-			err = InheritCpuset(path)
-		}
 	}
 	if err != nil {
-		if d.join >= 0 {
-			err = errors.Join(err, unix.Close(d.join))
-		}
 		return dir{}, errors.Join(fmt.Errorf("open cgroup %s: %w", path, err), RemoveTree(path))
 	}
 	return d, nil
