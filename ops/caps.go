@@ -16,7 +16,6 @@ var absent = []struct{ prefix, reason string }{
 	{"source.git.checkoutbundle", "git bundles are not made"},
 	{"source.http.signatureverify", "signatures of downloads are not verified"},
 	{"source.buildop", "build ops are not supported"},
-	{"source.policy", "source policies are not supported"},
 	{"exec.meta.network.proxy", "the proxy network is not supported"},
 	{"cache.", "remote caches are not supported"},
 	{"exporter.image.attestations", "attestations are not exported"},

@@ -18,6 +18,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -37,14 +38,21 @@ type bridge struct {
 
 var _ frontend.Bridge = (*bridge)(nil)
 
-// limited is the bridge of a frontend whose request set limits.
-type limited struct {
+// within is the bridge of a frontend whose request set limits and policies.
+type within struct {
 	*bridge
-	limits ops.Limits
+	limits   ops.Limits
+	policies []*spb.Policy
 }
 
-func (l limited) Solve(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
-	return l.solve(ctx, req, l.limits)
+func (w within) Solve(ctx context.Context, req frontend.SolveRequest) (*frontend.Result, error) {
+	req.Policies = slices.Concat(w.policies, req.Policies)
+	return w.solve(ctx, req, w.limits)
+}
+
+func (w within) ResolveSourceMeta(ctx context.Context, op *pb.SourceOp, opt frontend.MetaOptions) (*frontend.SourceMeta, error) {
+	opt.Policies = slices.Concat(w.policies, opt.Policies)
+	return w.bridge.ResolveSourceMeta(ctx, op, opt)
 }
 
 // Solve loads a definition as a lazy ref, or runs a frontend.
@@ -56,9 +64,6 @@ func (br *bridge) solve(ctx context.Context, req frontend.SolveRequest, limits o
 	limits, err := limits.With(req.Opts)
 	if err != nil {
 		return nil, invalid("%v", err)
-	}
-	if len(req.Policies) > 0 {
-		return nil, unsupported("SourcePolicies: this daemon does not evaluate source policies")
 	}
 	res, err := br.lazy(ctx, req, limits)
 	if err != nil || !req.Evaluate {
@@ -86,20 +91,34 @@ func (br *bridge) lazy(ctx context.Context, req frontend.SolveRequest, limits op
 	case !hasDef:
 		return &frontend.Result{}, nil
 	}
-	edge, err := br.b.engine.cfg.Worker.Loader().Load(req.Definition, ops.LoadOptions{Entitlements: br.b.granted, Limits: limits})
+	r, err := br.load(ctx, req.Definition, req.Policies, limits)
 	if err != nil {
-		return nil, located(err, req.Definition)
-	}
-	if edge.Vertex == nil {
-		return &frontend.Result{}, nil
-	}
-	if br.b.explain != nil {
-		br.b.explain.Located(req.Definition.GetSource())
+		return nil, err
 	}
 	for _, im := range req.CacheImports {
 		br.b.imports.add(im.GetType(), im.GetAttrs())
 	}
-	return &frontend.Result{Ref: &ref{br: br, def: req.Definition, edge: edge}}, nil
+	return &frontend.Result{Ref: r}, nil
+}
+
+// load makes def, with what policies leave of its sources, a lazy ref.
+func (br *bridge) load(ctx context.Context, def *pb.Definition, policies []*spb.Policy, limits ops.Limits) (*ref, error) {
+	sources, err := br.sources(policies)
+	if err != nil {
+		return nil, err
+	}
+	allowed, err := sources.rewrite(ctx, def)
+	if err != nil {
+		return nil, located(err, def)
+	}
+	edge, err := br.b.engine.cfg.Worker.Loader().Load(allowed, ops.LoadOptions{Entitlements: br.b.granted, Limits: limits})
+	if err != nil {
+		return nil, located(err, allowed)
+	}
+	if br.b.explain != nil {
+		br.b.explain.Located(allowed.GetSource())
+	}
+	return &ref{br: br, def: allowed, edge: edge}, nil
 }
 
 // runFrontend runs a built-in frontend. gateway.v0 with a Dockerfile frontend
@@ -121,7 +140,7 @@ func (br *bridge) runFrontend(ctx context.Context, req frontend.SolveRequest, li
 		return nil, invalid("Frontend: no frontend %q; there are %s", name,
 			strings.Join(slices.Sorted(maps.Keys(br.b.engine.cfg.Frontends)), ", "))
 	}
-	res, err := f.Solve(ctx, limited{br, limits}, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
+	res, err := f.Solve(ctx, within{br, limits, req.Policies}, frontend.Request{Opts: req.Opts, Inputs: req.Inputs, SessionID: br.b.req.Session})
 	if err != nil {
 		return nil, (&errdefs.Frontend{Name: req.Frontend, Source: req.Opts["source"]}).WrapError(err)
 	}
@@ -136,11 +155,31 @@ func isDockerfileImage(source string) bool {
 	return name == "docker/dockerfile" || strings.HasPrefix(name, "docker/dockerfile:")
 }
 
-// ResolveSourceMeta shows as a vertex named as the caller says.
+// ResolveSourceMeta tells of what policies leave of op.
 func (br *bridge) ResolveSourceMeta(ctx context.Context, op *pb.SourceOp, opt frontend.MetaOptions) (*frontend.SourceMeta, error) {
-	if len(opt.Policies) > 0 {
-		return nil, unsupported("SourcePolicies: this daemon does not evaluate source policies")
+	sources, err := br.sources(opt.Policies)
+	if err != nil {
+		return nil, err
 	}
+	other, err := sources.decide(ctx, op, platformOf(opt.Platform))
+	if err != nil {
+		return nil, err
+	}
+	if other != nil {
+		op = other
+	}
+	return br.sourceMeta(ctx, op, opt)
+}
+
+func platformOf(p *ocispec.Platform) *pb.Platform {
+	if p == nil {
+		return nil
+	}
+	return &pb.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
+// sourceMeta shows as a vertex named as the caller says.
+func (br *bridge) sourceMeta(ctx context.Context, op *pb.SourceOp, opt frontend.MetaOptions) (*frontend.SourceMeta, error) {
 	name := opt.LogName
 	if name == "" {
 		name = "resolve " + op.Identifier

@@ -6,8 +6,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/ops/policy"
 	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -26,6 +28,9 @@ type Request struct {
 	CacheImports []*control.CacheOptionsEntry
 	CacheExports []*control.CacheOptionsEntry
 	Warnings     []string // about parts of the request that have no effect
+
+	Policy        *spb.Policy // which sources may be used; may be nil
+	PolicySession string      // to be asked after it; "" is nobody
 }
 
 // maxRef bounds client-chosen ids, which name records and appear in logs.
@@ -39,6 +44,7 @@ func ParseRequest(in *control.SolveRequest) (Request, error) {
 		Ref: in.Ref, Session: in.Session, Definition: in.Definition, Frontend: in.Frontend,
 		Opts: in.FrontendAttrs, Inputs: in.FrontendInputs, Exporters: in.Exporters,
 		Entitlements: in.Entitlements, Internal: in.Internal,
+		Policy: in.SourcePolicy, PolicySession: in.SourcePolicySession,
 	}
 	switch {
 	case in.Ref == "":
@@ -73,12 +79,11 @@ func ParseRequest(in *control.SolveRequest) (Request, error) {
 // notes what would only make it slower.
 func (r *Request) checkFeatures(in *control.SolveRequest) error {
 	switch {
-	case len(in.SourcePolicy.GetRules()) > 0:
-		return unsupported("SourcePolicy: this daemon does not evaluate source policies")
-	case in.SourcePolicySession != "":
-		return unsupported("SourcePolicySession: this daemon does not evaluate source policies")
 	case in.ProxyNetwork:
 		return unsupported("ProxyNetwork: this daemon has no proxy network")
+	}
+	if _, err := policy.New(in.SourcePolicy); err != nil {
+		return invalid("SourcePolicy: %v", err)
 	}
 	switch v := in.CompatibilityVersion; {
 	case v == 0 || v == 30:

@@ -16,17 +16,16 @@ import (
 
 func TestRefusedRequests(t *testing.T) {
 	for want, req := range map[string]*control.SolveRequest{
-		"Ref is missing":      {},
-		"Ref has 300 bytes":   {Ref: strings.Repeat("r", 300)},
-		"exclude each other":  {Ref: "r", Frontend: "f", Definition: &pb.Definition{Def: [][]byte{{1}}}},
-		`FrontendInputs["i"]`: {Ref: "r", FrontendInputs: map[string]*pb.Definition{"i": nil}},
-		"Exporters[1].Type":   {Ref: "r", Exporters: []*control.Exporter{{Type: "image"}, nil}},
-		"SourcePolicy":        {Ref: "r", SourcePolicy: &spb.Policy{Rules: []*spb.Rule{{}}}},
-		"SourcePolicySession": {Ref: "r", SourcePolicySession: "s"},
-		"ProxyNetwork":        {Ref: "r", ProxyNetwork: true},
-		"30, not 20":          {Ref: "r", CompatibilityVersion: 20},
-		"upgrade":             {Ref: "r", CompatibilityVersion: 31},
-		"not one of":          {Ref: "r", CompatibilityVersion: -1},
+		"Ref is missing":       {},
+		"Ref has 300 bytes":    {Ref: strings.Repeat("r", 300)},
+		"exclude each other":   {Ref: "r", Frontend: "f", Definition: &pb.Definition{Def: [][]byte{{1}}}},
+		`FrontendInputs["i"]`:  {Ref: "r", FrontendInputs: map[string]*pb.Definition{"i": nil}},
+		"Exporters[1].Type":    {Ref: "r", Exporters: []*control.Exporter{{Type: "image"}, nil}},
+		"SourcePolicy: rule 0": {Ref: "r", SourcePolicy: &spb.Policy{Rules: []*spb.Rule{{}}}},
+		"ProxyNetwork":         {Ref: "r", ProxyNetwork: true},
+		"30, not 20":           {Ref: "r", CompatibilityVersion: 20},
+		"upgrade":              {Ref: "r", CompatibilityVersion: 31},
+		"not one of":           {Ref: "r", CompatibilityVersion: -1},
 	} {
 		_, err := ParseRequest(req)
 		if c := status.Code(err); c != codes.InvalidArgument && c != codes.Unimplemented || !strings.Contains(err.Error(), want) {

@@ -138,23 +138,9 @@ func (s *Server) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceM
 	if req.Source.GetIdentifier() == "" {
 		return nil, missing("Source.Identifier")
 	}
-	checksum, err := checksumRequest(req.HTTP.GetChecksumRequest())
-	if err != nil {
-		return nil, err
-	}
-	meta, err := s.cfg.Bridge.ResolveSourceMeta(ctx, req.Source, frontend.MetaOptions{
-		Platform:    platformOf(req.Platform),
-		LogName:     req.LogName,
-		ResolveMode: req.ResolveMode,
-		NoConfig:    req.Image.GetNoConfig(),
-		Objects:     req.Git.GetReturnObject(),
-		Checksum:    checksum,
-		Policies:    req.SourcePolicies,
+	return SourceMeta(req, func(opt frontend.MetaOptions) (*frontend.SourceMeta, error) {
+		return s.cfg.Bridge.ResolveSourceMeta(ctx, req.Source, opt)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return sourceMeta(meta, checksum), nil
 }
 
 // Evaluate forces a ref.

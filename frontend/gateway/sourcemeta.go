@@ -28,6 +28,27 @@ func checksumRequest(req *gwpb.ChecksumRequest) (*http.ChecksumRequest, error) {
 	return &http.ChecksumRequest{Algorithm: algorithm, Suffix: req.Suffix}, nil
 }
 
+// SourceMeta answers req, also for whoever asks in the same terms elsewhere.
+func SourceMeta(req *gwpb.ResolveSourceMetaRequest, resolve func(frontend.MetaOptions) (*frontend.SourceMeta, error)) (*gwpb.ResolveSourceMetaResponse, error) {
+	checksum, err := checksumRequest(req.HTTP.GetChecksumRequest())
+	if err != nil {
+		return nil, err
+	}
+	meta, err := resolve(frontend.MetaOptions{
+		Platform:    platformOf(req.Platform),
+		LogName:     req.LogName,
+		ResolveMode: req.ResolveMode,
+		NoConfig:    req.Image.GetNoConfig(),
+		Objects:     req.Git.GetReturnObject(),
+		Checksum:    checksum,
+		Policies:    req.SourcePolicies,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return sourceMeta(meta, checksum), nil
+}
+
 // sourceMeta is the answer to ResolveSourceMeta (GW-024).
 func sourceMeta(meta *frontend.SourceMeta, checksum *http.ChecksumRequest) *gwpb.ResolveSourceMetaResponse {
 	out := &gwpb.ResolveSourceMetaResponse{Source: meta.Op}

@@ -33,13 +33,13 @@ var rows = [][]string{
 // have an order of their own.
 var inner = map[string][]string{
 	"cache":    {"cache", "cache/cachetest", "cache/contenthash", "cache/keys", "cache/remote"},
-	"ops":      {"ops/sessiontest", "ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
+	"ops":      {"ops/sessiontest", "ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/policy", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
 	"control":  {"control/history", "control/explain", "control/record", "control/build", "control/monitor", "control"},
 }
 
 // allowed is what may be imported of upstream's module.
-var allowed = regexp.MustCompile(`^github\.com/moby/buildkit/(api/|solver/pb$|solver/errdefs$|frontend/gateway/pb$|sourcepolicy/pb$|` +
+var allowed = regexp.MustCompile(`^github\.com/moby/buildkit/(api/|solver/pb$|solver/errdefs$|frontend/gateway/pb$|sourcepolicy/(pb|policysession)$|` +
 	`util/(apicaps|grpcerrors|stack|progress/progressui)(/|$)|session(/|$)|client$|frontend/dockerfile/(parser|instructions|shell|command|linter)$|frontend/subrequests(/|$))`)
 
 type pkg struct {
