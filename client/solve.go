@@ -18,6 +18,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/session/grpchijack"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sync/errgroup"
@@ -48,6 +49,8 @@ type SolveOptions struct {
 	Locals       map[string]string
 	OCILayouts   map[string]string
 	Entitlements []string
+	// SourcePolicy says which sources the build may use; nil is any.
+	SourcePolicy *spb.Policy
 	// Attachables serve more in the session: secrets, SSH agents, credentials.
 	Attachables []session.Attachable
 	// SharedKey makes transfers of Locals incremental across builds with the
@@ -167,7 +170,7 @@ func (opts SolveOptions) request(sessionID string) *control.SolveRequest {
 	req := &control.SolveRequest{
 		Ref: opts.Ref, Definition: opts.Definition, Session: sessionID, Frontend: opts.Frontend,
 		FrontendAttrs: opts.Attrs, FrontendInputs: opts.Inputs, Entitlements: opts.Entitlements,
-		Cache: opts.cacheOptions(),
+		Cache: opts.cacheOptions(), SourcePolicy: opts.SourcePolicy,
 	}
 	for _, ex := range opts.Exports {
 		req.Exporters = append(req.Exporters, &control.Exporter{Type: ex.Type, Attrs: ex.Attrs})

@@ -65,6 +65,7 @@ func buildFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-cache", Usage: "run every step"},
 		&cli.StringSliceFlag{Name: "secret", Usage: "id=ID[,src=FILE|,env=VAR]"},
 		&cli.StringSliceFlag{Name: "ssh", Usage: "default|ID[=SOCKET|KEY[,KEY]][,raw=true]"},
+		&cli.StringFlag{Name: "source-policy-file", Usage: "JSON file that says which sources the build may use"},
 		&cli.StringSliceFlag{Name: "allow", Usage: "entitlement that the build may use, such as network.host"},
 		&cli.StringFlag{Name: "metadata-file", Usage: "file for what the exporters say of the result"},
 		&cli.StringFlag{Name: "ref-file", Usage: "file for the build's id"},
@@ -155,6 +156,9 @@ func solveOptions(c *cli.Command) (client.SolveOptions, error) {
 		return opts, err
 	}
 	if opts.Attachables, err = attachables(c); err != nil {
+		return opts, err
+	}
+	if opts.SourcePolicy, err = sourcePolicy(c.String("source-policy-file")); err != nil {
 		return opts, err
 	}
 	var outputs []string
