@@ -9,7 +9,6 @@
 package footprint
 
 import (
-	"errors"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -61,7 +60,7 @@ func (k *Keeper) release() {
 		return
 	}
 	debug.FreeOSMemory()
-	if err := dropProgram(); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err := dropProgram(); err != nil {
 		tell := k.tell
 		k.tell = func(error) {}
 		tell(err)
