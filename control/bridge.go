@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/frontend/gateway"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
@@ -24,7 +23,7 @@ const registerWait = 3 * time.Second
 // bridgeRouter passes LLBBridge calls on to the build they name.
 type bridgeRouter struct {
 	gwpb.UnimplementedLLBBridgeServer
-	builds *build.Engine
+	server *Server
 }
 
 // route returns the server of the build that ctx names, and ctx bound to the
@@ -35,7 +34,7 @@ func (r *bridgeRouter) route(ctx context.Context) (*gateway.Server, context.Cont
 	if len(ids) == 0 || ids[0] == "" {
 		return nil, nil, nil, status.Errorf(codes.InvalidArgument, "no buildid: the request metadata lacks %s", buildIDKey)
 	}
-	b, err := r.builds.Get(ctx, ids[0], registerWait)
+	b, err := r.server.cfg.Builds.Get(ctx, ids[0], registerWait)
 	if err != nil {
 		return nil, nil, nil, err
 	}

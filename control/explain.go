@@ -9,10 +9,13 @@ import (
 )
 
 // explainServer serves kiln's own service beside the protocol's.
-type explainServer struct{ cfg Config }
+type explainServer struct{ *Server }
 
 // Explain says why the steps of a build ran.
 func (s explainServer) Explain(_ context.Context, ref string) (*explanation.Build, error) {
+	if s.cfg.Explain == nil {
+		return nil, status.Error(codes.Unimplemented, "this daemon doesn't explain builds")
+	}
 	b, ok := s.cfg.Explain.Get(ref)
 	switch {
 	case ok:

@@ -90,7 +90,7 @@ func unary[Req, Resp any, P interface {
 }
 
 func (d *daemon) handlers(gw func(context.Context) context.Context) []handler {
-	r := &bridgeRouter{builds: d.builds}
+	r := &bridgeRouter{server: d.Server}
 	inside := func(h handler) handler {
 		return func(ctx context.Context, raw []byte) error { return h(gw(ctx), raw) }
 	}

@@ -98,7 +98,8 @@ func newDaemonWith(t testing.TB, linger time.Duration, explained bool) *daemon {
 		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.Frontend{}}, Explain: why, Workers: workers, LLBCaps: ops.Caps(),
 		Entitlements: []string{"network.host", "device"}, Linger: linger, Log: log, Started: started, Ended: ended,
 	})
-	d.Server = New(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log})
+	d.Server = New(Front{Workers: workers, Log: log})
+	d.Open(Config{Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), GCRules: w.GCRules()})
 	g := grpc.NewServer(d.Options()...)
 	d.Register(g)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))

@@ -15,7 +15,7 @@ func (s *Server) Solve(ctx context.Context, in *control.SolveRequest) (*control.
 		return nil, err
 	}
 	for _, w := range req.Warnings {
-		s.cfg.Log.Warn("a part of the request has no effect", "build", req.Ref, "what", w)
+		s.front.Log.Warn("a part of the request has no effect", "build", req.Ref, "what", w)
 	}
 	resp, err := s.cfg.Builds.Run(ctx, req)
 	if err != nil {

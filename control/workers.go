@@ -22,7 +22,7 @@ func (s *Server) ListWorkers(_ context.Context, req *control.ListWorkersRequest)
 		return nil, status.Errorf(codes.InvalidArgument, "filter: %v", err)
 	}
 	resp := &control.ListWorkersResponse{}
-	for _, w := range s.cfg.Workers() {
+	for _, w := range s.front.Workers() {
 		if filter.Match(workerFields(w)) {
 			resp.Record = append(resp.Record, w)
 		}

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -87,11 +88,28 @@ type Worker struct {
 	earlier    []*supervisor.Earlier // of earlier daemons
 	supervisor *supervisor.Client    // nil: steps end with the daemon
 
-	release func() error
+	release []func() error // of Open and Load
 }
 
-// New opens the state under cfg.Root and cleans up what a crash left behind.
-func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
+// New is Open and Load.
+func New(ctx context.Context, cfg Config) (*Worker, error) {
+	w, err := Open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.Load(ctx); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+// Open checks cfg, takes the state under cfg.Root for this process and sees to it
+// that its database is sound. After it the worker can say what it is: ID, Labels,
+// Platforms and GCRules; all else takes Load. It has to be closed.
+//
+// What takes time in proportion to what is cached is in Load, but for half a
+// microsecond for each record of the database.
+func Open(cfg Config) (_ *Worker, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -102,7 +120,7 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.platforms, err = announced(cfg.Platforms); err != nil {
 		return nil, err
 	}
-	if err := w.openFiles(&undo, cfg.Log.Warn); err != nil {
+	if err := w.openStore(&undo, cfg.Log.Warn); err != nil {
 		return nil, err
 	}
 	if w.rules, err = cfg.GC.rules(w.cfg.Root); err != nil {
@@ -114,39 +132,59 @@ func New(ctx context.Context, cfg Config) (_ *Worker, err error) {
 	if w.cfg.Network.Dir, err = filepath.Abs(cmp.Or(w.cfg.Network.Dir, filepath.Join(w.cfg.Root, "net"))); err != nil {
 		return nil, fmt.Errorf("directory for networks: %w", err)
 	}
+	w.release = append(w.release, undo.Keep())
+	return w, nil
+}
+
+// Load reads what is cached and cleans up what a crash left behind. The worker
+// has to be closed whether it fails or not.
+func (w *Worker) Load(ctx context.Context) (err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Run()) }()
+	if err := w.openSnapshots(); err != nil {
+		return err
+	}
 	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
-		return nil, err
+		return err
 	}
 	// Before the cache, which deletes what steps of a daemon that was killed have
 	// left: with another runtime they go on until the executor ends them.
 	exec, err := executor.New(w.executorConfig())
 	if err != nil {
-		return nil, fmt.Errorf("set up the executor: %w", err)
+		return fmt.Errorf("set up the executor: %w", err)
 	}
 	undo.Add(exec.Close)
 	if err := w.openCache(ctx, &undo, w.collector.nudge); err != nil {
-		return nil, err
+		return err
 	}
 	w.supervise(&undo)
 	if w.sessions, err = session.NewManager(); err != nil {
-		return nil, fmt.Errorf("set up sessions: %w", err)
+		return fmt.Errorf("set up sessions: %w", err)
 	}
-	w.registry = registry.New(cfg.Registry)
+	w.registry = registry.New(w.cfg.Registry)
 	undo.AddFunc(w.registry.Close)
 	if err := w.openOps(exec); err != nil {
-		return nil, err
+		return err
 	}
-	w.loader.TakeUp(ctx, w.earlier, cfg.Unclaimed)
+	w.loader.TakeUp(ctx, w.earlier, w.cfg.Unclaimed)
 	undo.Add(w.loader.Close)
 	w.collector.start(w.collect)
 	undo.AddFunc(w.collector.close)
-	w.release = undo.Keep()
-	return w, nil
+	w.release = append(w.release, undo.Keep())
+	return nil
 }
 
 // openFiles opens what the cache stands on: store, snapshots, blobs. warn is
 // told what the store found wrong and set aside.
 func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
+	if err := w.openStore(undo, warn); err != nil {
+		return err
+	}
+	return w.openSnapshots()
+}
+
+// openStore opens the store, and has closeFiles undo that and openSnapshots.
+func (w *Worker) openStore(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
 	var err error
 	if w.cfg.Root, err = filepath.Abs(w.cfg.Root); err != nil {
 		return fmt.Errorf("state directory: %w", err)
@@ -161,6 +199,10 @@ func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...an
 		return err
 	}
 	undo.Add(w.closeFiles)
+	return nil
+}
+
+func (w *Worker) openSnapshots() error {
 	snapshots, err := snapshot.NewOverlay(w.cfg.Root, w.store)
 	if err != nil {
 		return fmt.Errorf("open snapshots: %w", err)
@@ -223,7 +265,12 @@ func (w *Worker) openOps(exec executor.Executor) error {
 }
 
 // Close ends the worker; builds must have ended before.
-func (w *Worker) Close() error { return w.release() }
+func (w *Worker) Close() (err error) {
+	for _, release := range slices.Backward(w.release) {
+		err = errors.Join(err, release())
+	}
+	return err
+}
 
 // prepareRoot makes the state directory and refuses one that another program
 // keeps its state in (DMN-124).

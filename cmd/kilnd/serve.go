@@ -87,7 +87,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		}
 		undo.Add(func() error { return ignoreClosed(debug.Close()) })
 	}
-	w, err := worker.New(ctx, workerConfig(cfg, log))
+	w, err := worker.Open(workerConfig(cfg, log))
 	if err != nil {
 		return err
 	}
@@ -99,14 +99,23 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		}
 		log.Warn("what the solver does in builds is recorded, for reports of defects", "directory", dir)
 	}
-	d := newDaemon(cfg, w, rec, log)
+	d := newDaemon(cfg, w, log)
+	// From here on clients are told what the daemon is; their builds wait until
+	// what is cached has been read.
+	d.serve(listeners)
+	if err := w.Load(ctx); err != nil {
+		d.control.Fail(err)
+		d.grpc.Stop()
+		return err
+	}
+	d.open(w, rec)
 	if d.verify != nil {
 		undo.AddFunc(d.verify.Close)
 	}
 	if debug != nil {
 		undo.Add(serveDebug(debug, d.monitor.Handler(), log))
 	}
-	return d.run(listeners, signals)
+	return d.run(signals)
 }
 
 // sayRootless logs what the daemon can't do if it isn't the machine's root.
@@ -140,7 +149,10 @@ type daemon struct {
 	explain *explain.Journal
 	verify  *verify.Verifier // nil if the cache isn't verified
 	monitor *monitor.Monitor
+	control *control.Server
 	grpc    *grpc.Server
+	failed  chan error      // of listeners
+	idle    <-chan struct{} // no client was connected for the idle time; nil: that doesn't count
 	memory  *footprint.Keeper
 	leave   func() // has steps go on that may outlive the daemon
 	rest    func() // has nothing begin any more in the background
@@ -164,15 +176,30 @@ const (
 // logsDir is where in the state directory the history has logs of steps.
 const logsDir = "logs"
 
-func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Logger) *daemon {
-	why := explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
-	hist := history.Open(history.Config{
-		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: why.Forget,
+// newDaemon returns a daemon whose worker is open but hasn't read yet what is
+// cached: it can serve, and open has to follow.
+func newDaemon(cfg *config, w *worker.Worker, log *slog.Logger) *daemon {
+	d := &daemon{cfg: cfg, log: log, monitor: monitor.New(), leave: w.Leave, rest: w.StopCollecting}
+	d.control = control.New(control.Front{Workers: workersOf(w), Log: log})
+	d.grpc = grpc.NewServer(append(d.control.Options(), d.monitor.Options()...)...)
+	d.control.Register(d.grpc)
+	return d
+}
+
+func workersOf(w *worker.Worker) func() []*apitypes.WorkerRecord {
+	return func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
+}
+
+// open lets clients build on w. What the solver does is written to rec, unless
+// that is nil.
+func (d *daemon) open(w *worker.Worker, rec *record.Recorder) {
+	cfg, log := d.cfg, d.log
+	d.explain = explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
+	d.history = history.Open(history.Config{
+		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: d.explain.Forget,
 		Logs: filepath.Join(cfg.Root, logsDir),
 	})
-	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{control.WorkerRecord(w)} }
-	started, ended := control.Record(hist, log)
-	d := &daemon{cfg: cfg, log: log, history: hist, explain: why, leave: w.Leave, rest: w.StopCollecting}
+	started, ended := control.Record(d.history, log)
 	var watch []func() (solver.Observer, func())
 	if share := cfg.Cache.Verify; share > 0 {
 		d.verify = verify.New(verify.Config{
@@ -180,7 +207,7 @@ func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Lo
 		})
 		watch = append(watch, d.verify.Observe)
 	}
-	d.monitor = monitor.New(monitor.Config{Cache: w.Cache(), Verify: d.verify})
+	d.monitor.Attach(monitor.Config{Cache: w.Cache(), Verify: d.verify})
 	watch = append(watch, d.monitor.Watch)
 	d.builds = build.NewEngine(build.Config{
 		Worker: w,
@@ -188,57 +215,58 @@ func newDaemon(cfg *config, w *worker.Worker, rec *record.Recorder, log *slog.Lo
 			Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
 		},
 		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.Frontend{}},
-		Workers:      workers,
+		Workers:      workersOf(w),
 		LLBCaps:      ops.Caps(),
 		Entitlements: cfg.InsecureEntitlements,
 		Limits:       cfg.limits,
 		Linger:       buildLinger,
 		Log:          log,
-		Explain:      why,
+		Explain:      d.explain,
 		Record:       rec,
 		Cancelling:   d.cancelling,
 		Watch:        watch,
 		Started:      started,
 		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon(); d.memory.Used(memoryAfterBuild) },
 	})
-	srv := control.New(control.Config{
-		Builds: d.builds, History: hist, Explain: why, Cache: w.Cache(), Sessions: w.Sessions(), Workers: workers, GCRules: w.GCRules(), Log: log,
-	})
 	d.memory = footprint.Keep(memoryAfterStart, func() bool { return len(d.builds.Running()) > 0 }, func(err error) {
 		log.Warn("memory of the idle daemon stays larger than it needs to be", "error", err)
 	})
-	d.grpc = grpc.NewServer(append(srv.Options(), d.monitor.Options()...)...)
-	srv.Register(d.grpc)
-	return d
+	d.control.Open(control.Config{
+		Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), GCRules: w.GCRules(),
+	})
 }
 
-// run serves until a signal, or until nobody was connected for the idle time.
-func (d *daemon) run(listeners []net.Listener, signals <-chan os.Signal) (err error) {
-	var idle <-chan struct{}
+// serve answers clients on listeners.
+func (d *daemon) serve(listeners []net.Listener) {
 	if d.cfg.idleExit > 0 {
 		watch := newIdleWatch(d.cfg.idleExit)
-		idle = watch.idle
+		d.idle = watch.idle
 		for i, l := range listeners {
 			listeners[i] = watched{Listener: l, watch: watch}
 		}
 	}
-	failed := make(chan error, len(listeners))
+	d.failed = make(chan error, len(listeners))
 	for i, l := range listeners {
 		go func() {
 			if err := d.grpc.Serve(l); err != nil {
-				failed <- fmt.Errorf("serve %s: %w", d.cfg.GRPC.Address[i], err)
+				d.failed <- fmt.Errorf("serve %s: %w", d.cfg.GRPC.Address[i], err)
 			}
 		}()
 		d.log.Info("listening", "address", d.cfg.GRPC.Address[i])
 	}
+}
+
+// run waits for a signal, or until nobody was connected for the idle time, and
+// ends what runs.
+func (d *daemon) run(signals <-chan os.Signal) (err error) {
 	select {
 	case sig := <-signals:
 		d.log.Info("draining: running builds may end", "signal", sig.String(), "grace", d.cfg.grace.String())
 		d.drain(signals, sig == syscall.SIGTERM)
-	case <-idle:
+	case <-d.idle:
 		d.log.Info("ending: no client was connected", "for", d.cfg.idleExit.String())
 		d.drain(signals, false)
-	case err = <-failed:
+	case err = <-d.failed:
 		d.log.Error("ending: a listener failed", "err", err)
 		d.drain(signals, true)
 	}

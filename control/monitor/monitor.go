@@ -51,9 +51,10 @@ type Monitor struct {
 // seconds are bucket bounds from 10 ms to an hour.
 var seconds = []float64{.01, .03, .1, .3, 1, 3, 10, 30, 60, 300, 900, 3600}
 
-// New returns a monitor that has seen nothing.
-func New(cfg Config) *Monitor {
-	m := &Monitor{cfg: cfg, calls: map[string]int{}, begun: map[*solver.Execute]time.Time{}}
+// New returns a monitor that has seen nothing. It counts calls; all else is
+// there after Attach.
+func New() *Monitor {
+	m := &Monitor{calls: map[string]int{}, begun: map[*solver.Execute]time.Time{}}
 	m.recent.noted = map[kind][]note{}
 	m.started = m.set.Counter("kiln_builds_started_total", "Builds that have begun.")
 	m.builds = m.set.Counter("buildkit_builds_total", "Builds that have ended, by status and, if they failed, gRPC code.", "status", "error_code")
@@ -71,10 +72,16 @@ func New(cfg Config) *Monitor {
 	}
 	m.gauge("kiln_builds_running", "Builds that run.", func() float64 { return float64(m.count(&m.running)) })
 	m.gauge("kiln_sessions", "Clients that serve files, secrets and credentials.", func() float64 { return float64(m.inCall(sessionMethod)) })
-	m.addCache()
-	m.addVerify()
 	m.addProcess()
 	return m
+}
+
+// Attach adds what there is to tell of cfg. It is called once, before anything is
+// asked of the monitor and before the first build.
+func (m *Monitor) Attach(cfg Config) {
+	m.cfg = cfg
+	m.addCache()
+	m.addVerify()
 }
 
 // sessionMethod is the call that lasts as long as a session.

@@ -49,7 +49,8 @@ func newEngine(t *testing.T, share float64) (*build.Engine, *Monitor) {
 		cfg.Verify = verify.New(verify.Config{Share: share, Cache: w.Cache(), Keys: w.Keys(), Repeat: ops.Repeat, Log: log})
 		t.Cleanup(cfg.Verify.Close)
 	}
-	m := New(cfg)
+	m := New()
+	m.Attach(cfg)
 	e := build.NewEngine(build.Config{
 		Worker: w, Workers: func() []*apitypes.WorkerRecord { return nil }, Log: log, LLBCaps: ops.Caps(), Ended: m.Ended,
 		Watch:  []func() (solver.Observer, func()){m.Watch},
