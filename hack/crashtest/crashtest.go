@@ -4,9 +4,14 @@
 // without a flush and mounted again.
 //
 // After each time it wants: that fsck finds nothing wrong in what the daemon
-// left, before anybody mends it; that the daemon starts; that nothing is mounted
-// or runs any more; that every result is right, byte for byte; and that no step
-// runs again whose end a client was told longer than Bound before.
+// left, before anybody mends it; that the daemon starts soon; that nothing is
+// mounted or runs any more; that every result is right, byte for byte; that no
+// step runs again whose end a client was told longer than Bound before; and that
+// what the daemon says to take on disk is there.
+//
+// What has been unused for a while is collected as garbage, in the midst of all
+// that, so that the state stays as big as it is after a minute, however many
+// rounds there are.
 package crashtest
 
 import (
@@ -20,6 +25,10 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Config says what to run.
@@ -49,6 +58,7 @@ const slowStart = 2 * time.Second
 type Result struct {
 	Rounds, Builds   int
 	Checked          int // steps that had to be there after a crash, and were
+	Collected        int // records that were seen to go as garbage
 	Starts           []time.Duration
 	Rebuilds         []time.Duration // starts with a damaged database
 	Failures         []string
@@ -58,9 +68,10 @@ type Result struct {
 
 // String sums it up.
 func (r Result) String() string {
-	out := fmt.Sprintf("%d rounds, %d builds finished, %d interrupted, %d finished steps were still there; starts: %s", r.Rounds, r.Builds, r.InterruptedBuild, r.Checked, spread(r.Starts))
+	out := fmt.Sprintf("%d rounds, %d builds finished, %d interrupted, %d finished steps were still there, %d records collected; %d starts: %s",
+		r.Rounds, r.Builds, r.InterruptedBuild, r.Checked, r.Collected, len(r.Starts), spread(r.Starts))
 	if len(r.Rebuilds) > 0 {
-		out += fmt.Sprintf("; %d starts with a damaged database: %s", len(r.Rebuilds), spread(r.Rebuilds))
+		out += fmt.Sprintf("; %d with a damaged database: %s", len(r.Rebuilds), spread(r.Rebuilds))
 	}
 	return fmt.Sprintf("%s; last fsck: %s; %d failures", out, r.LastFsck, len(r.Failures))
 }
@@ -103,7 +114,7 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 		cfg.Log = io.Discard
 	}
 	r := &run{Config: cfg, rnd: rand.New(rand.NewPCG(cfg.Seed, 1))}
-	if r.jobs, err = newJobs(filepath.Join(cfg.Dir, "out")); err != nil {
+	if r.jobs, err = newJobs(filepath.Join(cfg.Dir, "out"), kept); err != nil {
 		return Result{}, err
 	}
 	root := filepath.Join(cfg.Dir, "state")
@@ -174,19 +185,24 @@ func (r *run) round(ctx context.Context, n int) error {
 		return err
 	}
 	took := time.Since(began)
-	switch {
-	case damaged:
+	if damaged {
 		r.result.Rebuilds = append(r.result.Rebuilds, took)
-	default:
+	} else {
 		r.result.Starts = append(r.result.Starts, took)
-		if took > slowStart {
-			r.fail("round %d: the daemon took %s to start", n, took)
-		}
+	}
+	if took > slowStart {
+		r.fail("round %d: the daemon took %s to start (database damaged before: %t)", n, took, damaged)
 	}
 	if left := r.daemon.leftovers(); left != "" {
 		r.fail("round %d: after the start: %s", n, left)
 	}
-	return r.verify(ctx, crashed, n)
+	if err := r.verify(ctx, crashed, n); err != nil {
+		return err
+	}
+	if err := harness.AddsUp(ctx, r.daemon.addr, r.daemon.root); err != nil {
+		r.fail("round %d: %v", n, err)
+	}
+	return ctx.Err()
 }
 
 // damage does to the database what no crash does. The journal stands in for it.
@@ -219,6 +235,10 @@ func (r *run) load(ctx context.Context, how time.Duration, n int) (crashed time.
 		rnd := rand.New(rand.NewPCG(r.Seed, uint64(n*r.Clients+c)))
 		wg.Go(func() { r.client(ctx, rnd) })
 	}
+	collected := 0
+	if begin := time.Duration(r.rnd.Int64N(int64(2 * how))); begin < how {
+		wg.Go(func() { collected = r.collect(ctx, begin) })
+	}
 	timer := time.NewTimer(how)
 	defer timer.Stop()
 	select {
@@ -232,6 +252,7 @@ func (r *run) load(ctx context.Context, how time.Duration, n int) (crashed time.
 	err = errors.Join(err, r.daemon.kill())
 	stop()
 	wg.Wait()
+	r.result.Collected += collected
 	if r.disk != nil && err == nil {
 		err = r.disk.remount()
 	}
@@ -251,6 +272,24 @@ func (r *run) client(ctx context.Context, rnd *rand.Rand) {
 	}
 }
 
+// collect has garbage collected after a while, and returns how many records went
+// before the daemon did.
+func (r *run) collect(ctx context.Context, begin time.Duration) (records int) {
+	timer := time.NewTimer(begin)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return 0
+	}
+	records, err := r.daemon.prune(ctx)
+	// A disk without power fails before its daemon does.
+	if err != nil && ctx.Err() == nil && r.disk == nil && status.Code(err) != codes.Unavailable {
+		r.jobs.complain(fmt.Sprintf("collect garbage: %v", err))
+	}
+	return records
+}
+
 // verify builds once more what was going on, and some of what was done, and
 // compares.
 func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
@@ -265,6 +304,9 @@ func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
 		}
 		if wrong != "" {
 			r.fail("round %d: after the crash, %s", n, wrong)
+		}
+		if r.jobs.mayBeCollected(j) {
+			continue
 		}
 		for _, step := range due {
 			if j.ran(step) {

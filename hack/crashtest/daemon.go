@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/kilnbuild/kiln/client"
 	"github.com/kilnbuild/kiln/hack/harness"
+	control "github.com/moby/buildkit/api/services/control"
 )
 
 // daemon is the kilnd under test.
@@ -35,12 +37,33 @@ func newDaemon(bin, dir, root string, alone bool) (*daemon, error) {
 	}
 	d := &daemon{bin: bin, root: root, addr: "unix://" + filepath.Join(sock, "s"), config: filepath.Join(sock, "kilnd.toml"), log: &logBuffer{}}
 	d.cgroup = fmt.Sprintf("/kiln-crash-%d-%s", os.Getpid(), filepath.Base(sock))
-	// What is collected as garbage would look lost.
-	conf := fmt.Sprintf("[worker.oci]\ngc = false\ndefaultCgroupParent = %q\n", d.cgroup)
+	conf := fmt.Sprintf("[worker.oci]\ndefaultCgroupParent = %q\n[[worker.oci.gcpolicy]]\nall = true\nkeepDuration = %q\nmaxUsedSpace = %d\n",
+		d.cgroup, kept, mostUsed)
 	if alone {
 		conf += "[kiln]\nunclaimedStepTimeout = 0\n" // its steps end with it
 	}
 	return d, os.WriteFile(d.config, []byte(conf), 0o644)
+}
+
+const (
+	// kept is how long what was used isn't collected as garbage. What is younger
+	// and gone is lost.
+	kept = 30 * time.Second
+	// mostUsed is when garbage is collected: always.
+	mostUsed = 1 << 20
+)
+
+// prune has the daemon remove what its garbage collection would.
+func (d *daemon) prune(ctx context.Context) (removed int, err error) {
+	c, err := client.New(d.addr, client.Options{})
+	if err != nil {
+		return 0, err
+	}
+	err = c.Prune(ctx, client.PruneOptions{All: true, KeepDuration: kept, MaxUsedSpace: mostUsed}, func(*control.UsageRecord) error {
+		removed++
+		return nil
+	})
+	return removed, errors.Join(err, c.Close())
 }
 
 // run starts the process.
@@ -65,7 +88,26 @@ func (d *daemon) start() error {
 	if err := d.run(); err != nil {
 		return err
 	}
+	// A client that finds nobody would come back after a second only.
 	err := harness.WaitFor(30*time.Second, func() error {
+		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+	if err == nil {
+		err = d.answers()
+	}
+	if err != nil {
+		return fmt.Errorf("kilnd does not answer: %w\n%s", errors.Join(err, d.kill()), d.tail())
+	}
+	return nil
+}
+
+// answers waits for the daemon's first answer.
+func (d *daemon) answers() error {
+	return harness.WaitFor(30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		c, err := client.New(d.addr, client.Options{})
@@ -75,10 +117,6 @@ func (d *daemon) start() error {
 		_, err = c.ListWorkers(ctx)
 		return errors.Join(err, c.Close())
 	})
-	if err != nil {
-		return fmt.Errorf("kilnd does not answer: %w\n%s", errors.Join(err, d.kill()), d.tail())
-	}
-	return nil
 }
 
 // kill ends the daemon as the kernel would.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -23,6 +24,8 @@ import (
 type job struct {
 	name  string
 	files map[string]string // the result
+
+	since time.Time // nothing of it was made before
 
 	mu    sync.Mutex           // guards the fields below
 	told  map[string]time.Time // when a client was told that the step was done
@@ -40,6 +43,7 @@ const shared = " base"
 type jobs struct {
 	out   string
 	local string
+	kept  time.Duration // how long the daemon doesn't collect what was used
 
 	mu     sync.Mutex // guards the fields below
 	all    []*job
@@ -48,8 +52,8 @@ type jobs struct {
 	ended  int
 }
 
-func newJobs(out string) (*jobs, error) {
-	j := &jobs{out: out, local: filepath.Join(out, "in")}
+func newJobs(out string, kept time.Duration) (*jobs, error) {
+	j := &jobs{out: out, local: filepath.Join(out, "in"), kept: kept}
 	if err := os.MkdirAll(j.local, 0o755); err != nil {
 		return nil, err
 	}
@@ -69,7 +73,7 @@ func (js *jobs) pick(rnd *rand.Rand) *job {
 		j = js.all[max(0, len(js.all)-1-rnd.IntN(20))]
 	} else {
 		name := fmt.Sprintf("job%d", len(js.all))
-		j = &job{name: name, told: map[string]time.Time{}, again: map[string]bool{}, files: map[string]string{
+		j = &job{name: name, since: time.Now(), told: map[string]time.Time{}, again: map[string]bool{}, files: map[string]string{
 			"all":  fmt.Sprintf("%s one\n%x  /one\n%s", name, sha256.Sum256([]byte(name+" one\n")), name),
 			"side": name + " side\n",
 		}}
@@ -80,7 +84,8 @@ func (js *jobs) pick(rnd *rand.Rand) *job {
 }
 
 // touched returns the jobs that the crash interrupted, and up to n others, and
-// forgets which those were.
+// forgets which those were. One of the others may be collected, as may be of it
+// what is as old.
 func (js *jobs) touched(rnd *rand.Rand, n int) (interrupted, some []*job) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
@@ -92,14 +97,22 @@ func (js *jobs) touched(rnd *rand.Rand, n int) (interrupted, some []*job) {
 		seen[j] = true
 	}
 	js.recent = nil
-	for range min(n, len(js.all)) {
-		if j := js.all[rnd.IntN(len(js.all))]; !seen[j] {
+	young, _ := slices.BinarySearchFunc(js.all, time.Now().Add(-js.kept), func(j *job, then time.Time) int { return j.since.Compare(then) })
+	for i := range min(n, len(js.all)) {
+		from := young
+		if i == 0 || from == len(js.all) {
+			from = 0
+		}
+		if j := js.all[from+rnd.IntN(len(js.all)-from)]; !seen[j] {
 			seen[j] = true
 			some = append(some, j)
 		}
 	}
 	return interrupted, some
 }
+
+// mayBeCollected says whether the daemon may have removed what was made of j.
+func (js *jobs) mayBeCollected(j *job) bool { return time.Since(j.since) >= js.kept }
 
 func (js *jobs) complain(what string) {
 	js.mu.Lock()
