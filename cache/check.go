@@ -274,10 +274,6 @@ func (c *checker) contents(ctx context.Context) error {
 			continue
 		}
 		u, err := c.m.snapshots.Usage(ctx, e.snap)
-		if err == nil && e.snapSize != sizeUnknown && e.snapSize != u.Size {
-			// The kernel may be writing what a daemon left that died: see measureOne.
-			u, err = c.m.snapshots.Usage(ctx, e.snap)
-		}
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)

@@ -158,9 +158,6 @@ func (m *Manager) collectLocked(puts []put, seen map[*record]bool, r *record) ([
 			return nil, err
 		}
 	}
-	if !r.persisted {
-		r.snapSize = sizeUnknown // its files weren't on the disk: see measureOne
-	}
 	p, err := m.putOf(r)
 	if err != nil {
 		return nil, err

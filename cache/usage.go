@@ -248,40 +248,28 @@ func take[T any](room *[]T) (taken []T) {
 // measure completes the sizes of list. What had to be walked is remembered
 // with the record.
 func (m *Manager) measure(ctx context.Context, list []*entry) error {
-	var walk []*entry
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for _, e := range list {
 		switch {
 		case e.measured:
-			continue
 		case e.snapSize != sizeUnknown:
+			e.measured = true
 			e.usage.Size += e.snapSize
 		default:
-			walk = append(walk, e)
+			e.measured = true
+			g.Go(func() error { return m.measureOne(gctx, e) })
 		}
-		e.measured = true
-	}
-	if len(walk) == 0 {
-		return nil
-	}
-	settled := m.db.Sync(ctx) == nil // else, say on a full disk, nothing is remembered
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for _, e := range walk {
-		g.Go(func() error { return m.measureOne(gctx, e, settled) })
 	}
 	return g.Wait()
 }
 
-// measureOne walks e's snapshot. What isn't on its way to the disk is remembered:
-// ext4 moves a block from what it means to allocate to what is allocated, and who
-// looks in between misses it. settled says that what was stored before is there.
-func (m *Manager) measureOne(ctx context.Context, e *entry, settled bool) error {
-	settled = settled && !e.r.isPersisting(m)
+func (m *Manager) measureOne(ctx context.Context, e *entry) error {
 	u, err := m.snapshots.Usage(ctx, e.snap)
 	m.mu.Lock()
 	same := e.r.state != gone && e.r.snap == e.snap && e.r.uses == e.uses
 	changing := e.r.state == mutable && e.r.handles > 0
-	if err == nil && settled && same && !changing && !u.Linked && e.r.version == e.version {
+	if err == nil && same && !changing && !u.Linked && e.r.version == e.version {
 		e.r.snapSize = u.Size
 		if e.r.persisted { // written with the last uses, at leisure
 			m.used[e.r] = struct{}{}
@@ -303,12 +291,6 @@ func (m *Manager) measureOne(ctx context.Context, e *entry, settled bool) error 
 		return context.Cause(ctx)
 	}
 	return nil // removed in the meantime
-}
-
-func (r *record) isPersisting(m *Manager) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return r.persisting > 0
 }
 
 func (r *record) isLost(m *Manager) bool {
