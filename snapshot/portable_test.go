@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/snapshot"
+	"github.com/kilnbuild/kiln/snapshot/snapshottest"
 	"golang.org/x/sys/unix"
 )
 
@@ -330,6 +331,32 @@ func TestStackOfUnpackedLayers(t *testing.T) {
 				check(id)
 			}
 		})
+	}
+}
+
+// A copy counts once the layer has it; one that a crash left, before its record was
+// stored, is nobody's.
+func TestUsageOfACopy(t *testing.T) {
+	snapshottest.Root(t)
+	root := t.TempDir()
+	o := openOverlay(t, root, snapshottest.OpenDB(t, root))
+	t.Cleanup(func() { must(t, o.Close()) })
+	opaqueLayer(t, o)
+	usage := func() int64 {
+		t.Helper()
+		u, err := o.Usage(t.Context(), "layer")
+		must(t, err)
+		return u.Size
+	}
+	own := usage()
+	writeFile(t, copyDir(o, "layer")+"/d/new", "left")
+	if got := usage(); got != own {
+		t.Errorf("with what a crash left it takes %d bytes, not %d", got, own)
+	}
+	must(t, os.RemoveAll(copyDir(o, "layer")))
+	stack(t, o, "stack", "other", "layer")
+	if got := usage(); got <= own {
+		t.Errorf("with a copy it takes %d bytes, and %d without", got, own)
 	}
 }
 

@@ -10,11 +10,16 @@ import (
 )
 
 // Usage measures id by walking all that belongs to it: its own layer and the
-// directories around it. A stack has none, but for its ground.
+// directories around it. A stack has none, but for its ground. A copy that a crash
+// left, and nobody knows of, isn't of it: the next sweep takes it.
 func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	o.mu.Lock()
 	s, err := o.getLocked(id)
 	stack, ground := err == nil && len(s.Layers) > 0, err == nil && s.Ground
+	also := []string{o.path(id) + "/work"}
+	if err == nil && s.Form == formCopy {
+		also = append(also, o.portablePath(id))
+	}
 	o.mu.Unlock()
 	if err != nil {
 		return Usage{}, err
@@ -29,9 +34,9 @@ func (o *Overlay) Usage(ctx context.Context, id string) (Usage, error) {
 	if err != nil {
 		return Usage{}, fmt.Errorf("measure snapshot %s: %w", id, gone(err))
 	}
-	for _, also := range []string{o.path(id) + "/work", o.portablePath(id)} {
-		if err := u.path(also); err != nil && !errors.Is(err, unix.ENOENT) {
-			return Usage{}, fmt.Errorf("measure snapshot %s: %s: %w", id, also, err)
+	for _, path := range also {
+		if err := u.path(path); err != nil && !errors.Is(err, unix.ENOENT) {
+			return Usage{}, fmt.Errorf("measure snapshot %s: %s: %w", id, path, err)
 		}
 	}
 	u.shareLinks()
