@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -172,10 +173,34 @@ func (d *daemon) kill() {
 	d.cmd = nil
 }
 
-// finish stops the daemon and checks that nothing of it is left.
+// finish stops the daemon and checks that nothing of it is left, and that du
+// agrees with the disk; one that the test has ended is started for that.
 func (d *daemon) finish() {
 	d.t.Helper()
-	d.stop()
+	ended := d.cmd == nil
+	if !ended {
+		d.addsUp()
+		d.stop()
+	}
+	d.leavesNothing()
+	if ended {
+		d.output = d.log
+		d.start()
+		d.addsUp()
+		d.stop()
+	}
+	if d.t.Failed() {
+		d.t.Logf("log of kilnd:\n%s", tail(d.log.String(), 200))
+	}
+	if strings.Contains(d.log.String(), "panic") {
+		d.t.Errorf("kilnd panicked:\n%s", tail(d.log.String(), 100))
+	}
+}
+
+// leavesNothing checks what there is of a daemon that has ended: its store is
+// clean, and there is nothing else.
+func (d *daemon) leavesNothing() {
+	d.t.Helper()
 	d.fsck()
 	if left := d.left(); left != "" {
 		d.t.Errorf("left behind:\n%s", left)
@@ -186,11 +211,13 @@ func (d *daemon) finish() {
 	for _, dir := range cgroupDirs(d.cgroup) {
 		d.t.Errorf("cgroup left behind: %s", dir)
 	}
-	if d.t.Failed() {
-		d.t.Logf("log of kilnd:\n%s", tail(d.log.String(), 200))
-	}
-	if strings.Contains(d.log.String(), "panic") {
-		d.t.Errorf("kilnd panicked:\n%s", tail(d.log.String(), 100))
+}
+
+// addsUp compares what du reports with the state directory.
+func (d *daemon) addsUp() {
+	d.t.Helper()
+	if err := harness.AddsUp(context.Background(), d.addr, d.root); err != nil {
+		d.t.Error(err)
 	}
 }
 

@@ -4,12 +4,10 @@ package e2e
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -89,51 +87,6 @@ func TestUsageAddsUpToTheDisk(t *testing.T) {
 	d.addsUp()
 	d.buildctl("prune", "--all").must(t)
 	d.addsUp()
-}
-
-// addsUp compares kiln's own report, and the sizes that the protocol tells,
-// with the state directory.
-func (d *daemon) addsUp() {
-	d.t.Helper()
-	var parts string
-	err := harness.WaitFor(10*time.Second, func() error { // for what is being deleted
-		r := d.kiln("du", "-v").must(d.t)
-		i := strings.Index(r.stdout, "ON DISK")
-		if i < 0 {
-			return fmt.Errorf("no report:\n%s", r.stdout)
-		}
-		parts = r.stdout[i:]
-		said, err := units.FromHumanSize(strings.Join(strings.Fields(after(parts, "State directory"))[:1], ""))
-		if err != nil {
-			return err
-		}
-		var on int64
-		seen := map[uint64]bool{} // files with several names
-		err = filepath.WalkDir(d.root, func(path string, _ fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			var st syscall.Stat_t
-			err = syscall.Lstat(path, &st)
-			if !seen[st.Ino] {
-				seen[st.Ino] = true
-				on += st.Blocks * 512
-			}
-			return err
-		})
-		if off := said - on; err == nil && (off > on/100 || -off > on/100) {
-			err = fmt.Errorf("du says %d, there are %d bytes", said, on)
-		}
-		return err
-	})
-	if err != nil {
-		d.t.Errorf("%v\n%s", err, parts)
-	}
-}
-
-func after(text, mark string) string {
-	_, rest, _ := strings.Cut(text, mark)
-	return rest
 }
 
 // A cache mount can be emptied by its id, which Dockerfiles give a slash.
