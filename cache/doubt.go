@@ -10,6 +10,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // doubter is a snapshotter that knows what was written when.
@@ -124,8 +125,26 @@ func (m *Manager) afterFailure(ctx context.Context, err error, fn func() error) 
 	if verr := m.db.Verify(ctx); ctx.Err() != nil {
 		return errors.Join(err, verr)
 	}
-	if err = fn(); !isFailure(err) {
-		return err
+	err = fn()
+	if isFailure(err) {
+		err = fmt.Errorf("%w: the disk that holds %s fails; the kernel's log says how", err, m.root)
 	}
-	return fmt.Errorf("%w: the disk that holds %s fails; the kernel's log says how", err, m.root)
+	if err != nil {
+		err = m.withFailed(err)
+	}
+	return err
+}
+
+// withFailed adds to err that nothing can be written to the disk any more, if that is
+// so: a file system that couldn't write what it must goes read-only.
+func (m *Manager) withFailed(err error) error {
+	fd, werr := unix.Open(m.root, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	switch werr {
+	case nil:
+		unix.Close(fd) // nothing was written to it
+		return err
+	case syscall.EROFS, syscall.EIO:
+		return fmt.Errorf("%w: the disk that holds %s has failed, and nothing can be written to it any more (%w); the kernel's log says how: stop the daemon, check and mount the file system again, and start the daemon", err, m.root, werr)
+	}
+	return err
 }

@@ -348,7 +348,11 @@ func (m *Manager) unpack(ctx context.Context, r *record, desc ocispec.Descriptor
 	verifier := r.diffID.Verifier()
 	checked := io.TeeReader(tar, verifier)
 	if err := snapshot.Apply(ctx, m.snapshots, snap, checked); err != nil {
-		return u, fmt.Errorf("%w: unpack layer %s: %w", errContent, desc.Digest, err)
+		err = fmt.Errorf("unpack layer %s: %w", desc.Digest, err)
+		if !localTrouble(err) {
+			err = fmt.Errorf("%w: %w", errContent, err)
+		}
+		return u, err
 	}
 	// A tar reader stops at the end marker; the diff ID covers what follows.
 	if _, err := io.Copy(io.Discard, checked); err != nil {

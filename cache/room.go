@@ -51,6 +51,9 @@ func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 		return m.afterFailure(ctx, err, fn)
 	}
 	if !isFull(err) {
+		if errors.Is(err, syscall.EROFS) {
+			err = m.withFailed(err)
+		}
 		return err
 	}
 	freed, gcErr := m.makeRoom(ctx)
@@ -97,12 +100,12 @@ func (m *Manager) makeRoom(ctx context.Context) (freed int64, err error) {
 // what fails: a process doesn't say why it failed.
 const nearlyFull = 4 << 20
 
-// SuspectFull adds the numbers to the error of a process that may have failed
-// because the disk is full.
-func (m *Manager) SuspectFull(ctx context.Context, err error) error {
+// SuspectDisk adds to the error of a process, which may have failed because the
+// disk is full or has failed, what is so.
+func (m *Manager) SuspectDisk(ctx context.Context, err error) error {
 	free, _, serr := m.statfs()
 	if serr != nil || free >= nearlyFull {
-		return err
+		return m.withFailed(err)
 	}
 	return m.full(ctx, err)
 }

@@ -163,7 +163,7 @@ func (s *step) failure(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", err, cause)
 	} else if cause == nil {
-		err = s.loader.cfg.Cache.SuspectFull(ctx, err)
+		err = s.loader.cfg.Cache.SuspectDisk(ctx, err)
 	}
 	return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(s.op.Meta.Args, " "), err)
 }

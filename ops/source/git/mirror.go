@@ -57,7 +57,7 @@ func (s *Source) withMirror(ctx context.Context, sp *spec, t *target, g session.
 			err = use(m)
 		}
 		if err == nil || !m.reused || !m.damaged(ctx) {
-			return errors.Join(s.opts.Cache.SuspectFull(ctx, err), m.close(ctx))
+			return errors.Join(s.opts.Cache.SuspectDisk(ctx, err), m.close(ctx))
 		}
 		progress.From(ctx).Stream(2).Write([]byte("the mirror of " + sp.url + " is damaged and made anew\n"))
 		if err := m.u.Discard(context.WithoutCancel(ctx)); err != nil {
