@@ -55,7 +55,7 @@ e2e-runtimes: build peer ## end-to-end tests with kilnrun and with crun as the d
 
 # What only the built-in runtime is tried with: rootless daemons have no other, and what
 # takes long shows nothing of the runtime.
-BUILTIN_CASES := SameAsUpstream|KilnBuildsKiln|TestRootless
+BUILTIN_CASES := SameAsUpstream|KilnBuildsKiln|TestRootless|TestDiskOfDaemon
 
 # What an ordinary user's daemon is tried with in `make e2e`, beside the tests of
 # such a daemon alone. With KILN_E2E_ROOTLESS=1 all cases pass but those of bridges and
@@ -80,6 +80,10 @@ engines: deps ## containers of Debian's Podman and Docker with kilnrun as their 
 crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, under load
 	$(GO) run ./hack/crash -n 1000 -damage
 	$(GO) run ./hack/crash -n 100 -power
+
+.PHONY: fault
+fault: deps build ## let every request of the daemon's disk fail once, in each kind of work; takes an hour
+	$(GO) run ./hack/fault -every
 
 .PHONY: vm
 vm: ## tests of containers, mounts and limits in a virtual machine: Debian's kernel, systemd, cgroup v2

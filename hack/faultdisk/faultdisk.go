@@ -4,6 +4,9 @@
 // disk does to a store can be tried at every point, with the kernel's own file
 // system in between.
 //
+// What the kernel has in memory it doesn't read: a fault of reads is met after
+// Unmount and Mount.
+//
 // It needs root, /dev/fuse, loop devices and mkfs.ext4. The kernel's own ways to
 // make a disk fail (dm-flakey, fail_make_request) are often not built in.
 package faultdisk
@@ -35,12 +38,13 @@ const (
 // short write, the kernel's loop device takes it for a whole one.)
 const Torn syscall.Errno = 1 << 20
 
-// Fault says which requests fail: of those that write or flush, and that come
-// after it was set, the ones after the first After; Times of them, or all if that
-// is 0, with Errno.
+// Fault says which requests fail: of those that write or flush, or read if Reads is
+// set, and that come after it was set, the ones after the first After; Times of
+// them, or all if that is 0, with Errno.
 type Fault struct {
 	After, Times int
 	Errno        syscall.Errno
+	Reads        bool
 }
 
 // Disk is the disk. It isn't for several goroutines.
@@ -118,12 +122,12 @@ func (d *Disk) tell(line string) (asked, failed int, err error) {
 
 // Fail sets a fault.
 func (d *Disk) Fail(f Fault) error {
-	_, _, err := d.tell(fmt.Sprint(f.After, f.Times, int(f.Errno)))
+	_, _, err := d.tell(fmt.Sprint(f.After, f.Times, int(f.Errno), f.Reads))
 	return err
 }
 
-// Heal ends the fault. It returns how many requests wrote or flushed since it was
-// set, or since the last Heal, and how many of those failed.
+// Heal ends the fault. It returns how many requests there were of its kind since it
+// was set, or since the last Heal, and how many of those failed.
 func (d *Disk) Heal() (asked, failed int, err error) { return d.tell("") }
 
 // Mount mounts the file system. What it has noted about errors is repaired first,

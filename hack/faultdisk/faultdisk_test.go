@@ -61,6 +61,20 @@ func TestFaults(t *testing.T) {
 		must(t, d.Mount())
 		must(t, write(file, 1<<20))
 	}
+	must(t, d.Unmount())
+	must(t, d.Mount())
+	must(t, d.Fail(Fault{Errno: syscall.EIO, Reads: true}))
+	if _, err := os.ReadFile(file); !errors.Is(err, syscall.EIO) {
+		t.Errorf("read: %v", err)
+	}
+	if _, failed, err := d.Heal(); err != nil || failed == 0 {
+		t.Errorf("read: %d requests failed, %v", failed, err)
+	}
+	must(t, d.Unmount())
+	must(t, d.Mount())
+	if data, err := os.ReadFile(file); err != nil || len(data) != 1<<20 {
+		t.Errorf("afterwards: %d bytes, %v", len(data), err)
+	}
 	root, err := os.Open(d.Dir)
 	must(t, err)
 	defer root.Close()

@@ -81,7 +81,7 @@ type device struct {
 	data  []byte
 	fault Fault
 	armed bool
-	asked int // requests that change the disk, since fault was set
+	asked int // requests of the fault's kind, since it was set
 	hit   int // of those, the ones that failed
 }
 
@@ -98,10 +98,10 @@ func (d *device) command(line string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	asked, hit := d.asked, d.hit
-	d.asked, d.hit, d.armed = 0, 0, false
+	d.asked, d.hit, d.armed, d.fault.Reads = 0, 0, false, false
 	if line != "" {
 		d.armed = true
-		if _, err := fmt.Sscan(line, &d.fault.After, &d.fault.Times, &d.fault.Errno); err != nil {
+		if _, err := fmt.Sscan(line, &d.fault.After, &d.fault.Times, &d.fault.Errno, &d.fault.Reads); err != nil {
 			return fmt.Sprintf("command %q: %v", line, err)
 		}
 	}
@@ -109,9 +109,12 @@ func (d *device) command(line string) string {
 }
 
 // failsLocked counts a request, and says whether it fails.
-func (d *device) failsLocked() bool {
-	d.asked++
+func (d *device) failsLocked(reads bool) bool {
 	f := d.fault
+	if reads != f.Reads {
+		return false
+	}
+	d.asked++
 	if !d.armed || d.asked <= f.After || f.Times > 0 && d.hit >= f.Times {
 		return false
 	}
@@ -131,6 +134,9 @@ func (d *device) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.E
 func (d *device) Read(_ context.Context, _ fs.FileHandle, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.failsLocked(true) {
+		return nil, d.fault.errno()
+	}
 	n := 0
 	if off < diskSize {
 		n = copy(dest, d.data[off:])
@@ -144,24 +150,28 @@ func (d *device) Write(_ context.Context, _ fs.FileHandle, data []byte, off int6
 	if off+int64(len(data)) > diskSize {
 		return 0, syscall.ENOSPC
 	}
-	if !d.failsLocked() {
+	if !d.failsLocked(false) {
 		return uint32(copy(d.data[off:], data)), 0
 	}
 	if d.fault.Errno == Torn {
 		copy(d.data[off:], data[:len(data)/2])
-		return 0, syscall.EIO
 	}
-	return 0, d.fault.Errno
+	return 0, d.fault.errno()
 }
 
 func (d *device) Fsync(context.Context, fs.FileHandle, uint32) syscall.Errno {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch {
-	case !d.failsLocked():
+	if !d.failsLocked(false) {
 		return 0
-	case d.fault.Errno == Torn:
+	}
+	return d.fault.errno()
+}
+
+// errno is what who asked is told.
+func (f Fault) errno() syscall.Errno {
+	if f.Errno == Torn {
 		return syscall.EIO
 	}
-	return d.fault.Errno
+	return f.Errno
 }
