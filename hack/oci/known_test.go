@@ -26,7 +26,7 @@ var known = []failing{
 	{program: mountsOnMachine, failure: "cannot run validation tests: exit status 1", reason: "a container without a mount namespace would mount on the machine"},
 
 	// What the machine lacks, and kilnrun says so.
-	{program: "linux_cgroups_blkio", failure: "blkio.*no such device|no cgroup controller", reason: "no such disk, or no weights with its scheduler", machine: true},
+	{program: "linux_cgroups_blkio", failure: "blkio.*no such (device|file)|no cgroup controller", reason: "no such disk, or no weights with its scheduler", machine: true},
 	{program: "linux_cgroups_relative_blkio", failure: "^exit status 1$", reason: "as linux_cgroups_blkio", machine: true},
 	{program: "linux_cgroups_hugetlb", failure: "no cgroup controller hugetlb", reason: "no such controller", machine: true},
 	{program: "linux_cgroups_relative_hugetlb", failure: "^exit status 1$", reason: "no such controller", machine: true},
