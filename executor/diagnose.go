@@ -137,7 +137,9 @@ func (e *executor) result(ctx context.Context, t *task, exit exit, err error) er
 			code = codeNotFound
 		}
 		return &ExitError{Code: code, Err: exec, Cause: e.diagnose(t, exit, exec)}
-	case exit.killed && ctx.Err() != nil:
+	case ctx.Err() != nil && (exit.killed || err != nil || exit.code > 128):
+		// Also if it ended, by a signal to its whole container or as nobody took its
+		// output any more, before the end of its context was seen here.
 		var late *timeoutError
 		if errors.As(context.Cause(ctx), &late) {
 			return errors.Join(&ExitError{Code: exit.code, Cause: Cause{Kind: CauseTimeout, Text: late.text}}, err)

@@ -4,6 +4,7 @@ package executor
 
 import (
 	"bytes"
+	"context"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -239,5 +240,35 @@ func TestOutOfMemoryText(t *testing.T) {
 	f.exit.oomLimit = 0
 	if c := f.outOfMemory(); !strings.Contains(c.Text, "no limit of its own") {
 		t.Errorf("%+v", c)
+	}
+}
+
+// What ends because its context has says so, whoever came first: the signal to
+// its container, the output that nobody takes any more, or who watches it.
+func TestResultOfTheCancelled(t *testing.T) {
+	boom := errors.New("boom")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(boom)
+	e, unread := &executor{}, errors.New("copy output: context canceled")
+	for name, tc := range map[string]struct {
+		exit exit
+		err  error
+		want error
+	}{
+		"killed":       {exit: exit{killed: true, code: 137}, want: boom},
+		"container's":  {exit: exit{code: 143, signaled: true}, want: boom},
+		"not read":     {err: unread, want: boom},
+		"both":         {exit: exit{killed: true}, err: unread, want: unread},
+		"done already": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := e.result(ctx, &task{}, tc.exit, tc.err)
+			if !errors.Is(err, tc.want) || tc.want == nil && err != nil {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+		})
+	}
+	if err := e.result(t.Context(), &task{}, exit{}, unread); !errors.Is(err, unread) || errors.Is(err, boom) {
+		t.Errorf("not cancelled: error %v", err)
 	}
 }
