@@ -13,6 +13,7 @@ type CauseKind string
 const (
 	CauseSignal        CauseKind = "signal"
 	CauseOOM           CauseKind = "out of memory"
+	CauseProcesses     CauseKind = "too many processes"
 	CauseDiskFull      CauseKind = "disk full"
 	CauseTimeout       CauseKind = "timeout"
 	CauseNoProgram     CauseKind = "missing program"

@@ -32,7 +32,7 @@ func (e *executor) diagnose(t *task, exit exit, execErr *native.ExecError) Cause
 	if execErr != nil {
 		return f.notExecuted(execErr)
 	}
-	for _, look := range []func() Cause{f.outOfMemory, f.signal, f.full, f.inShell, f.hint} {
+	for _, look := range []func() Cause{f.outOfMemory, f.tooMany, f.signal, f.full, f.inShell, f.hint} {
 		if c := look(); c.Kind != "" {
 			return c
 		}
@@ -54,6 +54,16 @@ func (f *failure) outOfMemory() Cause {
 		limit = fmt.Sprintf("the limit is %s; raise it, or make the step use less, for example with fewer parallel jobs", bytesText(l))
 	}
 	return Cause{Kind: CauseOOM, Text: fmt.Sprintf("%s: it used up to %s, %s", what, bytesText(f.exit.usage.MemoryPeak), limit)}
+}
+
+// tooMany: programs that can't start another say so in their own ways, and some
+// don't.
+func (f *failure) tooMany() Cause {
+	if f.exit.refused == 0 {
+		return Cause{}
+	}
+	return Cause{Kind: CauseProcesses, Text: fmt.Sprintf("it was refused a further process or thread (%d times): the limit is %d at once; "+
+		"raise it (kilnd --step-pids), or make the step use fewer, for example with fewer parallel jobs", f.exit.refused, f.t.p.Resources.Pids)}
 }
 
 func bytesText(n int64) string { return units.BytesSize(float64(n)) }

@@ -128,6 +128,7 @@ type Resources struct {
 	CPUQuota             int64
 	CpusetCpus           string
 	CpusetMems           string
+	Pids                 int64 // processes and threads at once
 }
 
 // Usage is what a process and its children used, as its cgroup counted it.
@@ -172,6 +173,8 @@ type Config struct {
 	Cgroups *cgroup.Tree
 	// AppArmor is the profile of processes, but of insecure ones; "" is none.
 	AppArmor string
+	// Most is what each process gets at most.
+	Most Most
 	// MachinePIDs has processes see and be among all those that this one sees,
 	// where a rootless daemon can't mount a /proc for them. Only such a daemon may.
 	MachinePIDs bool

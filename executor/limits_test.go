@@ -58,6 +58,20 @@ func TestTinyMemoryLimit(t *testing.T) {
 	}
 }
 
+// The bounds of an executor hold for steps that ask for nothing, and what they
+// are refused is the cause of their failure.
+func TestMostProcesses(t *testing.T) {
+	each(t, runtimes, func(t *testing.T, e *executor) {
+		e.cfg.Most = Most{Pids: 20}
+		r := run(t, e, process(t, "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done"))
+		var exit *ExitError
+		if !errors.As(r.err, &exit) || exit.Cause.Kind != CauseProcesses || !strings.Contains(exit.Error(), "the limit is 20 at once") {
+			t.Errorf("error %v", r.err)
+		}
+		output(t, e, process(t, "for i in 1 2 3; do sleep 0 & done; wait"))
+	})
+}
+
 func TestLimitsAreSeen(t *testing.T) {
 	file := memoryLimitFile(t)
 	cpuFiles, cpu := "cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us cpu/cpu.shares", "50000\n100000\n512"

@@ -48,7 +48,7 @@ func (e *executor) permit(p Process, user rootfs.User) (Process, error) {
 		}
 	}
 	if p.Resources != nil && *p.Resources != (Resources{}) && !e.cgroups.HasGroups() {
-		warn(p.Stderr, "limits of memory and CPUs have no effect: this rootless daemon has no cgroup that was delegated to it")
+		warn(p.Stderr, "limits of memory, CPUs and processes have no effect: this rootless daemon has no cgroup that was delegated to it")
 		p.Resources = nil
 	}
 	if p.CgroupParent != "" && !e.cgroups.HasGroups() {

@@ -47,6 +47,7 @@ type exit struct {
 	killed   bool // by us
 	usage    Usage
 	oomLimit int64 // of memory, if processes were killed for it; 0 is none
+	refused  int64 // processes and threads that it was not allowed
 	times    func() []launch.StageTime
 }
 
@@ -63,6 +64,7 @@ func (e *exit) account(u cgroup.Usage) {
 		e.usage.CPU = u.CPU
 	}
 	e.usage.MemoryPeak, e.usage.PidsPeak, e.usage.OOMKills, e.oomLimit = u.MemoryPeak, u.PidsPeak, u.OOMKills, u.OOMLimit
+	e.refused = u.PidsRefused
 }
 
 type executor struct {
@@ -164,6 +166,7 @@ func (e *executor) prepare(ctx context.Context, p Process, undo *cleanup.Stack) 
 	if err != nil {
 		return nil, err
 	}
+	p.Resources = e.cfg.Most.bound(p.Resources)
 	if p, err = e.permit(p, user); err != nil {
 		return nil, err
 	}
@@ -277,7 +280,7 @@ func cgroupSpec(p Process) cgroup.Spec {
 	if r := p.Resources; r != nil {
 		s.Limits = cgroup.Limits{
 			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
-			CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
+			CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Pids: r.Pids,
 		}
 	}
 	return s

@@ -175,6 +175,9 @@ func resources(r *Resources) *specs.LinuxResources {
 	if cpu != (specs.LinuxCPU{}) {
 		s.CPU = &cpu
 	}
+	if r.Pids != 0 {
+		s.Pids = &specs.LinuxPids{Limit: &r.Pids}
+	}
 	return s
 }
 

@@ -13,7 +13,7 @@ import (
 func (w *Worker) executorConfig() executor.Config {
 	return executor.Config{
 		Root: filepath.Join(w.cfg.Root, "executor"), Binary: w.cfg.Runtime, CgroupParent: w.cfg.CgroupParent, DNS: w.cfg.DNS,
-		AppArmor: w.cfg.AppArmor, MachinePIDs: w.cfg.MachinePIDs, Network: w.cfg.Network, Grace: w.cfg.CancelGrace, Log: w.cfg.Log,
+		AppArmor: w.cfg.AppArmor, Most: w.cfg.Most, MachinePIDs: w.cfg.MachinePIDs, Network: w.cfg.Network, Grace: w.cfg.CancelGrace, Log: w.cfg.Log,
 	}
 }
 

@@ -46,7 +46,8 @@ type Config struct {
 	Runtime      string   // OCI runtime binary; "" is the built-in one
 	CgroupParent string
 	AppArmor     string // profile of steps; "" is none
-	MachinePIDs  bool   // see executor.Config
+	Most         executor.Most
+	MachinePIDs  bool // see executor.Config
 	Parallelism  int
 	DNS          *executor.DNS
 	Network      network.Config // of steps that ask for none in particular

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/worker"
@@ -64,6 +65,10 @@ type config struct {
 		UnclaimedStep   any `toml:"unclaimedStepTimeout"`
 		CancelGrace     any `toml:"cancelGrace"`
 
+		StepMemory any     `toml:"stepMemory"` // read by parseMost
+		StepCPUs   float64 `toml:"stepCPUs"`
+		StepPids   int64   `toml:"stepPids"`
+
 		RecordBuilds string `toml:"recordBuilds"` // a directory; "" records nothing
 	} `toml:"kiln"`
 	System struct {
@@ -96,6 +101,7 @@ type config struct {
 	limits     ops.Limits    // those of Kiln, read
 	unclaimed  time.Duration // Kiln.UnclaimedStep, read
 	cancel     time.Duration // Kiln.CancelGrace, read
+	most       executor.Most // of steps, read
 
 	// These have flags only.
 	group    string
@@ -257,6 +263,15 @@ func (cfg *config) applyFlags(c *cli.Command) {
 			*key = c.Duration(name)
 		}
 	}
+	if c.IsSet("step-memory") {
+		cfg.Kiln.StepMemory = c.String("step-memory")
+	}
+	if c.IsSet("step-cpus") {
+		cfg.Kiln.StepCPUs = c.Float("step-cpus")
+	}
+	if c.IsSet("step-pids") {
+		cfg.Kiln.StepPids = c.Int64("step-pids")
+	}
 	cfg.group, cfg.idleExit, cfg.grace = c.String("group"), c.Duration("idle-exit"), c.Duration("grace")
 	if c.Bool("debug") || c.Bool("trace") || cfg.Debug || cfg.Trace {
 		cfg.Log.Level = "debug"
@@ -296,6 +311,9 @@ func (cfg *config) check() error {
 		return fmt.Errorf("worker.oci: %w", err)
 	}
 	var err error
+	if cfg.most, err = cfg.parseMost(); err != nil {
+		return err
+	}
 	if cfg.gc, err = cfg.Worker.OCI.gcConfig.read("worker.oci"); err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ var configKeys = map[string]bool{
 	"frontend.*.enabled": false, "frontend.*.allowedRepositories": false, "frontend.*.options": false,
 	"cache.verify":     true, // kiln's own
 	"kiln.stepTimeout": true, "kiln.noOutputTimeout": true, "kiln.buildTimeout": true,
+	"kiln.stepMemory": true, "kiln.stepCPUs": true, "kiln.stepPids": true,
 	"kiln.unclaimedStepTimeout": true, "kiln.cancelGrace": true, "kiln.recordBuilds": true,
 	"cache.gha.sign.command": false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 

@@ -106,6 +106,11 @@ func TestBadConfig(t *testing.T) {
 		{"[kiln]\nnoOutputTimeout = -5", nil, []string{"kiln.noOutputTimeout", "negative"}},
 		{"", []string{"--build-timeout", "-1s"}, []string{"kiln.buildTimeout", "negative"}},
 		{"[kiln]\ncancelGrace = \"later\"", nil, []string{"kiln.cancelGrace", "later"}},
+		{"[kiln]\nstepMemory = \"lots\"", nil, []string{"kiln.stepMemory", "lots"}},
+		{"", []string{"--step-memory", "1k"}, []string{"kiln.stepMemory", "4MiB"}},
+		{"[kiln]\nstepCPUs = -1", nil, []string{"kiln.stepCPUs", "-1"}},
+		{"", []string{"--step-cpus", "NaN"}, []string{"kiln.stepCPUs", "NaN"}},
+		{"[kiln]\nstepPids = -1", nil, []string{"kiln.stepPids", "negative"}},
 		{"[history]\nmaxEntries = -5", nil, []string{"maxEntries"}},
 		{"insecure-entitlements = [\"root\"]", nil, []string{"root", "network.host"}},
 		{"", []string{"--tlscert", "x"}, []string{"--tlskey"}},
@@ -140,6 +145,27 @@ func TestLimitsOfTime(t *testing.T) {
 	cfg, _, err := loaded(t, "[kiln]\nstepTimeout = \"1h\"\nnoOutputTimeout = 90", "--step-timeout", "2h")
 	if want := (ops.Limits{Step: 2 * time.Hour, Quiet: 90 * time.Second}); err != nil || cfg.limits != want {
 		t.Errorf("%+v, %v, want %+v", cfg.limits, err, want)
+	}
+}
+
+// What a step gets at most reaches the worker, from flags before the file.
+func TestMost(t *testing.T) {
+	for _, c := range []struct {
+		file string
+		args []string
+		want executor.Most
+	}{
+		{"", nil, executor.Most{}},
+		{"[kiln]\nstepMemory = \"4g\"\nstepCPUs = 2\nstepPids = 500", nil, executor.Most{Memory: 4 << 30, CPUs: 2, Pids: 500}},
+		{"[kiln]\nstepMemory = 1073741824\nstepCPUs = 0.5", []string{"--step-memory", "512MB", "--step-cpus", "1.5", "--step-pids", "9"}, executor.Most{Memory: 512 << 20, CPUs: 1.5, Pids: 9}},
+	} {
+		cfg, _, err := loaded(t, c.file, c.args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := workerConfig(cfg, slog.New(slog.DiscardHandler)).Most; got != c.want {
+			t.Errorf("%q %q: %+v, want %+v", c.file, c.args, got, c.want)
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func workerConfig(cfg *config, log *slog.Logger) worker.Config {
 		Supervisor: []string{"/proc/self/exe", superviseName}, Unclaimed: cfg.unclaimed,
 		CancelGrace: max(cfg.cancel, 1), // none is a very short one
 		Root:        cfg.Root, Labels: oci.Labels, Platforms: oci.Platforms, Runtime: oci.Binary,
-		CgroupParent: oci.DefaultCgroupParent, AppArmor: oci.AppArmorProfile, MachinePIDs: oci.NoProcessSandbox, Parallelism: oci.MaxParallelism, GC: cfg.gc, Log: log, Network: cfg.network(),
+		CgroupParent: oci.DefaultCgroupParent, AppArmor: oci.AppArmorProfile, Most: cfg.most, MachinePIDs: oci.NoProcessSandbox, Parallelism: oci.MaxParallelism, GC: cfg.gc, Log: log, Network: cfg.network(),
 		Registry: registry.Config{Hosts: map[string]registry.HostConfig{}, MaxConcurrency: cfg.System.MaxRegistryConcurrency},
 	}
 	if d := cfg.DNS; d != nil {

@@ -58,7 +58,7 @@ func FuzzParseMounts(f *testing.F) {
 }
 
 func TestLimitSettings(t *testing.T) {
-	all := dir{path: "d", h: &Hierarchy{Controllers: []string{"memory", "cpu", "cpuset"}}}
+	all := dir{path: "d", h: &Hierarchy{Controllers: []string{"memory", "cpu", "cpuset", "pids"}}}
 	for _, tc := range []struct {
 		l      Limits
 		v1, v2 []setting
@@ -72,6 +72,7 @@ func TestLimitSettings(t *testing.T) {
 		{Limits{CPUQuota: 5000}, []setting{{"d", "cpu.cfs_quota_us", "5000"}}, []setting{{"d", "cpu.max", "5000 100000"}}},
 		{Limits{CPUQuota: -1, CPUPeriod: 1000}, []setting{{"d", "cpu.cfs_period_us", "1000"}, {"d", "cpu.cfs_quota_us", "-1"}}, []setting{{"d", "cpu.max", "max 1000"}}},
 		{Limits{CpusetCpus: "0-1", CpusetMems: "0"}, []setting{{"d", "cpuset.cpus", "0-1"}, {"d", "cpuset.mems", "0"}}, []setting{{"d", "cpuset.cpus", "0-1"}, {"d", "cpuset.mems", "0"}}},
+		{Limits{Pids: 9}, []setting{{"d", "pids.max", "9"}}, []setting{{"d", "pids.max", "9"}}},
 	} {
 		if got := tc.l.v1(all); !slices.Equal(got, tc.v1) {
 			t.Errorf("%+v on version 1: %v", tc.l, got)

@@ -21,6 +21,7 @@ type Limits struct {
 	CPUQuota             int64
 	CpusetCpus           string
 	CpusetMems           string
+	Pids                 int64 // processes and threads
 }
 
 // Usage is what the processes of a group used.
@@ -28,8 +29,11 @@ type Usage struct {
 	CPU        time.Duration // 0 for version 1 groups that don't join cpuacct
 	MemoryPeak int64
 	PidsPeak   int64 // 0 if the kernel doesn't count it
-	OOMKills   int64
-	OOMLimit   int64 // if there were some: the lowest limit of memory in force, 0 for none
+	// PidsRefused is how often a process or thread was not started because of the
+	// limit.
+	PidsRefused int64
+	OOMKills    int64
+	OOMLimit    int64 // if there were some: the lowest limit of memory in force, 0 for none
 }
 
 // A Group is a place for one process and its children.
@@ -37,6 +41,7 @@ type Group struct {
 	m    *Manager
 	path string // below the mount points; "" of groups that are taken
 	dirs []dir
+	pids int64 // limit
 }
 
 // dir is the group's directory in one hierarchy.
@@ -152,6 +157,7 @@ func (g *Group) limit(l Limits) error {
 	if l.MemorySwap > 0 && l.MemorySwap < l.Memory {
 		return fmt.Errorf("the limit of memory and swap together, %d bytes, is below that of memory, %d bytes", l.MemorySwap, l.Memory)
 	}
+	g.pids = l.Pids
 	var sets []setting
 	for _, d := range g.dirs {
 		if d.h == nil {
@@ -225,6 +231,9 @@ func (l Limits) v1(d dir) (sets []setting) {
 	if d.has("cpuset") && l.CpusetMems != "" {
 		add("cpuset.mems", l.CpusetMems)
 	}
+	if d.has("pids") && l.Pids != 0 {
+		add("pids.max", strconv.FormatInt(l.Pids, 10))
+	}
 	return sets
 }
 
@@ -267,6 +276,9 @@ func (l Limits) v2(path string) (sets []setting) {
 	if l.CpusetMems != "" {
 		add("cpuset.mems", l.CpusetMems)
 	}
+	if l.Pids != 0 {
+		add("pids.max", strconv.FormatInt(l.Pids, 10))
+	}
 	return sets
 }
 
@@ -300,6 +312,9 @@ func (g *Group) Usage() (Usage, error) {
 		}
 		if d.has("pids") {
 			read(d, "pids.peak", "", &u.PidsPeak)
+			if g.pids != 0 {
+				read(d, "pids.events", "max", &u.PidsRefused)
+			}
 		}
 	}
 	if u.OOMKills > 0 {

@@ -220,7 +220,7 @@ func (m *Manager) Existing(spec Spec) *Group {
 	return m.existing(filepath.Join(parent, m.prefix+"-"+spec.ID))
 }
 
-// Reserve makes the group that spec names, empty and without limits, for a
+// Reserve makes the group that spec names, empty and not limited yet, for a
 // runtime to use: one that makes it itself fails if another daemon that shares
 // the parent removes that in the same moment. The caller removes the group.
 func (m *Manager) Reserve(spec Spec) (_ *Group, err error) {
@@ -242,6 +242,7 @@ func (m *Manager) Reserve(spec Spec) (_ *Group, err error) {
 		undo.Add(func() error { return RemoveTree(path) })
 	}
 	undo.Keep()
+	g.pids = spec.Limits.Pids // the runtime sets it
 	return g, nil
 }
 
