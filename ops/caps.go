@@ -15,7 +15,6 @@ var absent = []struct{ prefix, reason string }{
 	{"source.git.bundle", "git bundles are not fetched from"},
 	{"source.git.checkoutbundle", "git bundles are not made"},
 	{"source.http.signatureverify", "signatures of downloads are not verified"},
-	{"source.buildop", "build ops are not supported"},
 	{"exec.meta.network.proxy", "the proxy network is not supported"},
 	{"cache.", "remote caches are not supported"},
 	{"exporter.image.attestations", "attestations are not exported"},

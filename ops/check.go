@@ -50,7 +50,7 @@ func check(op *pb.Op) (outputs int, err error) {
 	case *pb.Op_Passthrough:
 		return checkPassthrough(x.Passthrough, inputs)
 	case *pb.Op_Build:
-		return 0, unsupported("build", "nested LLB builds (BuildOp) are not supported by this daemon")
+		return checkNested(x.Build, inputs)
 	case nil:
 		return 0, invalid("", "it has no body, or one of a kind that this daemon doesn't know")
 	}

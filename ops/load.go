@@ -64,6 +64,8 @@ type LoadOptions struct {
 	Entitlements map[string]bool
 	// NoCache marks every op ignore-cache.
 	NoCache bool
+	// Nested solves what steps find to be solved; nil refuses such steps.
+	Nested Nested
 	// Limits hold for every step whose description sets no others.
 	Limits Limits
 }
@@ -154,6 +156,8 @@ func (l *Loader) op(n *node, v vertex, opts LoadOptions) (solver.Op, error) {
 		return &mergeOp{vertex: v, op: x.Merge, cache: l.cfg.Cache}, nil
 	case *pb.Op_Diff:
 		return &diffOp{vertex: v, op: x.Diff, cache: l.cfg.Cache}, nil
+	case *pb.Op_Build:
+		return l.newNestedOp(v, x.Build, opts.Nested)
 	case *pb.Op_Passthrough:
 		return &passthroughOp{vertex: v, op: x.Passthrough}, nil
 	}

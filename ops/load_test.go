@@ -208,7 +208,6 @@ func TestLoadRefusesWhatIsNotOffered(t *testing.T) {
 		op   *pb.Op
 		want string
 	}{
-		{"build op", &pb.Op{Op: &pb.Op_Build{Build: &pb.BuildOp{}}}, "BuildOp"},
 		{"scheme", sourceOf("svn://host/repo"), `scheme "svn" are not supported by this daemon (supported: docker-image, test)`},
 		{"device", execOf(&pb.ExecOp{Mounts: []*pb.Mount{{Input: -1, Dest: "/"}}, CdiDevices: []*pb.CDIDevice{{Name: "v/d=1"}}}),
 			`CDI device "v/d=1" is required by step "run it", but CDI device support is disabled`},

@@ -12,7 +12,8 @@
 // ways; key.go, exec_key.go and file_key.go say how.
 //
 // Locks, in the order in which they are taken: prunedMounts.mu of a build,
-// cacheKey.turn (several of them by name), cacheMounts.mu.
+// cacheKey.turn (several of them by name), cacheMounts.mu. nesting.mu of a build
+// is taken alone.
 package ops
 
 import (
@@ -33,7 +34,8 @@ type Build struct {
 	SessionIDs   []string // the build's own session first
 	Entitlements map[string]bool
 
-	pruned prunedMounts // cache mounts that ignore-cache steps emptied (LLB-007)
+	nesting nesting
+	pruned  prunedMounts // cache mounts that ignore-cache steps emptied (LLB-007)
 }
 
 // SessionGroup gives the sessions of everyone who waits for an answer.

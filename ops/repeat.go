@@ -23,6 +23,8 @@ func Repeat(v *solver.Vertex) (op solver.Op, obstacle string) {
 		return v.Op, ""
 	case *passthroughOp:
 		return nil, "passthrough" // makes nothing
+	case *nestedOp:
+		return nil, "nested build" // its steps are verified by themselves
 	case *sourceOp:
 		return nil, "source" // what is there now is another question
 	}

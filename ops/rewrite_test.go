@@ -43,7 +43,9 @@ func inputsOf(names ...string) (out []*pb.Input) {
 	return out
 }
 
-func sourceNamed(id string) *pb.Op { return &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: id}}} }
+func sourceNamed(id string) *pb.Op {
+	return &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: id}}}
+}
 
 func mergeOpOf(inputs ...string) *pb.Op {
 	m := &pb.MergeOp{}

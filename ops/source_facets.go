@@ -62,6 +62,15 @@ func (p *passthroughOp) facets() []Facet {
 	return f
 }
 
+func (n *nestedOp) kind() string { return "build" }
+
+func (n *nestedOp) facets() []Facet {
+	var f facets
+	f.add("definition file", n.fileName())
+	f.private("nested build", jsonText(n.op))
+	return f
+}
+
 // jsonText is what of an op is hashed for its key.
 func jsonText(v any) string {
 	dt, err := json.Marshal(v)

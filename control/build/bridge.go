@@ -33,6 +33,7 @@ type bridge struct {
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	held     []solver.Result
+	nested   []*pb.Definition // that steps found to be solved
 	released bool
 }
 
@@ -111,7 +112,9 @@ func (br *bridge) load(ctx context.Context, def *pb.Definition, policies []*spb.
 	if err != nil {
 		return nil, located(err, def)
 	}
-	edge, err := br.b.engine.cfg.Worker.Loader().Load(allowed, ops.LoadOptions{Entitlements: br.b.granted, Limits: limits})
+	edge, err := br.b.engine.cfg.Worker.Loader().Load(allowed, ops.LoadOptions{
+		Entitlements: br.b.granted, Limits: limits, Nested: nested{br, policies, limits},
+	})
 	if err != nil {
 		return nil, located(err, allowed)
 	}

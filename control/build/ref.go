@@ -43,7 +43,7 @@ func (r *ref) solve(ctx context.Context) (ops.Result, error) {
 	}
 	res, err := r.br.b.solver.Solve(ctx, r.edge)
 	if err != nil {
-		err = located(err, r.def)
+		err = r.br.located(err, r.def)
 		r.br.containers.remember(err)
 		return ops.Result{}, err
 	}
