@@ -19,6 +19,8 @@ import (
 	"github.com/kilnbuild/kiln/client"
 	"github.com/kilnbuild/kiln/hack/harness"
 	control "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // daemon is the kilnd under test.
@@ -83,7 +85,7 @@ func (d *daemon) startAndKill(after time.Duration) error {
 	return d.kill()
 }
 
-// start runs the daemon and waits for its first answer.
+// start runs the daemon and waits until it would build.
 func (d *daemon) start() error {
 	if err := d.run(); err != nil {
 		return err
@@ -105,7 +107,8 @@ func (d *daemon) start() error {
 	return nil
 }
 
-// answers waits for the daemon's first answer.
+// answers waits until the daemon has read its state: what it is it says before,
+// but of a build it knows only afterwards.
 func (d *daemon) answers() error {
 	return harness.WaitFor(30*time.Second, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -114,7 +117,10 @@ func (d *daemon) answers() error {
 		if err != nil {
 			return err
 		}
-		_, err = c.ListWorkers(ctx)
+		_, err = c.Explain(ctx, "none")
+		if status.Code(err) == codes.NotFound {
+			err = nil
+		}
 		return errors.Join(err, c.Close())
 	})
 }
