@@ -24,6 +24,7 @@ func main() {
 	flag.BoolVar(&cfg.Damage, "damage", false, "now and then damage the database as well")
 	flag.IntVar(&cfg.Clients, "clients", 4, "builds at the same time")
 	flag.DurationVar(&cfg.MaxLoad, "load", 0, "longest time of building in a round; 0 is 700ms")
+	flag.DurationVar(&cfg.MaxStart, "start", 0, "longest time of a start; 0 is 2s")
 	flag.Uint64Var(&cfg.Seed, "seed", 1, "of the random choices")
 	flag.Parse()
 	if err := inOwnMounts(cfg); err != nil {

@@ -32,7 +32,9 @@ func crash(t *testing.T, args ...string) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	before := survey(t)
-	out, err := exec.Command(bin, append([]string{"-kilnd", filepath.Join(env.bin, "kilnd")}, args...)...).CombinedOutput()
+	// How long a start takes says little where other tests run; make crash wants 2 s.
+	args = append(args, "-kilnd", filepath.Join(env.bin, "kilnd"), "-start", "20s")
+	out, err := exec.Command(bin, args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("crash %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
