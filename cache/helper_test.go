@@ -165,7 +165,7 @@ func (e *env) check() {
 func (e *env) addsUp() {
 	e.t.Helper()
 	e.cleared()
-	space := get(e.m.Space(context.Background()))(e.t)
+	space := get(e.m.Space(context.Background(), ""))(e.t)
 	usages, total := int64(0), allocated(e.t, e.root)
 	for _, u := range get(e.m.DiskUsage(context.Background(), nil, 0))(e.t) {
 		usages += u.Size

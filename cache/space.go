@@ -16,12 +16,13 @@ type Space struct {
 	Removed  int64 // of removed records, about to be deleted
 	Database int64
 	Reserve  int64 // kept free, for the database on a full disk
+	Logs     int64 // of steps, kept with the history
 	Other    int64 // directories, the worker's id, what belongs to running steps
 }
 
 // Total is all.
 func (s Space) Total() int64 {
-	return s.Records + s.Writing + s.Images + s.Removed + s.Database + s.Reserve + s.Other
+	return s.Records + s.Writing + s.Images + s.Removed + s.Database + s.Reserve + s.Logs + s.Other
 }
 
 // measured is a store that takes more than what it lists.
@@ -29,17 +30,18 @@ type measured interface {
 	Extra(ctx context.Context) (snapshot.Extra, error)
 }
 
-// Space measures all that is below the root. While builds run it is true for no
-// one moment, but no byte is left out.
-func (m *Manager) Space(ctx context.Context) (Space, error) {
-	s, err := m.space(ctx)
+// Space measures all that is below the root, where logs is the directory of steps'
+// logs, "" if there is none. While builds run it is true for no one moment, but no
+// byte is left out.
+func (m *Manager) Space(ctx context.Context, logs string) (Space, error) {
+	s, err := m.space(ctx, logs)
 	if err != nil {
 		return Space{}, fmt.Errorf("measure %s: %w", m.root, err)
 	}
 	return s, nil
 }
 
-func (m *Manager) space(ctx context.Context) (s Space, err error) {
+func (m *Manager) space(ctx context.Context, logs string) (s Space, err error) {
 	entries, ownerless := m.survey()
 	if err := m.measure(ctx, entries); err != nil {
 		return s, err
@@ -73,6 +75,12 @@ func (m *Manager) space(ctx context.Context) (s Space, err error) {
 		s.Removed += x.Removed
 		s.Other += x.Fixed
 		known = append(known, x.Dirs...)
+	}
+	if logs != "" {
+		if s.Logs, err = snapshot.Elsewhere(ctx, logs, nil); err != nil && !isGone(err) {
+			return s, err
+		}
+		known = append(known, logs)
 	}
 	other, err := snapshot.Elsewhere(ctx, m.root, known)
 	s.Other += other

@@ -35,7 +35,7 @@ func (s *Server) usageReport(req *control.DiskUsageRequest, stream grpc.ServerSt
 	if err := checkFilter(req.Filter); err != nil {
 		return err
 	}
-	space, err := s.cfg.Cache.Space(stream.Context())
+	space, err := s.cfg.Cache.Space(stream.Context(), s.cfg.History.LogsDir())
 	if err != nil {
 		return err
 	}
@@ -74,6 +74,7 @@ func spaceParts(s cache.Space) []client.SpacePart {
 		{Name: "Being deleted", Bytes: s.Removed},
 		{Name: "Database", Bytes: s.Database},
 		{Name: "Reserve for a full disk", Bytes: s.Reserve},
+		{Name: "Logs of steps", Bytes: s.Logs},
 		{Name: "Directories and the rest", Bytes: s.Other},
 	}
 }

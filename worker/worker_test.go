@@ -391,7 +391,7 @@ func TestRelativeRoot(t *testing.T) {
 	t.Chdir(t.TempDir())
 	w := open(t, "state")
 	use(t, w)
-	space, err := w.Cache().Space(t.Context())
+	space, err := w.Cache().Space(t.Context(), "")
 	must(t, err)
 	var on int64
 	must(t, filepath.WalkDir("state", func(path string, _ fs.DirEntry, err error) error {

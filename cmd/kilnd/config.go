@@ -69,7 +69,8 @@ type config struct {
 		StepCPUs   float64 `toml:"stepCPUs"`
 		StepPids   int64   `toml:"stepPids"`
 
-		RecordBuilds string `toml:"recordBuilds"` // a directory; "" records nothing
+		RecordBuilds  string `toml:"recordBuilds"`  // a directory; "" records nothing
+		MaxLogStorage any    `toml:"maxLogStorage"` // read by parseSpace
 	} `toml:"kiln"`
 	System struct {
 		MaxRegistryConcurrency int `toml:"maxRegistryConcurrency"`
@@ -99,6 +100,7 @@ type config struct {
 	historyAge time.Duration // History.MaxAge, read
 	gc         worker.GC     // of the OCI worker, read
 	limits     ops.Limits    // those of Kiln, read
+	maxLogs    int64         // Kiln.MaxLogStorage, read; bytes
 	unclaimed  time.Duration // Kiln.UnclaimedStep, read
 	cancel     time.Duration // Kiln.CancelGrace, read
 	most       executor.Most // of steps, read
@@ -143,7 +145,7 @@ func parseDuration(key string, value any) (time.Duration, error) {
 // loadConfig merges defaults, file and flags, in rising order of precedence.
 func loadConfig(c *cli.Command) (*config, []string, error) {
 	cfg := &config{}
-	cfg.History.MaxAge, cfg.History.MaxEntries = "48h", 50
+	cfg.History.MaxAge, cfg.History.MaxEntries, cfg.Kiln.MaxLogStorage = "48h", 50, "1GB"
 	paths := defaultPaths(c)
 	warnings, err := cfg.readFile(cmp.Or(c.String("config"), paths.Config), c.IsSet("config"))
 	if err != nil {
@@ -315,6 +317,9 @@ func (cfg *config) check() error {
 		return err
 	}
 	if cfg.gc, err = cfg.Worker.OCI.gcConfig.read("worker.oci"); err != nil {
+		return err
+	}
+	if cfg.maxLogs, err = parseBytes("kiln.maxLogStorage", cfg.Kiln.MaxLogStorage); err != nil {
 		return err
 	}
 	for _, d := range []struct {

@@ -162,3 +162,12 @@ func parseSpace(key string, value any) (worker.DiskSpace, error) {
 	}
 	return worker.DiskSpace{Bytes: n}, nil
 }
+
+// parseBytes is parseSpace for what can't be a share of the disk.
+func parseBytes(key string, value any) (int64, error) {
+	space, err := parseSpace(key, value)
+	if err == nil && space.Percent > 0 {
+		err = fmt.Errorf("%s: %q is a share of the disk; give a number of bytes, or a size such as 512MB", key, value)
+	}
+	return space.Bytes, err
+}

@@ -26,7 +26,7 @@ var configKeys = map[string]bool{
 	"cache.verify":     true, // kiln's own
 	"kiln.stepTimeout": true, "kiln.noOutputTimeout": true, "kiln.buildTimeout": true,
 	"kiln.stepMemory": true, "kiln.stepCPUs": true, "kiln.stepPids": true,
-	"kiln.unclaimedStepTimeout": true, "kiln.cancelGrace": true, "kiln.recordBuilds": true,
+	"kiln.unclaimedStepTimeout": true, "kiln.cancelGrace": true, "kiln.recordBuilds": true, "kiln.maxLogStorage": true,
 	"cache.gha.sign.command": false, "cache.gha.verify.required": false, "cache.gha.verify.policy.*": false,
 
 	"worker.oci.enabled": false, "worker.oci.labels.*": true, "worker.oci.platforms": true,

@@ -57,7 +57,7 @@ func loaded(t *testing.T, file string, args ...string) (cfg *config, warnings []
 func TestPrecedence(t *testing.T) {
 	cfg, _, err := loaded(t, "")
 	must(t, err)
-	if paths := rootless.Defaults(); cfg.Root != paths.Root || !slices.Equal(cfg.GRPC.Address, []string{paths.Address}) || cfg.historyAge != 48*time.Hour || cfg.History.MaxEntries != 50 ||
+	if paths := rootless.Defaults(); cfg.Root != paths.Root || !slices.Equal(cfg.GRPC.Address, []string{paths.Address}) || cfg.historyAge != 48*time.Hour || cfg.History.MaxEntries != 50 || cfg.maxLogs != 1<<30 ||
 		cfg.Log.Format != "text" || cfg.Worker.OCI.Snapshotter != "auto" || cfg.grace != defaultGrace {
 		t.Errorf("defaults %+v", cfg)
 	}
@@ -111,6 +111,8 @@ func TestBadConfig(t *testing.T) {
 		{"[kiln]\nstepCPUs = -1", nil, []string{"kiln.stepCPUs", "-1"}},
 		{"", []string{"--step-cpus", "NaN"}, []string{"kiln.stepCPUs", "NaN"}},
 		{"[kiln]\nstepPids = -1", nil, []string{"kiln.stepPids", "negative"}},
+		{"[kiln]\nmaxLogStorage = \"some\"", nil, []string{"kiln.maxLogStorage", "some"}},
+		{"[kiln]\nmaxLogStorage = \"5%\"", nil, []string{"kiln.maxLogStorage", "5%", "512MB"}},
 		{"[history]\nmaxEntries = -5", nil, []string{"maxEntries"}},
 		{"insecure-entitlements = [\"root\"]", nil, []string{"root", "network.host"}},
 		{"", []string{"--tlscert", "x"}, []string{"--tlskey"}},

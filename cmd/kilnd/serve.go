@@ -197,7 +197,7 @@ func (d *daemon) open(w *worker.Worker, rec *record.Recorder) {
 	d.explain = explain.Open(explain.Config{Store: w.Store(), Evictions: w.Cache(), Log: log})
 	d.history = history.Open(history.Config{
 		Store: w.Store(), MaxAge: cfg.historyAge, MaxEntries: cfg.History.MaxEntries, Log: log, Forgotten: d.explain.Forget,
-		Logs: filepath.Join(cfg.Root, logsDir),
+		Logs: filepath.Join(cfg.Root, logsDir), MaxLogs: cfg.maxLogs,
 	})
 	started, ended := control.Record(d.history, log)
 	var watch []func() (solver.Observer, func())

@@ -34,6 +34,9 @@ type Config struct {
 	// Logs is a directory for the logs of steps that printed much, the history's
 	// alone; "" has them kept nowhere.
 	Logs string
+	// MaxLogs is how many bytes Logs may take, but for those of the newest build and
+	// of pinned records; 0 is any number.
+	MaxLogs int64
 	// Forgotten is told of builds whose records are deleted; may be nil. It must
 	// not call back.
 	Forgotten func(ref string)
@@ -49,7 +52,8 @@ type Log struct {
 	active    map[string]*control.BuildHistoryRecord
 	ended     map[string]*control.BuildHistoryRecord
 	listeners map[*listener]struct{}
-	closed    chan struct{} // needs no lock
+	logSizes  map[string]int64 // of directories below Logs, by ref
+	closed    chan struct{}    // needs no lock
 }
 
 type listener struct {
@@ -69,6 +73,7 @@ func Open(cfg Config) *Log {
 		active:    map[string]*control.BuildHistoryRecord{},
 		ended:     map[string]*control.BuildHistoryRecord{},
 		listeners: map[*listener]struct{}{},
+		logSizes:  map[string]int64{},
 		closed:    make(chan struct{}),
 	}
 	var bad store.Batch
@@ -152,7 +157,7 @@ func (l *Log) deleteLocked(ref string) {
 	b.Delete(logsBucket, ref)
 	l.cfg.Store.Write(&b)
 	delete(l.ended, ref)
-	if err := l.dropLogs(ref); err != nil {
+	if err := l.dropLogsLocked(ref); err != nil {
 		l.cfg.Log.Warn("remove the logs of a build's steps", "build", ref, "err", err)
 	}
 	if l.cfg.Forgotten != nil {

@@ -9,7 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 
+	"github.com/docker/go-units"
 	"github.com/kilnbuild/kiln/internal/steplog"
 	control "github.com/moby/buildkit/api/services/control"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -18,6 +21,9 @@ import (
 // logsOf is the directory with the logs of a build's steps, by vertex. Steps that
 // several builds shared have their log, one file, in each one's.
 func (l *Log) logsOf(ref string) string { return filepath.Join(l.cfg.Logs, nameOf(ref)) }
+
+// LogsDir is the directory of all of them, "" if there is none.
+func (l *Log) LogsDir() string { return l.cfg.Logs }
 
 // nameOf makes a file name of what a client may choose.
 func nameOf(s string) string {
@@ -40,7 +46,46 @@ func (l *Log) KeepLogs(ref string, logs map[string]*steplog.Log) error {
 	for vertex, log := range logs {
 		errs = append(errs, log.Save(filepath.Join(dir, nameOf(vertex))))
 	}
+	return errors.Join(append(errs, l.limitLogs(ref))...)
+}
+
+// limitLogs removes the logs of the oldest builds while all take more than they
+// may. Those of the build ref, which is the newest, and of pinned records stay.
+func (l *Log) limitLogs(ref string) error {
+	if l.cfg.MaxLogs == 0 {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.logSizes[ref] = sizeOfLogs(l.logsOf(ref))
+	total := int64(0)
+	for _, size := range l.logSizes {
+		total += size
+	}
+	var errs []error
+	for _, rec := range slices.Backward(l.newestLocked()) {
+		if total <= l.cfg.MaxLogs {
+			break
+		}
+		if size := l.logSizes[rec.Ref]; size > 0 && rec.Ref != ref && !rec.Pinned {
+			errs = append(errs, l.dropLogsLocked(rec.Ref))
+			total -= size
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// sizeOfLogs is what the logs in dir take on disk, some more if builds share some.
+func sizeOfLogs(dir string) (size int64) {
+	entries, _ := os.ReadDir(dir) // what can't be read isn't there
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				size += st.Blocks * 512
+			}
+		}
+	}
+	return size
 }
 
 // sweepLogs removes the logs of builds that there is no record of: the daemon died
@@ -56,23 +101,27 @@ func (l *Log) sweepLogs() error {
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	known := map[string]string{}
 	for ref := range l.ended {
-		known[nameOf(ref)] = true
+		known[nameOf(ref)] = ref
 	}
 	var errs []error
 	for _, e := range entries {
-		if !known[e.Name()] {
-			errs = append(errs, os.RemoveAll(filepath.Join(l.cfg.Logs, e.Name())))
+		dir := filepath.Join(l.cfg.Logs, e.Name())
+		if ref, ok := known[e.Name()]; ok {
+			l.logSizes[ref] = sizeOfLogs(dir)
+		} else {
+			errs = append(errs, os.RemoveAll(dir))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (l *Log) dropLogs(ref string) error {
+func (l *Log) dropLogsLocked(ref string) error {
 	if l.cfg.Logs == "" {
 		return nil
 	}
+	delete(l.logSizes, ref)
 	return os.RemoveAll(l.logsOf(ref))
 }
 
@@ -113,6 +162,9 @@ func (l *Log) replayLog(ref string, entry *control.VertexLog, send func(*control
 		return send(&control.StatusResponse{Logs: []*control.VertexLog{entry}})
 	}
 	log, err := steplog.Open(filepath.Join(l.logsOf(ref), nameOf(entry.Vertex)))
+	if errors.Is(err, fs.ErrNotExist) && l.cfg.MaxLogs > 0 {
+		return missing(fmt.Errorf("it was removed, as the logs of builds may take %s (kiln.maxLogStorage)", units.BytesSize(float64(l.cfg.MaxLogs))))
+	}
 	if err != nil {
 		return missing(err)
 	}

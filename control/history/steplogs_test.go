@@ -112,3 +112,51 @@ func TestMissingLogIsTold(t *testing.T) {
 		t.Errorf("replayed %q", printed)
 	}
 }
+
+// The logs of the oldest builds go when all take more than they may, but for those of
+// the newest and of pinned records, also of an earlier life; the records stay, and say
+// what is missing.
+func TestLogsAreLimited(t *testing.T) {
+	root := t.TempDir()
+	db := openStore(t, root)
+	defer db.Close()
+	cfg := Config{Store: db, MaxAge: time.Hour, MaxEntries: 10, Logs: filepath.Join(root, "logs"), MaxLogs: 1 << 20}
+	const size = 400 << 10
+	l := Open(cfg)
+	for i, ref := range []string{"pinned", "r", "s", "t"} {
+		if ref == "t" {
+			l = Open(cfg)
+		}
+		if err := l.KeepLogs(ref, map[string]*steplog.Log{"sha256:a": storedLog(t, size)}); err != nil {
+			t.Fatal(err)
+		}
+		told := &control.StatusResponse{Logs: []*control.VertexLog{{Vertex: "sha256:a", Stream: 1}}}
+		if err := l.Completed(record(ref, time.Duration(4-i)*time.Second), told); err != nil {
+			t.Fatal(err)
+		}
+		if ref == "pinned" {
+			if err := l.Update(&control.UpdateBuildHistoryRequest{Ref: ref, Pinned: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for ref, want := range map[string]bool{"pinned": true, "r": false, "s": false, "t": true} {
+		if _, err := os.Stat(l.logsOf(ref)); (err == nil) != want {
+			t.Errorf("logs of %s: %v", ref, err)
+		}
+	}
+	if printed, _ := replayed(t, l); !strings.Contains(printed[2], "output is missing") || !strings.Contains(printed[2], "may take 1MiB (kiln.maxLogStorage)") {
+		t.Errorf("replayed %q", printed)
+	}
+	cfg.MaxLogs = 1
+	l = Open(cfg)
+	if err := l.KeepLogs("u", map[string]*steplog.Log{"sha256:a": storedLog(t, size)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(l.logsOf("u")); err != nil {
+		t.Errorf("those of the newest build are gone: %v", err)
+	}
+	if _, err := os.Stat(l.logsOf("t")); err == nil {
+		t.Error("those of the one before are left")
+	}
+}
