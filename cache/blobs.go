@@ -220,6 +220,9 @@ func (m *Manager) stored(r *record, d digest.Digest) bool {
 		m.changedLocked(r)
 	}
 	m.mu.Unlock()
+	if changed && !found {
+		m.log.Warn("stored blob is gone", "blob", d, "record", r.id, "description", r.opts.Description, "error", err)
+	}
 	if changed {
 		m.flush(flushChanged)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -37,6 +38,17 @@ func (d *daemon) spoilRecord(name string, change func(old []byte) []byte) func()
 	}
 }
 
+// recordOf is the id of the record that a step made.
+func (d *daemon) recordOf(name string) string {
+	d.t.Helper()
+	usage, err := d.worker.Cache().DiskUsage(d.t.Context(), []string{"description==" + name}, 0)
+	d.must(err)
+	if len(usage) != 1 {
+		d.t.Fatalf("records of %s: %+v", name, usage)
+	}
+	return usage[0].ID
+}
+
 // A record that is damaged in the database while a build uses it costs that
 // build nothing. The next start finds it, if nobody has written it again by
 // then, and what is lost runs again. compat: LLB-173
@@ -58,6 +70,7 @@ func TestLostRecord(t *testing.T) {
 			t.Run(how+"/"+when, func(t *testing.T) {
 				d := newDaemon(t)
 				d.build("two", "first", trouble{})
+				id := d.recordOf("two")
 				got := d.build("copy", "v", happens(d, d.spoilRecord("two", change)))
 				if want := map[string]int{"top": 1, "copy": 1}; !maps.Equal(got.ran, want) {
 					t.Errorf("executed %v, want %v\nlog:\n%s", got.ran, want, d.log)
@@ -65,8 +78,12 @@ func TestLostRecord(t *testing.T) {
 				d.compare(got)
 
 				d.stop()
+				d.log.Reset()
 				d.start()
 				got = d.build("copy", "v", trouble{})
+				if got.ran["two"] > 0 && !strings.Contains(d.log.String(), id) {
+					t.Errorf("the log doesn't name the record %s:\n%s", id, d.log)
+				}
 				for name := range got.ran {
 					if !slices.Contains([]string{"two", "top", "copy"}, name) {
 						t.Errorf("after a restart %s ran", name)

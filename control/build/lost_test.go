@@ -472,17 +472,25 @@ func TestLost(t *testing.T) {
 			name: "file deleted/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.damageFile("two", d.deleteFile))} },
 			again: "two top", logged: "two",
 		},
+		{
+			name: "file truncated/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.damageFile("one", d.truncateFile))} },
+			again: "one two top", logged: "one",
+		},
+		{
+			name: "file bit flipped/during GC", during: func(d *daemon) trouble { return trouble{mounting: d.collecting(d.damageFile("two", d.flipBit))} },
+			again: "two top", logged: "two",
+		},
 		{name: "file deleted/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.deleteFile)} }, again: "copy", logged: "copy"},
 		{name: "file truncated/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.truncateFile)} }, again: "copy", logged: "copy"},
 		{name: "file bit flipped/during export", during: func(d *daemon) trouble { return trouble{exporting: d.damageCopy(d.flipBit)} }, again: "copy", logged: "copy"},
-		{name: "blob deleted/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.deleteFile) }},
+		{name: "blob deleted/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.deleteFile) }, logged: "stored blob"},
 		{name: "blob truncated/before load", result: "top", before: func(d *daemon) func() { return d.damageBlobs(d.truncateFile) }, logged: "stored blob"},
 		{name: "blob bit flipped/before load", result: "top", before: func(d *daemon) func() { return d.afterRestart(d.damageBlobs(d.flipBit)) }, logged: "stored blob"},
-		{name: "blob deleted/while mounting", result: "top", during: func(d *daemon) trouble { return trouble{mounting: d.damageBlobs(d.deleteFile)} }},
+		{name: "blob deleted/while mounting", result: "top", during: func(d *daemon) trouble { return trouble{mounting: d.damageBlobs(d.deleteFile)} }, logged: "stored blob"},
 		{name: "blob truncated/while mounting", result: "top", during: func(d *daemon) trouble { return trouble{mounting: d.damageBlobs(d.truncateFile)} }, logged: "stored blob"},
 		{name: "blob deleted/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageBlobs(d.deleteFile)} }},
 		{name: "blob truncated/while digesting", during: func(d *daemon) trouble { return trouble{digesting: d.damageBlobs(d.truncateFile)} }},
-		{name: "blob deleted/during export", result: "top", during: func(d *daemon) trouble { return trouble{exporting: d.damageBlobs(d.deleteFile)} }},
+		{name: "blob deleted/during export", result: "top", during: func(d *daemon) trouble { return trouble{exporting: d.damageBlobs(d.deleteFile)} }, logged: "stored blob"},
 		{name: "blob truncated/during export", result: "top", during: func(d *daemon) trouble { return trouble{exporting: d.damageBlobs(d.truncateFile)} }, logged: "stored blob"},
 		{
 			name: "blob bit flipped/during export", result: "top", before: func(d *daemon) func() { return d.afterRestart(func() {}) },
@@ -503,7 +511,7 @@ func TestLost(t *testing.T) {
 		},
 		{
 			name: "blob deleted/during GC", result: "top",
-			during: func(d *daemon) trouble { return trouble{exporting: d.collecting(d.damageBlobs(d.deleteFile))} },
+			during: func(d *daemon) trouble { return trouble{exporting: d.collecting(d.damageBlobs(d.deleteFile))} }, logged: "stored blob",
 		},
 		{
 			name: "blob truncated/during GC", result: "top",
@@ -546,6 +554,9 @@ func TestLost(t *testing.T) {
 			d.compare(got)
 			if !strings.Contains(d.log.String(), tt.logged) {
 				t.Errorf("the log doesn't name %q:\n%s", tt.logged, d.log)
+			}
+			if tt.logged == "stored blob" && !strings.Contains(d.log.String(), "blob=sha256:") {
+				t.Errorf("the log doesn't name the blob:\n%s", d.log)
 			}
 			if again := d.build(result, "v", trouble{}); len(again.ran) > 0 {
 				t.Errorf("the same build again executed %v", again.ran)
