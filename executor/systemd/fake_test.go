@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	godbus "github.com/godbus/dbus/v5"
@@ -62,7 +63,7 @@ func newFake(t *testing.T) *fake {
 			f.mu.Unlock()
 			served.Go(func() {
 				defer f.forget(p)
-				if err := f.serve(p); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				if err := f.serve(p); err != nil && !isEnd(err) {
 					t.Errorf("fake systemd: %v", err)
 				}
 			})
@@ -78,6 +79,12 @@ func newFake(t *testing.T) *fake {
 		served.Wait()
 	})
 	return f
+}
+
+// isEnd reports whether err is the end of a connection. That of a client which
+// has not read all that it was sent, such as a signal, is a reset.
+func isEnd(err error) bool {
+	return slices.ContainsFunc([]error{io.EOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE}, func(end error) bool { return errors.Is(err, end) })
 }
 
 // forget closes a connection.
