@@ -13,6 +13,21 @@ import (
 // flights are the executions that run, of all builds. The same op on the same
 // inputs runs once: whoever asks joins, sees its log from the start, and gets
 // results of its own. It is cancelled when the last one leaves.
+//
+// Who may join: whoever's flightKey is the same, and that has all in it that an
+// execution can see.
+//   - The op's digest, and whether the cache is ignored.
+//   - Each input: by what the op sees of it, if that was digested, or else the
+//     very record.
+//   - The build's Domain: what it was granted.
+//   - The SharingKey of an op that may read from a session. It has, in place of
+//     each secret, a keyed hash of what the asker's own session says it is,
+//     asked before joining; for what can't be compared, such as an SSH agent or a
+//     client's files, the sessions themselves. So a step runs with the secrets
+//     of any one that waits, for they are the same, and never with those of
+//     somebody who gets a result that his own would not have made.
+//
+// Nothing of it enters a cache key, and the hashes die with the process.
 type flights struct {
 	mu      sync.Mutex // guards table and what each flight says; never held across I/O
 	table   map[flightKey]*flight

@@ -131,7 +131,8 @@ func (r *rule) matches(src *pb.SourceOp) bool {
 }
 
 // convert reports whether it changes src. Without an identifier to convert to,
-// src keeps its own.
+// src keeps its own: upstream gives it the selector's, which for a pattern names
+// nothing.
 func (r *rule) convert(src *pb.SourceOp) (changed bool) {
 	if to := r.updates.Identifier; to != "" {
 		to = r.match.expand(src.Identifier, to)
