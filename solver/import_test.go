@@ -44,7 +44,9 @@ func (e *elsewhere) imports() []Import { return []Import{{Keys: e.keys, Results:
 
 func solveIn(t *testing.T, w *world, s *Solver, imports []Import, edges []Edge) {
 	t.Helper()
-	b := s.NewBuild(BuildOptions{Trace: traceTo(t), Imports: imports})
+	rec := &recorded{also: traceTo(t)}
+	b := s.NewBuild(BuildOptions{Trace: rec.trace, Imports: imports})
+	defer rec.replay(t)
 	defer b.Close()
 	for _, e := range edges {
 		want, err := newOracle().solve(e)

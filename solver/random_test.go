@@ -387,7 +387,9 @@ func TestRandomTrouble(t *testing.T) {
 
 // buildEach is build, where each edge may have an outcome of its own.
 func (w *world) buildEach(t *testing.T, s *Solver, edges []Edge) {
-	b := s.NewBuild(BuildOptions{Trace: traceTo(t)})
+	rec := &recorded{also: traceTo(t)}
+	b := s.NewBuild(BuildOptions{Trace: rec.trace})
+	defer rec.replay(t)
 	defer b.Close()
 	var wg sync.WaitGroup
 	for _, e := range edges {

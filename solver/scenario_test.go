@@ -62,27 +62,41 @@ func TestTraceReplays(t *testing.T) {
 	broken := w.vertex("fail", 1, in{v: again})
 	broken.Name = "a \"name\"\nthat error=\"may\" confuse"
 	for _, root := range []*Vertex{top, again, broken} {
-		var lines []string
-		b := s.NewBuild(BuildOptions{Trace: func(ev Event, effects []Effect) { lines = append(lines, trace.Lines(ev, effects)...) }})
+		rec := &recorded{}
+		b := s.NewBuild(BuildOptions{Trace: rec.trace})
 		if r, err := b.Solve(context.Background(), Edge{Vertex: root}); err == nil {
 			r.Release()
 		}
 		b.Close()
-		replay(t, lines)
+		rec.replay(t)
 	}
 	s.Close()
 	w.check(t)
 }
 
-// replay plays what was recorded: the effects must be the same.
-func replay(t *testing.T, lines []string) {
-	t.Helper()
-	recorded := strings.Join(lines, "\n") + "\n"
-	played, err := trace.Play(recorded)
-	if err != nil {
-		t.Fatal(err)
+// recorded is what a build did.
+type recorded struct {
+	text strings.Builder
+	also func(Event, []Effect) // may be nil
+}
+
+func (r *recorded) trace(ev Event, effects []Effect) {
+	for _, line := range trace.Lines(ev, effects) {
+		r.text.WriteString(line + "\n")
 	}
-	if played != recorded {
-		t.Errorf("recorded:\n%s\nreplayed:\n%s", recorded, played)
+	if r.also != nil {
+		r.also(ev, effects)
+	}
+}
+
+// replay plays what was recorded, once the build is closed: the effects must be
+// the same.
+func (r *recorded) replay(t *testing.T) {
+	t.Helper()
+	played, err := trace.Play(r.text.String())
+	if err != nil {
+		t.Errorf("replay: %v\n%s", err, r.text.String())
+	} else if played != r.text.String() {
+		t.Errorf("recorded:\n%s\nreplayed:\n%s", r.text.String(), played)
 	}
 }
