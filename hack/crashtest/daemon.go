@@ -19,8 +19,6 @@ import (
 	"github.com/kilnbuild/kiln/client"
 	"github.com/kilnbuild/kiln/hack/harness"
 	control "github.com/moby/buildkit/api/services/control"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // daemon is the kilnd under test.
@@ -85,7 +83,7 @@ func (d *daemon) startAndKill(after time.Duration) error {
 	return d.kill()
 }
 
-// start runs the daemon and waits until it would build.
+// start runs the daemon and waits until it can build.
 func (d *daemon) start() error {
 	if err := d.run(); err != nil {
 		return err
@@ -99,30 +97,14 @@ func (d *daemon) start() error {
 		return c.Close()
 	})
 	if err == nil {
-		err = d.answers()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		err = harness.Ready(ctx, d.addr)
 	}
 	if err != nil {
 		return fmt.Errorf("kilnd does not answer: %w\n%s", errors.Join(err, d.kill()), d.tail())
 	}
 	return nil
-}
-
-// answers waits until the daemon has read its state: what it is it says before,
-// but of a build it knows only afterwards.
-func (d *daemon) answers() error {
-	return harness.WaitFor(30*time.Second, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		c, err := client.New(d.addr, client.Options{})
-		if err != nil {
-			return err
-		}
-		_, err = c.Explain(ctx, "none")
-		if status.Code(err) == codes.NotFound {
-			err = nil
-		}
-		return errors.Join(err, c.Close())
-	})
 }
 
 // kill ends the daemon as the kernel would.

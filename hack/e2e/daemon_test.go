@@ -133,11 +133,9 @@ func (d *daemon) start() {
 		}
 		return c.Close()
 	})
-	// It listens before it has cleaned up what a crash left; it answers after.
+	// It listens, and answers some calls, before it has cleaned up what a crash left.
 	if err == nil {
-		if r := d.buildctl("debug", "workers"); r.code != 0 {
-			err = errors.New(r.stderr)
-		}
+		err = harness.Ready(d.t.Context(), d.addr)
 	}
 	if err != nil {
 		d.kill()
