@@ -18,12 +18,15 @@ const (
 	// maxLog bounds what steps printed, in bytes of one build's messages. What
 	// is beyond is left out; that steps ran, and how they ended, never is.
 	maxLog = 8 << 20
+	// window is how far back the compression looks.
+	window = 256 << 10
 )
 
 // codec compresses and decompresses logs; both halves may be used concurrently.
 var codec = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
-	// Neither fails with options that are good.
-	enc, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	// Neither fails with options that are good. The encoder stays, with twice the
+	// window, which would be 8 MB; what repeats in a log is near.
+	enc, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window))
 	dec, _ := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(8*maxLog))
 	return enc, dec
 })
