@@ -1,0 +1,3 @@
+package again
+
+const amd64 = 1
