@@ -100,7 +100,7 @@ func replayAll(path string, ever map[string]bool) (entries int, err error) {
 		var payload []byte
 		if _, payload, data, err = decodeEntry(data); err == nil {
 			entries++
-			err = changes(payload, func(c change) { ever[c.key+"="+string(c.value)] = true })
+			err = changes(payload, func(_, key, value []byte, _ bool) { ever[string(key)+"="+string(value)] = true })
 		}
 	}
 	return entries, err

@@ -132,8 +132,9 @@ func appendChange(out []byte, bucket, key string, e entry) []byte {
 	return append(binary.AppendUvarint(out, uint64(len(e.value))), e.value...)
 }
 
-// changes calls fn for every change of a payload.
-func changes(payload []byte, fn func(c change)) error {
+// changes calls fn for every change of a payload. What it is given are parts of
+// the payload.
+func changes(payload []byte, fn func(bucket, key, value []byte, deleted bool)) error {
 	for len(payload) > 0 {
 		deleted := payload[0] == 1
 		rest := payload[1:]
@@ -145,7 +146,7 @@ func changes(payload []byte, fn func(c change)) error {
 			}
 			parts[i], rest = rest[used:used+int(n)], rest[used+int(n):]
 		}
-		fn(change{string(parts[0]), string(parts[1]), entry{value: parts[2], deleted: deleted}})
+		fn(parts[0], parts[1], parts[2], deleted)
 		payload = rest
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 type replayed struct {
 	content map[string]map[string][]byte
 	last    position // of the last entry
+	at      position // where the content stands; it is last if nothing is missing
 	format  int
 	entries int
 	gaps    int  // stretches between entries that aren't any
@@ -45,29 +46,30 @@ func replay(path string) (*replayed, error) {
 			r.torn = true
 		}
 	}
+	r.at = r.position()
 	return r, nil
 }
 
 func (r *replayed) apply(info entryInfo, payload []byte) error {
-	if err := changes(payload, func(change) {}); err != nil {
+	if err := changes(payload, func(_, _, _ []byte, _ bool) {}); err != nil {
 		return err
 	}
 	r.entries, r.last, r.format = r.entries+1, info.position, info.format
-	return changes(payload, func(c change) {
-		b := r.content[c.bucket]
+	return changes(payload, func(bucket, key, value []byte, deleted bool) {
+		b := r.content[string(bucket)]
 		if b == nil {
 			b = map[string][]byte{}
-			r.content[c.bucket] = b
+			r.content[string(bucket)] = b
 		}
-		if c.deleted {
-			delete(b, c.key)
+		if deleted {
+			delete(b, string(key))
 		} else {
-			b[c.key] = c.value
+			b[string(key)] = value
 		}
 	})
 }
 
-// position is where the content stands; it is last if nothing is missing.
+// position adds up the content.
 func (r *replayed) position() position {
 	p := position{seq: r.last.seq}
 	for name, records := range r.content {
@@ -80,7 +82,7 @@ func (r *replayed) position() position {
 }
 
 // complete says whether the content is all there was at the last entry.
-func (r *replayed) complete() bool { return r.gaps == 0 && r.position() == r.last }
+func (r *replayed) complete() bool { return r.gaps == 0 && r.at == r.last }
 
 // bytes are those of all keys and values; there may be no r.
 func (r *replayed) bytes() (n int) {
@@ -170,7 +172,7 @@ func fill(tx *bbolt.Tx, r *replayed) error {
 			}
 		}
 	}
-	if err := putLayout(tx, max(r.format, formatWithSum), r.position()); err != nil {
+	if err := putLayout(tx, max(r.format, formatWithSum), r.at); err != nil {
 		return err
 	}
 	return tx.Bucket([]byte(metaBucket)).Put([]byte(unprovenKey), []byte{1})
