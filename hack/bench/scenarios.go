@@ -72,6 +72,8 @@ var scenarios = []scenario{
 	definition("wide5000-cached", true, wide(5000)),
 	definition("chain100", false, chain(100)),
 	definition("merge100", false, merge(100)),
+	starting("start", emptyState),
+	starting("start-empty", nothing),
 	stored("records-memory", rest, workers, allKept),
 	stored("restart", nothing, restart, allKept),
 	stored("restart-cached", restart, func(r *runner) error { return r.buildDefinition() }, allKept),
@@ -193,15 +195,40 @@ func exportAndStartOver(r *runner) error {
 	return nil
 }
 
+// starting times a start, up to the first answer, of a daemon that has been
+// stopped, after first.
+func starting(name string, first func(*runner) error) scenario {
+	return scenario{
+		name:    name,
+		prepare: func(string, string) error { return nil },
+		warm: func(r *runner) error {
+			if err := r.d.stop(); err != nil {
+				return err
+			}
+			return first(r)
+		},
+		run:   func(r *runner) error { return r.d.start() },
+		check: func(r *runner) error { return r.buildctl("du") },
+	}
+}
+
+// emptyState has the next daemon begin with an empty state directory.
+func emptyState(r *runner) error {
+	for i, a := range r.d.args {
+		if a == "--root" {
+			r.d.args[i+1] += "-next"
+		}
+	}
+	return nil
+}
+
 // startOver begins with a daemon that has an empty state directory.
 func startOver(r *runner) error {
 	if err := r.d.stop(); err != nil {
 		return err
 	}
-	for i, a := range r.d.args {
-		if a == "--root" {
-			r.d.args[i+1] += "-next"
-		}
+	if err := emptyState(r); err != nil {
+		return err
 	}
 	return r.d.start()
 }
