@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/frontend/dockerfile"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/kilnbuild/kiln/internal/footprint"
+	"github.com/kilnbuild/kiln/internal/orphans"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
@@ -87,6 +89,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		}
 		undo.Add(func() error { return ignoreClosed(debug.Close()) })
 	}
+	undo.AddFunc(reapOrphans(ctx, log))
 	w, err := worker.Open(workerConfig(cfg, log))
 	if err != nil {
 		return err
@@ -116,6 +119,18 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		undo.Add(serveDebug(debug, d.monitor.Handler(), log))
 	}
 	return d.run(signals)
+}
+
+// reapOrphans has the first process of a container wait for all others, until the
+// function that it returns was called.
+func reapOrphans(ctx context.Context, log *slog.Logger) func() {
+	ctx, cancel := context.WithCancel(ctx)
+	var reaper sync.WaitGroup
+	reaper.Go(func() { orphans.Reap(ctx, log) })
+	return func() {
+		cancel()
+		reaper.Wait()
+	}
 }
 
 // sayRootless logs what the daemon can't do if it isn't the machine's root.
