@@ -45,6 +45,9 @@ func (c *Container) Save(ctx context.Context, o Checkpoint) error {
 	if _, err := c.in("checkpoint", Running, Paused); err != nil {
 		return err
 	}
+	if c.Spec.Process.Terminal {
+		return fmt.Errorf("checkpoint: container %s has a terminal, and couldn't be restored", c.ID)
+	}
 	if err := o.makeDirs(); err != nil {
 		return err
 	}
@@ -166,21 +169,23 @@ func (o *Checkpoint) run(ctx context.Context, action string, args []string, file
 		return nil
 	}
 	file := filepath.Join(o.Work, log)
-	text := cmp.Or(lastError(file), strings.TrimSpace(string(out)))
+	text := cmp.Or(lastErrors(file), strings.TrimSpace(string(out)))
 	return fmt.Errorf("criu %s: %w: %s (its log is %s)", action, err, text, file)
 }
 
-// lastError returns the last line of criu's log that tells of one.
-func lastError(file string) (text string) {
+// lastErrors returns the last three errors of criu's log: the very last one is
+// often that it failed.
+func lastErrors(file string) string {
 	f, err := os.Open(file)
 	if err != nil {
 		return "" // it didn't get that far
 	}
 	defer f.Close()
+	var all []string
 	for scan := bufio.NewScanner(f); scan.Scan(); {
 		if strings.Contains(scan.Text(), "Error (") {
-			text = strings.TrimSpace(scan.Text())
+			all = append(all, strings.TrimSpace(scan.Text()))
 		}
 	}
-	return text
+	return strings.Join(all[max(0, len(all)-3):], "; ")
 }

@@ -153,16 +153,21 @@ func TestDeleteAfterKilledRestore(t *testing.T) {
 
 func TestCheckpointFails(t *testing.T) {
 	ctx := context.Background()
-	program, _ := fakeCriu(t, `[ $1 = restore ] || echo "(00.1) Error (cr-dump.c:1): no such thing" >$5/dump.log; exit 1`)
+	program, _ := fakeCriu(t, `[ $1 = restore ] || printf '(00.1) Error (cr-dump.c:1): no such thing\n(00.2) Warn\n(00.2) Error (cr-dump.c:2): failed\n' >$5/dump.log; exit 1`)
 	bundle, spec := newBundle(t, "read x </wait")
 	b := createBox(t, bundle, spec)
 	b.start()
-	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "criu dump: exit status 1: (00.1) Error (cr-dump.c:1): no such thing (its log is ") {
+	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "criu dump: exit status 1: (00.1) Error (cr-dump.c:1): no such thing; (00.2) Error (cr-dump.c:2): failed (its log is ") {
 		t.Errorf("error %v", err)
 	}
 	if err := b.Save(ctx, Checkpoint{Criu: "/nonexist/criu", Images: t.TempDir()}); !errors.Is(err, exec.ErrNotFound) && !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "install the package criu") {
 		t.Errorf("error %v", err)
 	}
+	b.Spec.Process.Terminal = true
+	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "has a terminal") {
+		t.Errorf("error %v", err)
+	}
+	b.Spec.Process.Terminal = false
 	id := b.ID + "-restored"
 	if _, _, err := b.r.Restore(ctx, id, spec, Options{Bundle: bundle}, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "has no checkpoint") {
 		t.Errorf("error %v", err)

@@ -348,9 +348,12 @@ func TestCreateFails(t *testing.T) {
 		"mount source": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "bind", Source: "/nonexist", Options: []string{"bind"}})
 		}, "/nonexist: no such file"},
-		"mount type": {func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "nofs"}) }, "set up container: mount /m: no such device"},
-		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "not in a separate kernel namespace"},
-		"scheduler":  {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }, `process.scheduler.policy "SCHED_X"`},
+		"mount type": {func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "nofs"}) }, "set up container: mount /m (nofs): no such device"},
+		"mount option": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "tmpfs", Options: []string{"nosuid", "size=lots"}})
+		}, "mount /m (tmpfs size=lots"},
+		"sysctl":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "not in a separate kernel namespace"},
+		"scheduler": {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }, `process.scheduler.policy "SCHED_X"`},
 		"io priority": {func(s *specs.Spec) {
 			s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 8}
 		}, "priority 8 is not one of 0 to 7"},

@@ -99,9 +99,9 @@ func (c *creator) mountOne(m specs.Mount) error {
 				return err
 			}
 		}
-		source := cmp.Or(m.Source, m.Type)
-		data := strings.Join(c.withLabel(m.Type, o.data), ",")
-		c.Call(dest, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(data))
+		source, data := cmp.Or(m.Source, m.Type), strings.Join(c.withLabel(m.Type, o.data), ",")
+		what := fmt.Sprintf("%s (%s)", dest, strings.TrimSpace(m.Type+" "+data))
+		c.Call(what, unix.SYS_MOUNT, c.String(source), c.String(dest), c.String(m.Type), o.flags, c.String(data))
 		c.labelMade(m, dest)
 	}
 	c.done = append(c.done, dest)

@@ -252,5 +252,8 @@ func actionValue(action specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActLog:
 		return retLog, nil
 	}
+	if action == specs.ActNotify {
+		return 0, fmt.Errorf("action %s: there are no seccomp agents here that could be asked; allow the calls, or refuse them with %s", action, specs.ActErrno)
+	}
 	return 0, fmt.Errorf("action %q is not supported", action)
 }

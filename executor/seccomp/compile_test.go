@@ -221,7 +221,7 @@ func TestRandomProfiles(t *testing.T) {
 
 func TestBadProfiles(t *testing.T) {
 	for want, p := range map[string]specs.LinuxSeccomp{
-		"SCMP_ACT_NOTIFY":  {DefaultAction: specs.ActNotify},
+		"SCMP_ACT_NOTIFY: there are no seccomp agents": {DefaultAction: specs.ActNotify},
 		"rule for [write]": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"write"}, Action: "nonsense"}}},
 		"argument 6":       {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"write"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}},
 		"SCMP_CMP_BOGUS":   {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"write"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: "SCMP_CMP_BOGUS"}}}}},
