@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"syscall"
@@ -32,6 +33,8 @@ func Main() {
 		}
 		return
 	}
+	// A signal of the terminal is for who started it, and still needs the disk.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
 	if err := serve(os.Args[1], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "faultdisk:", err)
 		os.Exit(1)
