@@ -177,7 +177,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		{"KeyWithoutRecord", false, true, func(t *testing.T, root string) string {
 			write(t, root, func(_ *store.DB, b *store.Batch) {
 				key := strings.Repeat("k", 32)
-				b.Put("key.result", key+"gone", nil)
+				b.Put("key", key+"r"+"gone", nil)
 				b.Put("key.of", "gone\x00"+key, nil)
 			})
 			return "gone"
@@ -203,7 +203,7 @@ func TestCheckFindsDamage(t *testing.T) {
 			return "kiln.db"
 		}},
 		{"DatabaseCut", false, true, func(t *testing.T, root string) string {
-			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte { return b[:len(b)/3] })
+			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte { return b[:3*os.Getpagesize()] })
 		}},
 		{"DatabaseChanged", false, true, func(t *testing.T, root string) string {
 			return edit(t, filepath.Join(root, "kiln.db"), func(b []byte) []byte {

@@ -19,7 +19,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	s.scan(s.db, links, "", func(k string) bool {
 		c.Links++
 		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
-		if _, ok := s.db.Get(backs, key+in); !ok {
+		if _, ok := s.get(entry{backs, key + in}); !ok {
 			report("key %x: the link from %x is not known at its end", key, in[:keyLen])
 		}
 		if end := solver.Key([]byte(key)); !leads[end] && !dead[end] {
@@ -30,7 +30,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	})
 	s.scan(s.db, backs, "", func(k string) bool {
 		key, in := k[:keyLen], k[keyLen:]
-		if _, ok := s.db.Get(links, in+key); !ok {
+		if _, ok := s.get(entry{links, in + key}); !ok {
 			report("key %x: the link from %x is known only at its end", key, in[:keyLen])
 		}
 		return true
@@ -38,7 +38,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	s.scan(s.db, results, "", func(k string) bool {
 		c.Results++
 		key, id := k[:keyLen], k[keyLen:]
-		if _, ok := s.db.Get(byID, id+"\x00"+key); !ok {
+		if _, ok := s.get(entry{byID, id + "\x00" + key}); !ok {
 			report("key %x: its result %s is not known by id", key, id)
 		}
 		if !exists(id) {
@@ -48,7 +48,7 @@ func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string)
 	})
 	s.scan(s.db, byID, "", func(k string) bool {
 		id, key := k[:len(k)-keyLen-1], k[len(k)-keyLen:]
-		if _, ok := s.db.Get(results, key+id); !ok {
+		if _, ok := s.get(entry{results, key + id}); !ok {
 			report("key %x: its result %s is known only by id", key, id)
 		}
 		return true

@@ -1,13 +1,17 @@
 // Package keys is the persistent key graph: which results a step's identity
 // leads to. It lives in the daemon's one database.
 //
-// Buckets, all with binary keys (K is a 32-byte key, T a 16-byte tag of the op,
+// Entries, all with binary keys (K is a 32-byte key, T a 16-byte tag of the op,
 // the selector and the positions of a link):
 //
-//	key.link    K T K'   a link leads from K to K'
-//	key.back    K' K T   the same link, seen from its end
-//	key.result  K id     a result hangs off K; the value is when it was made
-//	key.of      id 0 K   the same, by result
+//	key     K l T K'   a link leads from K to K'
+//	key     K' b K T   the same link, seen from its end
+//	key     K r id     a result hangs off K; the value is when it was made
+//	key.of  id 0 K     the same, by result
+//
+// All that there is of a key stands side by side in one bucket: keys are hashes,
+// so that whatever has to do with one is on a page of its own, which a commit
+// writes anew. With a bucket for each kind a step's end was on three.
 //
 // Every link leads, at last, to a result: what doesn't any more is removed with
 // the last result that it led to.
@@ -29,10 +33,8 @@ import (
 )
 
 const (
-	links   = "key.link"
-	backs   = "key.back"
-	results = "key.result"
-	byID    = "key.of"
+	bucketKeys = "key"
+	bucketByID = "key.of"
 
 	keyLen = sha256.Size
 	tagLen = 16
@@ -52,8 +54,6 @@ type Store struct {
 	again    map[entry][]byte
 }
 
-type entry struct{ bucket, key string }
-
 var _ solver.KeyStore = (*Store)(nil)
 
 // Open returns the key graph in db.
@@ -71,13 +71,13 @@ func tag(l solver.Lookup, input int, from solver.InputKey) string {
 func (s *Store) Lookup(l solver.Lookup) (solver.Found, error) {
 	return keygraph.Resolve(l, func(input int, from solver.InputKey) (out []solver.Key) {
 		prefix := string(from.Key[:]) + tag(l, input, from)
-		s.db.Scan(links, prefix, func(k string, _ []byte) bool {
+		eachOf(s.db, links, prefix, func(k string, _ []byte) bool {
 			out = append(out, solver.Key([]byte(k[len(prefix):])))
 			return true
 		})
 		return out
 	}, func(key solver.Key) (out []solver.Record) {
-		s.db.Scan(results, string(key[:]), func(k string, v []byte) bool {
+		eachOf(s.db, results, string(key[:]), func(k string, v []byte) bool {
 			out = append(out, solver.Record{Result: k[keyLen:], CreatedAt: time.Unix(0, int64(binary.BigEndian.Uint64(v)))})
 			return true
 		})
@@ -129,7 +129,7 @@ func (s *Store) link(b *store.Batch, v solver.Save) (missing bool) {
 			continue
 		}
 		eachLink(v, key, func(link, back entry) {
-			if _, ok := s.db.Get(link.bucket, link.key); ok && s.removing[link] == 0 {
+			if _, ok := s.get(link); ok && s.removing[link] == 0 {
 				return
 			}
 			missing = true
@@ -152,7 +152,7 @@ func eachLink(v solver.Save, key solver.Key, fn func(link, back entry)) {
 
 // put adds e to b, and sees to it that a batch that removes e doesn't win.
 func (s *Store) put(b *store.Batch, e entry, value []byte) {
-	b.Put(e.bucket, e.key, value)
+	add(b, e, value)
 	if s.removing[e] > 0 {
 		s.again[e] = value
 	}
@@ -165,11 +165,10 @@ type scanner interface {
 
 // scan calls fn for every entry with the prefix that stays, until it returns
 // false.
-func (s *Store) scan(in scanner, bucket, prefix string, fn func(key string) bool) {
+func (s *Store) scan(in scanner, of kind, prefix string, fn func(key string) bool) {
 	more := true
-	in.Scan(bucket, prefix, func(k string, _ []byte) bool {
-		e := entry{bucket, k}
-		if s.removing[e] > 0 {
+	eachOf(in, of, prefix, func(k string, _ []byte) bool {
+		if s.removing[entry{of, k}] > 0 {
 			return true // or it is in again
 		}
 		more = fn(k)
@@ -179,15 +178,15 @@ func (s *Store) scan(in scanner, bucket, prefix string, fn func(key string) bool
 		return
 	}
 	for _, e := range slices.Collect(maps.Keys(s.again)) {
-		if e.bucket == bucket && strings.HasPrefix(e.key, prefix) && !fn(e.key) {
+		if e.kind == of && strings.HasPrefix(e.key, prefix) && !fn(e.key) {
 			return
 		}
 	}
 }
 
 // any reports whether an entry with the prefix stays.
-func (s *Store) any(in scanner, bucket, prefix string) (found bool) {
-	s.scan(in, bucket, prefix, func(string) bool {
+func (s *Store) any(in scanner, of kind, prefix string) (found bool) {
+	s.scan(in, of, prefix, func(string) bool {
 		found = true
 		return false
 	})
@@ -212,7 +211,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 	remove := func(e entry) {
 		s.removing[e]++
 		delete(s.again, e)
-		b.Delete(e.bucket, e.key)
+		drop(b, e)
 		gone = append(gone, e)
 	}
 	keys = map[string][]string{}
@@ -274,9 +273,9 @@ func (s *Store) removed(gone []entry) {
 		delete(s.removing, e)
 		if value, ok := s.again[e]; ok {
 			delete(s.again, e)
-			if _, ok := s.db.Get(e.bucket, e.key); !ok {
+			if _, ok := s.get(e); !ok {
 				restore = true
-				b.Put(e.bucket, e.key, value)
+				add(&b, e, value)
 			}
 		}
 	}

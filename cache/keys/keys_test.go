@@ -37,8 +37,8 @@ func key(i int) solver.Key { return solver.RootKey(digest.FromString(fmt.Sprint(
 
 // entries counts what the database holds of the graph.
 func entries(db *store.DB) (n int) {
-	for _, bucket := range []string{links, backs, results, byID} {
-		db.Scan(bucket, "", func(string, []byte) bool {
+	for _, of := range []kind{links, backs, results, byID} {
+		eachOf(db, of, "", func(string, []byte) bool {
 			n++
 			return true
 		})
@@ -342,18 +342,18 @@ func TestLinkAgainWritesNothing(t *testing.T) {
 
 // Check finds what is damaged.
 func TestCheckFindsDamage(t *testing.T) {
-	for bucket, want := range map[string]string{
+	for of, want := range map[kind]string{
 		links: "known only at its end", backs: "not known at its end",
 		results: "known only by id", byID: "not known by id",
 	} {
-		t.Run(bucket, func(t *testing.T) {
+		t.Run(fmt.Sprintf("%q", of), func(t *testing.T) {
 			db := openDB(t, t.TempDir())
 			defer db.Close()
 			s := Open(db)
 			chain(t, s, "base", "one")
 			var b store.Batch
-			db.Scan(bucket, "", func(k string, _ []byte) bool {
-				b.Delete(bucket, k)
+			eachOf(db, of, "", func(k string, _ []byte) bool {
+				drop(&b, entry{of, k})
 				return true
 			})
 			db.Write(&b)

@@ -11,11 +11,11 @@ import (
 func (s *Store) Repair(exists func(id string) bool) (removed int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := func(bucket, key string) bool {
-		_, ok := s.db.Get(bucket, key)
+	known := func(of kind, key string) bool {
+		_, ok := s.get(entry{of, key})
 		return ok
 	}
-	sound := map[string]func(k string) bool{
+	sound := map[kind]func(k string) bool{
 		links:   func(k string) bool { return known(backs, k[keyLen+tagLen:]+k[:keyLen+tagLen]) },
 		backs:   func(k string) bool { return known(links, k[keyLen:]+k[:keyLen]) },
 		results: func(k string) bool { return known(byID, k[keyLen:]+"\x00"+k[:keyLen]) && exists(k[keyLen:]) },
@@ -25,11 +25,11 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 		},
 	}
 	b := &store.Batch{}
-	for bucket, ok := range sound {
-		s.scan(s.db, bucket, "", func(k string) bool {
+	for of, ok := range sound {
+		s.scan(s.db, of, "", func(k string) bool {
 			if !ok(k) {
 				removed++
-				b.Delete(bucket, k)
+				drop(b, entry{of, k})
 			}
 			return true
 		})
@@ -42,8 +42,8 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 		in, key := k[:keyLen+tagLen], k[keyLen+tagLen:]
 		if !leads[solver.Key([]byte(key))] {
 			removed += 2
-			b.Delete(links, k)
-			b.Delete(backs, key+in)
+			drop(b, entry{links, k})
+			drop(b, entry{backs, key + in})
 		}
 		return true
 	})

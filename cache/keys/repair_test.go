@@ -32,10 +32,10 @@ func TestRepair(t *testing.T) {
 			}
 			exists = func(id string) bool { return !lost[id] }
 			b := &store.Batch{}
-			for _, bucket := range []string{links, backs, results, byID} {
-				db.Scan(bucket, "", func(k string, _ []byte) bool {
+			for _, of := range []kind{links, backs, results, byID} {
+				eachOf(db, of, "", func(k string, _ []byte) bool {
 					if rnd.IntN(12) == 0 {
-						b.Delete(bucket, k)
+						drop(b, entry{of, k})
 					}
 					return true
 				})

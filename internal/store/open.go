@@ -27,7 +27,7 @@ const (
 	// format is the layout this program reads and writes. A change of what any
 	// package stores, in a way that older programs can't read, raises it and
 	// adds a migration.
-	format = 2
+	format = 3
 	// formatWithSum is the first layout with a position.
 	formatWithSum = 2
 
@@ -42,6 +42,8 @@ var migrations = [format]func(tx *bbolt.Tx, found finding) (position, error){
 	0: func(*bbolt.Tx, finding) (position, error) { return position{}, nil },
 	// 1 had no position: its records can't be proven, and count as right.
 	1: func(_ *bbolt.Tx, found finding) (position, error) { return position{1, found.found}, nil },
+	// 2 had a bucket for each kind of entry of the key graph.
+	2: joinKeys,
 }
 
 // Open opens or creates the database.
@@ -109,6 +111,9 @@ func (d *DB) open() error {
 		return err
 	}
 	d.unproven.Store(found.unproven)
+	if d.readOnly && found.format > 0 && found.format < format {
+		return fmt.Errorf("it has layout %d, not yet %d: the next start of the daemon migrates it", found.format, format)
+	}
 	if d.bolt, err = openBolt(d.path, d.readOnly); err != nil || d.readOnly {
 		return err
 	}
@@ -203,6 +208,7 @@ func (d *DB) migrate(found finding) (position, error) {
 			if at, err = migrations[v](tx, found); err != nil {
 				return fmt.Errorf("migrate layout %d: %w", v, err)
 			}
+			found.position = at
 		}
 		return putLayout(tx, format, at)
 	})
