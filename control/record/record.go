@@ -39,6 +39,7 @@ const suffix = ".build.txt"
 type Recorder struct {
 	dir string
 	log *slog.Logger
+	max int // bytes of a recording
 
 	mu sync.Mutex // held while the directory is changed
 }
@@ -56,7 +57,7 @@ func Open(dir string, log *slog.Logger) (*Recorder, error) {
 	if err := errors.Join(try.Close(), os.Remove(try.Name())); err != nil {
 		return nil, fmt.Errorf("write to the directory of recorded builds: %w", err)
 	}
-	return &Recorder{dir: dir, log: log}, nil
+	return &Recorder{dir: dir, log: log, max: MaxBytes}, nil
 }
 
 // Begin starts the recording of the build named ref. Nil, as when the file can't
@@ -77,7 +78,7 @@ func (r *Recorder) Begin(ref string) *Recording {
 		r.log.Warn("a build is not recorded", "build", ref, "error", err)
 		return nil
 	}
-	rec := &Recording{file: f, log: r.log, ref: ref}
+	rec := &Recording{file: f, log: r.log, ref: ref, max: r.max}
 	rec.write(fmt.Appendf(nil, "# Build %s, recorded by kilnd %s at %s.\n", plain(ref), version.Revision, now.Format(time.RFC3339)))
 	return rec
 }
@@ -117,6 +118,7 @@ type Recording struct {
 	file *os.File // nil once nothing more is written
 	log  *slog.Logger
 	ref  string
+	max  int
 	size int
 }
 
@@ -130,8 +132,8 @@ func (rec *Recording) Trace(ev solver.Event, effects []solver.Effect) {
 		text.WriteString(redact(line))
 		text.WriteByte('\n')
 	}
-	if rec.size+text.Len() > MaxBytes {
-		rec.write(fmt.Appendf(nil, "\n# Cut off: a recording has at most %d bytes.\n", MaxBytes))
+	if rec.size+text.Len() > rec.max {
+		rec.write(fmt.Appendf(nil, "\n# Cut off: a recording has at most %d bytes.\n", rec.max))
 		rec.Close()
 		return
 	}

@@ -107,14 +107,18 @@ func TestRecordingsAreBounded(t *testing.T) {
 		t.Errorf("a file that is no recording: %v", err)
 	}
 
+	if r.max != 16<<20 {
+		t.Errorf("a recording may have %d bytes", r.max)
+	}
+	r.max = 2000
 	rec := r.Begin("large")
 	run(rec, "small", "failure")
-	run(rec, strings.Repeat("x", MaxBytes), "never seen")
+	run(rec, strings.Repeat("x", 2000), "never seen")
 	run(rec, "small", "never seen")
 	rec.Close()
 	_, texts := files(t, r)
 	text := texts[len(texts)-1]
-	if len(text) > 2000 || !strings.Contains(text, "failure") || !strings.HasSuffix(text, "# Cut off: a recording has at most 16777216 bytes.\n") || strings.Contains(text, "never") {
+	if len(text) > 2000 || !strings.Contains(text, "failure") || !strings.HasSuffix(text, "# Cut off: a recording has at most 2000 bytes.\n") || strings.Contains(text, "never") {
 		t.Errorf("%d bytes: %s", len(text), text[:min(len(text), 2000)])
 	}
 	if _, err := trace.Play(text); err != nil {
