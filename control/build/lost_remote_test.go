@@ -1,7 +1,6 @@
 package build
 
 import (
-	"bytes"
 	"io"
 	"maps"
 	"net/http"
@@ -19,7 +18,7 @@ import (
 // returns the blob of its last layer.
 func (to *daemon) importing(result, variant string) digest.Digest {
 	to.t.Helper()
-	there := &daemon{t: to.t, root: to.t.TempDir(), reg: to.reg, log: &bytes.Buffer{}, out: "cache"}
+	there := &daemon{t: to.t, root: to.t.TempDir(), reg: to.reg, log: &sharedLog{}, out: "cache"}
 	there.start()
 	to.t.Cleanup(there.stop)
 	ref := map[string]string{"ref": to.reg.Host + "/cache-" + result + ":cache", "mode": "max"}

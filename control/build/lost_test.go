@@ -36,7 +36,7 @@ type daemon struct {
 	t      *testing.T
 	root   string
 	reg    *registrytest.Registry
-	log    *bytes.Buffer
+	log    *sharedLog
 	worker *worker.Worker
 	engine *Engine
 	// out is what the names of images begin with that builds push.
@@ -45,12 +45,36 @@ type daemon struct {
 	exports []*control.CacheOptionsEntry
 }
 
+// sharedLog is read while what the daemon does in the background writes to it.
+type sharedLog struct {
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+func (l *sharedLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *sharedLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *sharedLog) Reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text.Reset()
+}
+
 func newDaemon(t *testing.T) *daemon {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test mounts file systems: it needs root")
 	}
-	d := &daemon{t: t, root: t.TempDir(), reg: registrytest.New(t), log: &bytes.Buffer{}, out: "out"}
+	d := &daemon{t: t, root: t.TempDir(), reg: registrytest.New(t), log: &sharedLog{}, out: "out"}
 	d.reg.Push(t, "base", "1", registrytest.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
 		Layers:   []map[string]string{{"base": strings.Repeat("base", 1000)}},
