@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -609,9 +608,9 @@ func BenchmarkVertex(b *testing.B) {
 				r.work.Wait()
 				return r
 			}
-			empty := memory()
+			empty := held()
 			r := watch()
-			held := int64(memory().HeapAlloc) - int64(empty.HeapAlloc)
+			bytes := held() - empty
 			r.Close(false)
 			j.settle()
 			before := processorTime(b)
@@ -619,17 +618,10 @@ func BenchmarkVertex(b *testing.B) {
 				watch().Close(false)
 				j.settle()
 			}
-			b.ReportMetric(float64(held)/n, "heldB/vertex")
+			b.ReportMetric(float64(bytes)/n, "heldB/vertex")
 			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(b.N*n), "cpu-ns/vertex")
 		})
 	}
-}
-
-// memory is what is held.
-func memory() (m runtime.MemStats) {
-	runtime.GC()
-	runtime.ReadMemStats(&m)
-	return m
 }
 
 // processorTime is what this process has used.
