@@ -65,7 +65,8 @@ var sandboxCases = []sandboxCase{
 	{item: "cgroup: more memory", attack: "f=$(ls /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null); (: >> $f) && echo got", escapes: 1},
 	{item: "cgroup: move", attack: "f=$(ls /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/pids/cgroup.procs 2>/dev/null); echo 1 > $f && echo got", escapes: 1},
 	{item: "cgroup: a new one", attack: "d=$(ls -d /sys/fs/cgroup/pids 2>/dev/null || echo /sys/fs/cgroup); mkdir $d/x && echo got; busybox rmdir $d/x", escapes: 1},
-	{item: "cgroup: mount with a release_agent", attack: "for o in memory rdma pids none,name=attack; do mount -t cgroup -o $o cgroup /tmp && echo got && busybox umount /tmp && break; done", escapes: 1},
+	{item: "cgroup: a mount of one's own, with a release_agent or of version 2", attack: "for o in memory rdma pids none,name=attack; do mount -t cgroup -o $o cgroup /tmp && echo got && busybox umount /tmp && break; done; " +
+		"mount -t cgroup2 cgroup2 /tmp && echo got && busybox umount /tmp", escapes: 1},
 
 	// Devices: the nodes can be made, and not opened.
 	{item: "devices", attack: "cd /dev; for n in 'c 1 1' 'c 1 2' 'c 1 4' 'c 1 11' 'c 10 229' 'c 10 232' 'c 10 237' 'b 7 0' 'b 8 0' 'b 253 0' 'b 254 0' 'b 259 0'; do " +
