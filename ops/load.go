@@ -21,6 +21,7 @@ type Loader struct {
 	cfg     Config
 	sources map[string]Source // by scheme
 	slots   slots
+	files   slots // of file ops alone
 	caches  *cacheMounts
 	logs    logLimits
 	secrets []byte // key of the hashes by which steps with secrets are compared
@@ -28,12 +29,17 @@ type Loader struct {
 	interrupted interruptedSteps
 }
 
+// parallelFiles is how many file ops run at once: more than keep a disk busy, few
+// enough to hold no memory worth speaking of.
+const parallelFiles = 64
+
 // NewLoader returns a loader for ops that work with cfg.
 func NewLoader(cfg Config) (*Loader, error) {
 	l := &Loader{
 		cfg:     cfg,
 		sources: map[string]Source{},
 		slots:   newSlots(cfg.Parallelism),
+		files:   newSlots(parallelFiles),
 		caches:  newCacheMounts(cfg.Cache),
 		secrets: make([]byte, 32),
 	}

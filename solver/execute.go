@@ -47,24 +47,22 @@ func (b *Build) board(ctx context.Context, key flightKey, eff *Execute, ev *Exec
 
 	followCtx, unfollow := context.WithCancel(context.WithoutCancel(ctx))
 	defer unfollow()
-	followed := make(chan struct{})
-	go func() {
-		defer close(followed)
-		b.follow(followCtx, f, eff)
-	}()
-	select {
-	case <-f.done:
-		<-followed
-		return b.share(ctx, f, eff, ev)
-	case <-ctx.Done():
+	left := make(chan struct{})
+	stay := context.AfterFunc(ctx, func() {
+		defer close(left)
 		if fs.leave(f, w) {
 			<-f.done // nothing of it is left when the build is over
 		}
 		unfollow()
-		<-followed
-		ev.Err = context.Cause(ctx)
-		return false
+	})
+	b.follow(followCtx, f, eff)
+	if stay() {
+		<-f.done
+		return b.share(ctx, f, eff, ev)
 	}
+	<-left
+	ev.Err = context.Cause(ctx)
+	return false
 }
 
 // share takes this waiter's part of what f, which is done, brought. It reports
