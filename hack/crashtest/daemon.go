@@ -97,9 +97,7 @@ func (d *daemon) start() error {
 		return c.Close()
 	})
 	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		err = harness.Ready(ctx, d.addr)
+		err = harness.Ready(d.addr)
 	}
 	if err != nil {
 		return fmt.Errorf("kilnd does not answer: %w\n%s", errors.Join(err, d.kill()), d.tail())

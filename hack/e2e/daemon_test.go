@@ -135,7 +135,7 @@ func (d *daemon) start() {
 	})
 	// It listens, and answers some calls, before it has cleaned up what a crash left.
 	if err == nil {
-		err = harness.Ready(d.t.Context(), d.addr)
+		err = harness.Ready(d.addr)
 	}
 	if err != nil {
 		d.kill()

@@ -69,7 +69,7 @@ COPY --from=b /map /d /
 	})
 	t.Run("Limits", func(t *testing.T) {
 		r := d.dockerfile("FROM BASE\nRUN [ $(ulimit -Hn) -lt 2147483647 ]\n", nil, "--opt", "memory=67108864", "--opt", "ulimit=nofile=1024:2147483647").must(t)
-		for _, want := range []string{"limits of memory and CPUs have no effect", "can't raise limits above its own: nofile is "} {
+		for _, want := range []string{"limits of memory, CPUs and processes have no effect", "can't raise limits above its own: nofile is "} {
 			if !strings.Contains(r.stderr, want) {
 				t.Errorf("stderr lacks %q:\n%s", want, r.stderr)
 			}
