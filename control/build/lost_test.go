@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -627,26 +628,21 @@ func TestLostRemote(t *testing.T) {
 
 // once makes one request for a blob end otherwise.
 func (d *daemon) once(fn func(w http.ResponseWriter) bool) {
-	done := false
+	var done atomic.Bool // requests come side by side
 	d.reg.Change(func() {
 		d.reg.Before = func(w http.ResponseWriter, req *http.Request) bool {
-			if done || !strings.Contains(req.URL.Path, "/base/blobs/") {
-				return false
-			}
-			done = true
-			return fn(w)
+			return strings.Contains(req.URL.Path, "/base/blobs/") && !done.Swap(true) && fn(w)
 		}
 	})
 }
 
 func (d *daemon) lieOnce(change func([]byte) []byte) {
-	done := false
+	var done atomic.Bool
 	d.reg.Change(func() {
 		d.reg.Lie = func(kind string, data []byte) []byte {
-			if done || kind == "manifest" {
+			if kind == "manifest" || done.Swap(true) {
 				return data
 			}
-			done = true
 			return change(slices.Clone(data))
 		}
 	})
