@@ -192,6 +192,7 @@ func TestDrain(t *testing.T) {
 	if got := readFile(t, out, "f"); got != "done\n" {
 		t.Errorf("f = %q", got)
 	}
+	d.stop() // it ends by itself
 }
 
 // A full disk fails the build with a reason, not the daemon.

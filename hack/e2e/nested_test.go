@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -85,6 +86,7 @@ func solveNested(t *testing.T, addr string, def *pb.Definition, args ...string) 
 // A definition in a file of an input is solved, here and in upstream's daemon,
 // under the same keys: what either caches is a hit of the other. compat: LLB-082, LLB-C37
 func TestNestedBuild(t *testing.T) {
+	nestedCached := regexp.MustCompile(`#(\d) the nested build\n#\d CACHED`)
 	d := newDaemon(t)
 	peer := peerDaemon(t)
 	base := llb.Image(env.base)
@@ -109,7 +111,7 @@ func TestNestedBuild(t *testing.T) {
 		})
 	}
 	again := solveNested(t, d.addr, middle).must(t)
-	if !strings.Contains(again.stderr, "the nested build\n#2 CACHED") || strings.Contains(again.stderr, "echo made") {
+	if !nestedCached.MatchString(again.stderr) || strings.Contains(again.stderr, "echo made") {
 		t.Errorf("built again:\n%s", again.stderr)
 	}
 
