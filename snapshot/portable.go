@@ -175,7 +175,7 @@ func (o *Overlay) copyLayer(ctx context.Context, id string, layer layerInfo, par
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	c := &layerCopier{walker: walker{root: &layerDir{path: "/", fd: fd, lower: -1}, xattr: layer.xattr}}
-	defer c.close()
+	defer func() { err = errors.Join(err, c.close()) }()
 	return walkChanges(ctx, layer, parent, c, true)
 }
 
@@ -183,22 +183,27 @@ func (o *Overlay) copyLayer(ctx context.Context, id string, layer layerInfo, par
 type layerCopier struct {
 	walker // of the copy
 	open   []*layerDir
+	begun  bool // the root is, or was, among open
 }
 
-func (c *layerCopier) close() {
+// close closes what isn't closed yet. That it can't is an error: a descriptor that
+// is closed twice may be somebody else's by then.
+func (c *layerCopier) close() error {
+	if !c.begun {
+		c.open = append(c.open, c.root)
+	}
+	var errs []error
 	for _, d := range c.open {
-		unix.Close(d.fd)
+		errs = append(errs, unix.Close(d.fd))
 	}
-	if len(c.open) == 0 { // it failed before it began
-		unix.Close(c.root.fd)
-	}
+	return errors.Join(errs...)
 }
 
 func (c *layerCopier) foreign() {}
 
 func (c *layerCopier) dir(d *changeDir) error {
 	if d.parent == nil {
-		d.copy = c.root
+		d.copy, c.begun = c.root, true
 	} else {
 		if err := unix.Mkdirat(d.parent.copy.fd, d.name, 0o700); err != nil {
 			return fmt.Errorf("make directory /%s: %w", d.path, err)

@@ -38,7 +38,7 @@ func newDaemon(bin, root string) (*daemon, error) {
 	return d, os.WriteFile(d.config, []byte(conf), 0o644)
 }
 
-// start runs the daemon and waits for its first answer.
+// start runs the daemon and waits until it can build.
 func (d *daemon) start() error {
 	d.log = &harness.Output{}
 	d.cmd = exec.Command(d.bin, "--root", d.root, "--addr", d.addr, "--config", d.config)
@@ -46,12 +46,7 @@ func (d *daemon) start() error {
 	if err := d.cmd.Start(); err != nil {
 		return err
 	}
-	err := harness.WaitFor(waitLong, func() error {
-		return d.ask(func(ctx context.Context, c *client.Client) error {
-			_, err := c.ListWorkers(ctx)
-			return err
-		})
-	})
+	err := harness.WaitFor(waitLong, func() error { return harness.Ready(d.addr) })
 	if err != nil {
 		return fmt.Errorf("kilnd does not answer: %w\n%s", errors.Join(err, d.kill()), d.log)
 	}
