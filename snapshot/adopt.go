@@ -20,8 +20,7 @@ func (o *Overlay) Adopt(id, parent string) error {
 	if err != nil {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.count(s, -1)
-		delete(o.snaps, id)
+		o.dropLocked(s)
 		return fmt.Errorf("adopt snapshot %s: %w", id, err)
 	}
 	return nil
@@ -39,7 +38,6 @@ func (o *Overlay) Leave(id string) error {
 	if s.Committed || s.stored || s.children > 0 {
 		return fmt.Errorf("internal error: leave snapshot %q, which isn't an active one without a record", id)
 	}
-	o.count(s, -1)
-	delete(o.snaps, id)
+	o.dropLocked(s)
 	return nil
 }

@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"golang.org/x/sys/unix"
 )
@@ -46,7 +48,7 @@ func applyUpper(ctx context.Context, layer layerInfo, parent *View, r io.Reader)
 	if err := unix.Fstatfs(a.root.fd, &a.fs); err != nil {
 		return u, err
 	}
-	names, err := readNames(a.root.fd, make([]byte, 4096))
+	names, err := files.Names(a.root.fd)
 	if err != nil {
 		return u, err
 	}
@@ -134,10 +136,10 @@ func (a *applier) whiteout(dir *layerDir, name string) error {
 		return errors.New("the whiteout names no file")
 	}
 	var st unix.Stat_t
-	err := lstatAt(dir.fd, name, &st)
+	err := files.Lstat(dir.fd, name, &st)
 	switch {
 	case err == nil && a.isMade(dir.path+name):
-		if isDir(&st) {
+		if files.IsDir(&st) {
 			return a.hide(dir, name)
 		}
 		return nil
@@ -183,7 +185,7 @@ func (a *applier) hideBehind(d *layerDir) error {
 // opaque hides all that the parent has in dir, and what the snapshot had before.
 func (a *applier) opaque(dir *layerDir) error {
 	if a.made != nil {
-		names, err := readNames(dir.fd, make([]byte, 4096))
+		names, err := files.Names(dir.fd)
 		if err != nil {
 			return err
 		}
@@ -192,7 +194,7 @@ func (a *applier) opaque(dir *layerDir) error {
 				continue
 			}
 			var st unix.Stat_t
-			if err := lstatAt(dir.fd, name, &st); err != nil {
+			if err := files.Lstat(dir.fd, name, &st); err != nil {
 				return err
 			}
 			if err := a.remove(dir, name, &st); err != nil {
@@ -226,22 +228,22 @@ func (a *applier) opaqueRoot(dir *layerDir) error {
 	if dir.lower < 0 {
 		return nil
 	}
-	lower, err := openDir(dir.lower, ".")
+	lower, err := files.OpenDir(dir.lower, ".")
 	if err != nil {
 		return err
 	}
 	defer unix.Close(lower)
-	names, err := readNames(lower, make([]byte, 4096))
+	names, err := files.Names(lower)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		var st unix.Stat_t
-		err := lstatAt(dir.fd, name, &st)
+		err := files.Lstat(dir.fd, name, &st)
 		switch {
 		case err == unix.ENOENT:
 			err = a.makeWhiteout(dir, name)
-		case err == nil && isDir(&st):
+		case err == nil && files.IsDir(&st):
 			err = a.hide(dir, name)
 		}
 		if err != nil {
@@ -254,9 +256,9 @@ func (a *applier) opaqueRoot(dir *layerDir) error {
 // mkdir makes the directory name, or gives one that exists its metadata.
 func (a *applier) mkdir(dir *layerDir, name string, h *tar.Header) error {
 	var st unix.Stat_t
-	err := lstatAt(dir.fd, name, &st)
+	err := files.Lstat(dir.fd, name, &st)
 	hidden := false
-	if err == nil && !isDir(&st) {
+	if err == nil && !files.IsDir(&st) {
 		if err = a.remove(dir, name, &st); err == nil {
 			hidden = true // what the parent has there was gone already
 			err = unix.ENOENT
@@ -279,7 +281,7 @@ func (a *applier) mkdir(dir *layerDir, name string, h *tar.Header) error {
 			a.inherited[d.path] = append(a.inherited[d.path], x)
 		}
 	}
-	return a.meta(xattrFile{fd: d.fd}, h, d, "")
+	return a.meta(d.fd, h, d, "")
 }
 
 // file makes everything that is no directory.
@@ -310,7 +312,7 @@ func (a *applier) file(dir *layerDir, name string, h *tar.Header, r io.Reader) e
 	if err := a.create(dir, name, create); err != nil {
 		return err
 	}
-	return a.meta(dir.entry(name), h, dir, name)
+	return a.meta(-1, h, dir, name)
 }
 
 // create calls fn to make name, out of whose way it gets what is there.
@@ -320,7 +322,7 @@ func (a *applier) create(dir *layerDir, name string, fn func() error) error {
 		return err
 	}
 	var st unix.Stat_t
-	if err := lstatAt(dir.fd, name, &st); err != nil {
+	if err := files.Lstat(dir.fd, name, &st); err != nil {
 		return err
 	}
 	if err := a.remove(dir, name, &st); err != nil {
@@ -361,7 +363,7 @@ func (a *applier) regular(dir *layerDir, name string, h *tar.Header, r io.Reader
 	}
 	err = a.content(fd, h.Size, r)
 	if err == nil {
-		err = a.meta(xattrFile{fd: fd}, h, nil, "")
+		err = a.meta(fd, h, nil, "")
 	}
 	if cerr := unix.Close(fd); err == nil {
 		err = cerr
@@ -380,7 +382,7 @@ func (a *applier) content(fd int, size int64, r io.Reader) error {
 			return err
 		}
 		n, rerr := io.ReadFull(r, buf[:min(size, bufferSize)])
-		if err := writeAll(fd, buf[:n]); err != nil {
+		if err := files.WriteAll(fd, buf[:n]); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
 		size -= int64(n)
@@ -391,17 +393,6 @@ func (a *applier) content(fd int, size int64, r io.Reader) error {
 			return nil
 		}
 	}
-}
-
-func writeAll(fd int, p []byte) error {
-	for len(p) > 0 {
-		n, err := retry(func() (int, error) { return unix.Write(fd, p) })
-		if err != nil {
-			return err
-		}
-		p = p[n:]
-	}
-	return nil
 }
 
 // link makes name another name of a file, which may be the parent's: that is
@@ -419,13 +410,13 @@ func (a *applier) link(dir *layerDir, name string, h *tar.Header) error {
 		return errors.New("a hard link to itself")
 	}
 	var st unix.Stat_t
-	err = lstatAt(from.fd, target, &st)
+	err = files.Lstat(from.fd, target, &st)
 	if err == unix.ENOENT {
-		err = a.copyUp(from, target, &st)
+		err = a.copyUp(a.ctx, from, target, &st)
 	} else if err == nil && isWhiteout(&st) {
 		err = unix.ENOENT
 	}
-	if err == nil && isDir(&st) {
+	if err == nil && files.IsDir(&st) {
 		err = unix.EISDIR
 	}
 	if err != nil {
@@ -437,7 +428,7 @@ func (a *applier) link(dir *layerDir, name string, h *tar.Header) error {
 	}
 	// As upstream does: the entry's metadata counts for the file.
 	h.Typeflag = typeOf(&st)
-	return a.meta(dir.entry(name), h, dir, name)
+	return a.meta(-1, h, dir, name)
 }
 
 func typeOf(st *unix.Stat_t) byte {
@@ -450,14 +441,16 @@ func typeOf(st *unix.Stat_t) byte {
 	return tar.TypeFifo // or a device: the difference doesn't matter for metadata
 }
 
-// meta sets owner, xattrs, mode and times. It works on an open file, or on name
-// in dir if name isn't empty.
-func (a *applier) meta(f xattrFile, h *tar.Header, dir *layerDir, name string) error {
+// meta sets owner, xattrs, mode and times. It works on the open file fd, or on
+// name in dir if name isn't empty.
+func (a *applier) meta(fd int, h *tar.Header, dir *layerDir, name string) error {
 	open := name == ""
+	xattrs := files.XattrsOf(fd)
 	var err error
 	if open {
-		err = unix.Fchown(f.fd, h.Uid, h.Gid)
+		err = unix.Fchown(fd, h.Uid, h.Gid)
 	} else {
+		xattrs = dir.entry(name)
 		err = unix.Fchownat(dir.fd, name, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err != nil {
@@ -465,7 +458,7 @@ func (a *applier) meta(f xattrFile, h *tar.Header, dir *layerDir, name string) e
 	}
 	for key, value := range h.PAXRecords {
 		if key, ok := strings.CutPrefix(key, paxXattr); ok {
-			if err := setXattr(f, key, value, h.Typeflag); err != nil {
+			if err := setXattr(xattrs, key, value, h.Typeflag); err != nil {
 				return err
 			}
 		}
@@ -474,7 +467,7 @@ func (a *applier) meta(f xattrFile, h *tar.Header, dir *layerDir, name string) e
 	mode := uint32(h.Mode & 0o7777)
 	switch {
 	case open:
-		err = unix.Fchmod(f.fd, mode)
+		err = unix.Fchmod(fd, mode)
 	case h.Typeflag != tar.TypeSymlink:
 		err = chmodAt(dir.fd, name, mode)
 	}
@@ -483,9 +476,11 @@ func (a *applier) meta(f xattrFile, h *tar.Header, dir *layerDir, name string) e
 	}
 	t := entryTimes(h)
 	if open {
-		return futimens(f.fd, t.atime, t.mtime)
+		err = files.SetTimes(fd, t.atime, t.mtime)
+	} else {
+		err = unix.UtimesNanoAt(dir.fd, name, []unix.Timespec{t.atime, t.mtime}, unix.AT_SYMLINK_NOFOLLOW)
 	}
-	if err := unix.UtimesNanoAt(dir.fd, name, []unix.Timespec{t.atime, t.mtime}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil
@@ -499,18 +494,18 @@ func chmodAt(dir int, name string, mode uint32) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Fchmodat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), mode, 0)
+	return unix.Fchmodat(unix.AT_FDCWD, files.Path(fd), mode, 0)
 }
 
 // setXattr sets an xattr from a tar. What a host keeps for itself isn't the
 // layer's to set, and what the file system or the kind of file can't have is
 // left out, both as upstream does. Overlay's own, in either form, would say what
 // a mount of the layer shows: what only a privileged user may tell it.
-func setXattr(f xattrFile, name, value string, typ byte) error {
+func setXattr(f files.Xattrs, name, value string, typ byte) error {
 	if strings.HasPrefix(name, "trusted.") || isOverlayXattr(name) {
 		return nil
 	}
-	err := f.set(name, []byte(value))
+	err := f.Set(name, []byte(value))
 	switch {
 	case err == nil, errors.Is(err, unix.ENOTSUP):
 		return nil
@@ -536,14 +531,8 @@ func timespec(t time.Time) unix.Timespec {
 
 // finish sets the times of directories, which everything made in them changed.
 func (a *applier) finish() error {
-	paths := make([]string, 0, len(a.times))
-	for p := range a.times {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	for _, p := range paths {
-		t := a.times[p]
-		if err := a.setTimes(p, t); err != nil {
+	for _, p := range slices.Sorted(maps.Keys(a.times)) {
+		if err := a.setTimes(p, a.times[p]); err != nil {
 			return fmt.Errorf("set the times of %s: %w", p, err)
 		}
 	}
@@ -552,10 +541,7 @@ func (a *applier) finish() error {
 
 // setTimes skips a directory that a later entry replaced.
 func (a *applier) setTimes(dir string, t dirTimes) error {
-	how := unix.OpenHow{Flags: dirFlags, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat2(a.root.fd, strings.Trim(dir, "/"), &how)
-	})
+	fd, err := files.OpenBeneath(a.root.fd, strings.Trim(dir, "/"), unix.O_RDONLY|unix.O_DIRECTORY)
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
@@ -564,5 +550,5 @@ func (a *applier) setTimes(dir string, t dirTimes) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return futimens(fd, t.atime, t.mtime)
+	return files.SetTimes(fd, t.atime, t.mtime)
 }

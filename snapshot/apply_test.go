@@ -452,6 +452,9 @@ func TestApplyManyDirectories(t *testing.T) {
 		headers = append(headers, file(fmt.Sprintf("a%d/b/c/f=%d", i%500, i)))
 	}
 	headers = append(headers, dir(strings.Repeat("deep/", 200)))
+	// Before Linux 6.15, the first one opens a file system to mount in.
+	must(t, o.Prepare(t.Context(), "first", ""))
+	must(t, snapshot.Apply(t.Context(), o, "first", bytes.NewReader(layerTar(t, file("f=1")))))
 	must(t, o.Prepare(t.Context(), "a", ""))
 	fds := len(names(t, "/proc/self/fd"))
 	must(t, snapshot.Apply(t.Context(), o, "a", bytes.NewReader(layerTar(t, headers...))))

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -99,7 +100,7 @@ func (w *Witness) Close() error {
 // root, were changed in any layer.
 func (w *Witness) Dir(path string) error {
 	for _, l := range w.layers {
-		if st, ok := l.stat(path); ok && isDir(&st) && changedSince(&st, l.since) {
+		if st, ok := l.stat(path); ok && files.IsDir(&st) && changedSince(&st, l.since) {
 			return &ChangedError{l.id, path}
 		}
 	}
@@ -128,11 +129,7 @@ func (l *witnessed) stat(path string) (st unix.Stat_t, ok bool) {
 	if path == "" {
 		path = "."
 	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat2(int(l.dir.Fd()), path, &unix.OpenHow{
-			Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-		})
-	})
+	fd, err := files.OpenBeneath(int(l.dir.Fd()), path, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return st, false // not in this layer
 	}

@@ -1,16 +1,14 @@
 package snapshot
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
-
-const capability = "security.capability"
 
 // changeWalk finds what a layer changes in its parent. What it finds means the
 // same on top of anything else: overlay's opaque directories, which hide
@@ -24,7 +22,6 @@ type changeWalk struct {
 	sink  changeSink
 	// sockets are wanted. They can't be in a tar.
 	sockets bool
-	buf     []byte // for directories
 }
 
 // changeSink is told of changes in the order of their names, directories before
@@ -60,8 +57,8 @@ type changeDir struct {
 
 // walkChanges tells sink what layer changes in parent, which may be nil.
 func walkChanges(ctx context.Context, layer layerInfo, parent *View, sink changeSink, sockets bool) error {
-	w := &changeWalk{ctx: ctx, layer: layer, xattr: layer.xattr, sink: sink, sockets: sockets, buf: make([]byte, 32<<10)}
-	fd, err := openDir(unix.AT_FDCWD, layer.dir)
+	w := &changeWalk{ctx: ctx, layer: layer, xattr: layer.xattr, sink: sink, sockets: sockets}
+	fd, err := files.OpenDir(unix.AT_FDCWD, layer.dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", layer.dir, gone(err))
 	}
@@ -71,7 +68,7 @@ func walkChanges(ctx context.Context, layer layerInfo, parent *View, sink change
 		return fmt.Errorf("stat %s: %w", layer.dir, err)
 	}
 	if parent != nil {
-		if root.lower, err = openDir(parent.FD(), "."); err != nil {
+		if root.lower, err = files.OpenDir(parent.FD(), "."); err != nil {
 			return fmt.Errorf("open the parent: %w", err)
 		}
 		defer unix.Close(root.lower)
@@ -106,7 +103,7 @@ func (w *changeWalk) tell(dir *changeDir) error {
 
 // children goes through what is in dir, and what was.
 func (w *changeWalk) children(dir *changeDir) error {
-	names, err := readNames(dir.fd, w.buf)
+	names, err := files.Names(dir.fd)
 	if err != nil {
 		return fmt.Errorf("read directory /%s: %w", dir.path, err)
 	}
@@ -115,7 +112,7 @@ func (w *changeWalk) children(dir *changeDir) error {
 	}
 	var missing []string
 	if dir.alone && dir.lower >= 0 {
-		lower, err := readNames(dir.lower, w.buf)
+		lower, err := files.Names(dir.lower)
 		if err != nil {
 			return fmt.Errorf("read directory /%s of the parent: %w", dir.path, err)
 		}
@@ -165,12 +162,12 @@ func (w *changeWalk) whiteout(dir *changeDir, name string) error {
 // child looks at one entry of dir, and all below it.
 func (w *changeWalk) child(dir *changeDir, name string) error {
 	var st, lower unix.Stat_t
-	if err := lstatAt(dir.fd, name, &st); err != nil {
+	if err := files.Lstat(dir.fd, name, &st); err != nil {
 		return fmt.Errorf("stat /%s%s: %w", dir.path, name, err)
 	}
 	below := false
 	if dir.lower >= 0 {
-		switch err := lstatAt(dir.lower, name, &lower); {
+		switch err := files.Lstat(dir.lower, name, &lower); {
 		case err == nil:
 			below = true
 		case !errors.Is(err, unix.ENOENT):
@@ -186,7 +183,7 @@ func (w *changeWalk) child(dir *changeDir, name string) error {
 	case deleted:
 		w.sink.foreign()
 		return nil
-	case isDir(&st):
+	case files.IsDir(&st):
 		return w.dir(dir, name, &st, &lower, below)
 	case st.Mode&unix.S_IFMT == unix.S_IFSOCK && !w.sockets:
 		return nil
@@ -219,7 +216,7 @@ func (w *changeWalk) isDeletion(dir *changeDir, name string, st *unix.Stat_t) (b
 	if !dir.xwhiteouts || st.Size != 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return false, nil
 	}
-	_, ok, err := namedXattrs(dir.fd, name).value(w.xattr + "whiteout")
+	_, ok, err := files.XattrsAt(dir.fd, name).Get(w.xattr + "whiteout")
 	if err != nil {
 		return false, fmt.Errorf("xattrs of /%s%s: %w", dir.path, name, err)
 	}
@@ -229,7 +226,7 @@ func (w *changeWalk) isDeletion(dir *changeDir, name string, st *unix.Stat_t) (b
 // opaqueMark returns overlay's mark of a directory: y hides the directory below,
 // x says that deletions may be files with an xattr.
 func (w *changeWalk) opaqueMark(dir *changeDir) (string, error) {
-	v, _, err := xattrFile{fd: dir.fd}.value(w.xattr + "opaque")
+	v, _, err := files.XattrsOf(dir.fd).Get(w.xattr + "opaque")
 	if err != nil {
 		return "", fmt.Errorf("xattrs of /%s: %w", dir.path, err)
 	}
@@ -239,12 +236,12 @@ func (w *changeWalk) opaqueMark(dir *changeDir) (string, error) {
 // dir looks at the directory name and what is in it.
 func (w *changeWalk) dir(in *changeDir, name string, st, lower *unix.Stat_t, below bool) (err error) {
 	dir := &changeDir{lower: -1, name: name, path: in.path + name + "/", st: *st, alone: in.alone, parent: in}
-	if dir.fd, err = openDir(in.fd, name); err != nil {
+	if dir.fd, err = files.OpenDir(in.fd, name); err != nil {
 		return fmt.Errorf("open /%s: %w", dir.path, err)
 	}
 	defer unix.Close(dir.fd)
-	own := xattrFile{fd: dir.fd}
-	if v, ok, err := own.value(w.xattr + "redirect"); err != nil {
+	own := files.XattrsOf(dir.fd)
+	if v, ok, err := own.Get(w.xattr + "redirect"); err != nil {
 		return fmt.Errorf("xattrs of /%s: %w", dir.path, err)
 	} else if ok {
 		return fmt.Errorf("/%s is a redirect to %q: the layer was mounted with redirect_dir", dir.path, v)
@@ -259,14 +256,16 @@ func (w *changeWalk) dir(in *changeDir, name string, st, lower *unix.Stat_t, bel
 		w.sink.foreign()
 	}
 	same := false
-	if below && isDir(lower) {
-		if dir.lower, err = openDir(in.lower, name); err != nil {
+	if below && files.IsDir(lower) {
+		if dir.lower, err = files.OpenDir(in.lower, name); err != nil {
 			return fmt.Errorf("open /%s in the parent: %w", dir.path, err)
 		}
 		defer unix.Close(dir.lower)
-		if same, err = sameMeta(st, lower, own, xattrFile{fd: dir.lower}); err != nil {
+		what, err := differentMeta(st, lower, own, files.XattrsOf(dir.lower))
+		if err != nil {
 			return fmt.Errorf("compare /%s with the parent's: %w", dir.path, err)
 		}
+		same = what == ""
 	}
 	if !same {
 		if err := w.tell(dir); err != nil {
@@ -283,57 +282,10 @@ func (w *changeWalk) dir(in *changeDir, name string, st, lower *unix.Stat_t, bel
 	return w.sink.leave(dir)
 }
 
-// keptXattrs returns the xattrs that are part of a layer: file capabilities, as
-// in upstream's layers. What users and hosts set stays where it was set.
-func keptXattrs(f xattrFile) (map[string][]byte, error) {
-	names, err := f.names()
-	if err != nil || len(names) == 0 {
-		return nil, err
-	}
-	var out map[string][]byte
-	for _, name := range names {
-		if name != capability {
-			continue
-		}
-		value, ok, err := f.value(name)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			if out == nil {
-				out = map[string][]byte{}
-			}
-			out[name] = value
-		}
-	}
-	return out, nil
-}
-
-// sameMeta says whether two files agree in type, mode, owner, device and xattrs.
-func sameMeta(a, b *unix.Stat_t, ax, bx xattrFile) (bool, error) {
-	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || a.Rdev != b.Rdev {
-		return false, nil
-	}
-	am, err := keptXattrs(ax)
-	if err != nil {
-		return false, err
-	}
-	bm, err := keptXattrs(bx)
-	if err != nil || len(am) != len(bm) {
-		return false, err
-	}
-	for name, value := range am {
-		if other, ok := bm[name]; !ok || !bytes.Equal(value, other) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
 // sameFile says whether name is in the layer although nothing changed: it was
-// opened for writing, or moved away and back. As upstream does, files with the
-// same size and time are taken to be the same, unless both times are whole
-// seconds: those may come from a tar, and then the content decides.
+// opened for writing, or moved away and back. Size and time don't make it the same:
+// times from a tar may be whole seconds, and before Linux 6.13 what is written within
+// a tick of the kernel's clock, up to 10 ms, has one time. The content decides.
 //
 // How many names the parent's file has plays no part: files of layers get more
 // of them when others share them.
@@ -341,13 +293,14 @@ func (w *changeWalk) sameFile(dir *changeDir, name string, st, lower *unix.Stat_
 	if st.Size != lower.Size || st.Mtim != lower.Mtim || st.Mode != lower.Mode {
 		return false, nil
 	}
-	same, err = sameMeta(st, lower, namedXattrs(dir.fd, name), namedXattrs(dir.lower, name))
-	if err == nil && same && st.Mtim.Nsec == 0 {
+	what, err := differentMeta(st, lower, files.XattrsAt(dir.fd, name), files.XattrsAt(dir.lower, name))
+	same = what == ""
+	if err == nil && same {
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFLNK:
-			same, err = sameLink(dir.fd, dir.lower, name)
+			same, err = files.SameLink(dir.fd, dir.lower, name)
 		case unix.S_IFREG:
-			same, err = sameContent(dir.fd, dir.lower, name)
+			same, err = files.SameContent(dir.fd, dir.lower, name)
 		}
 	}
 	if err != nil {

@@ -4,10 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
-	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +30,7 @@ const (
 // and which names are one file. The files themselves are read, whatever their
 // sizes and times say, but one that both have is not.
 func Compare(ctx context.Context, a, b *View, found func(Difference)) error {
-	c := &comparison{ctx: ctx, found: found, buf: make([]byte, 32<<10)}
+	c := &comparison{ctx: ctx, found: found}
 	if err := c.dir(a.fd, b.fd, ".", "/"); err != nil {
 		return fmt.Errorf("compare: %w", err)
 	}
@@ -41,18 +40,17 @@ func Compare(ctx context.Context, a, b *View, found func(Difference)) error {
 type comparison struct {
 	ctx   context.Context
 	found func(Difference)
-	buf   []byte
 }
 
 // dir compares the directories name in a and b, which are at path, and all
 // below them.
 func (c *comparison) dir(a, b int, name, path string) error {
-	afd, err := openDir(a, name)
+	afd, err := files.OpenDir(a, name)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer unix.Close(afd)
-	bfd, err := openDir(b, name)
+	bfd, err := files.OpenDir(b, name)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
@@ -62,11 +60,11 @@ func (c *comparison) dir(a, b int, name, path string) error {
 			return err
 		}
 	}
-	as, err := readNames(afd, c.buf)
+	as, err := files.Names(afd)
 	if err != nil {
 		return fmt.Errorf("read directory %s: %w", path, err)
 	}
-	bs, err := readNames(bfd, c.buf)
+	bs, err := files.Names(bfd)
 	if err != nil {
 		return fmt.Errorf("read directory %s: %w", path, err)
 	}
@@ -96,7 +94,7 @@ func (c *comparison) dir(a, b int, name, path string) error {
 // alone reports a name that only dir has, unless it is a socket's.
 func (c *comparison) alone(dir int, name string, d Difference) error {
 	var st unix.Stat_t
-	if err := lstatAt(dir, name, &st); err != nil {
+	if err := files.Lstat(dir, name, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", d.Path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
@@ -114,30 +112,30 @@ func (c *comparison) root(a, b int) error {
 	if err := unix.Fstat(b, &bs); err != nil {
 		return fmt.Errorf("stat /: %w", err)
 	}
-	what, err := differentMeta(&as, &bs, xattrFile{fd: a}, xattrFile{fd: b})
+	what, err := differentMeta(&as, &bs, files.XattrsOf(a), files.XattrsOf(b))
 	return c.outcome("/", what, err)
 }
 
 // entry compares a name that both directories have.
 func (c *comparison) entry(a, b int, name, path string) error {
 	var as, bs unix.Stat_t
-	if err := lstatAt(a, name, &as); err != nil {
+	if err := files.Lstat(a, name, &as); err != nil {
 		return fmt.Errorf("stat %s: %w", path, err)
 	}
-	if err := lstatAt(b, name, &bs); err != nil {
+	if err := files.Lstat(b, name, &bs); err != nil {
 		return fmt.Errorf("stat %s: %w", path, err)
 	}
-	if !isDir(&as) && sameInode(&as, &bs) {
+	if !files.IsDir(&as) && sameInode(&as, &bs) {
 		return nil
 	}
-	what, err := differentMeta(&as, &bs, namedXattrs(a, name), namedXattrs(b, name))
+	what, err := differentMeta(&as, &bs, files.XattrsAt(a, name), files.XattrsAt(b, name))
 	if err == nil && what == "" {
 		what, err = differentData(&as, &bs, a, b, name)
 	}
 	if err := c.outcome(path, what, err); err != nil {
 		return err
 	}
-	if isDir(&as) && isDir(&bs) {
+	if files.IsDir(&as) && files.IsDir(&bs) {
 		return c.dir(a, b, name, path)
 	}
 	return nil
@@ -160,13 +158,13 @@ func sameInode(a, b *unix.Stat_t) bool {
 	return a.Ino == b.Ino && a.Ctim == b.Ctim && a.Size == b.Size && a.Mode == b.Mode
 }
 
-func namedXattrs(dir int, name string) xattrFile {
-	return xattrFile{path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + name}
-}
+// capability is the xattr that is part of a layer: file capabilities, as in
+// upstream's layers. What users and hosts set stays where it was set.
+const capability = "security.capability"
 
 // differentMeta names the first thing about two files, beside their data, that
 // isn't the same; "" for none.
-func differentMeta(a, b *unix.Stat_t, ax, bx xattrFile) (string, error) {
+func differentMeta(a, b *unix.Stat_t, ax, bx files.Xattrs) (string, error) {
 	switch {
 	case a.Mode&unix.S_IFMT != b.Mode&unix.S_IFMT:
 		return "type", nil
@@ -177,32 +175,29 @@ func differentMeta(a, b *unix.Stat_t, ax, bx xattrFile) (string, error) {
 	case a.Rdev != b.Rdev:
 		return "device", nil
 	}
-	am, err := keptXattrs(ax)
+	ac, aok, err := ax.Get(capability)
 	if err != nil {
 		return "", err
 	}
-	bm, err := keptXattrs(bx)
-	if err != nil {
-		return "", err
-	}
-	if !maps.EqualFunc(am, bm, bytes.Equal) {
+	bc, bok, err := bx.Get(capability)
+	if err == nil && (aok != bok || !bytes.Equal(ac, bc)) {
 		return "capabilities", nil
 	}
-	return "", nil
+	return "", err
 }
 
 // differentData compares what two files of the same kind hold.
 func differentData(as, bs *unix.Stat_t, a, b int, name string) (string, error) {
 	switch as.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		if same, err := sameLink(a, b, name); err != nil || !same {
+		if same, err := files.SameLink(a, b, name); err != nil || !same {
 			return "link target", err
 		}
 	case unix.S_IFREG:
 		if as.Size != bs.Size {
 			return "size", nil
 		}
-		if same, err := sameContent(a, b, name); err != nil || !same {
+		if same, err := files.SameContent(a, b, name); err != nil || !same {
 			return "content", err
 		}
 	}

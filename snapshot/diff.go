@@ -2,12 +2,12 @@ package snapshot
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +39,7 @@ func (d *diffWriter) dir(dir *changeDir) error {
 	if dir.parent == nil {
 		return nil // the root's metadata isn't part of a layer
 	}
-	h, err := d.newHeader(&dir.st, dir.path, xattrFile{fd: dir.fd})
+	h, err := d.newHeader(&dir.st, dir.path, files.XattrsOf(dir.fd))
 	if err != nil {
 		return err
 	}
@@ -64,12 +64,12 @@ func (d *diffWriter) file(dir *changeDir, name string, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		return d.regular(dir, name, path, st)
 	}
-	h, err := d.newHeader(st, path, namedXattrs(dir.fd, name))
+	h, err := d.newHeader(st, path, files.XattrsAt(dir.fd, name))
 	if err != nil {
 		return err
 	}
-	if isSymlink(st) {
-		if h.Linkname, err = readlinkAt(dir.fd, name); err != nil {
+	if files.IsLink(st) {
+		if h.Linkname, err = files.Readlink(dir.fd, name); err != nil {
 			return fmt.Errorf("read link /%s: %w", path, err)
 		}
 	}
@@ -91,14 +91,12 @@ func (d *diffWriter) link(st *unix.Stat_t, h *tar.Header) (linked bool) {
 }
 
 func (d *diffWriter) regular(dir *changeDir, name, path string, st *unix.Stat_t) error {
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(dir.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	})
+	fd, err := files.OpenFile(dir.fd, name)
 	if err != nil {
 		return fmt.Errorf("open /%s: %w", path, err)
 	}
 	defer unix.Close(fd)
-	h, err := d.newHeader(st, path, xattrFile{fd: fd})
+	h, err := d.newHeader(st, path, files.XattrsOf(fd))
 	if err != nil {
 		return err
 	}
@@ -118,7 +116,7 @@ func (d *diffWriter) data(fd int, path string, size int64) error {
 		if err := context.Cause(d.ctx); err != nil {
 			return err
 		}
-		n, err := retry(func() (int, error) { return unix.Read(fd, buf[:min(left, bufferSize)]) })
+		n, err := files.Retry(func() (int, error) { return unix.Read(fd, buf[:min(left, bufferSize)]) })
 		if err != nil {
 			return fmt.Errorf("read /%s: %w", path, err)
 		}
@@ -134,7 +132,7 @@ func (d *diffWriter) data(fd int, path string, size int64) error {
 }
 
 // newHeader describes a file.
-func (d *diffWriter) newHeader(st *unix.Stat_t, path string, xattrs xattrFile) (*tar.Header, error) {
+func (d *diffWriter) newHeader(st *unix.Stat_t, path string, xattrs files.Xattrs) (*tar.Header, error) {
 	h := &tar.Header{
 		Name: path,
 		Mode: int64(st.Mode & 0o7777),
@@ -162,64 +160,12 @@ func (d *diffWriter) newHeader(st *unix.Stat_t, path string, xattrs xattrFile) (
 	default:
 		return nil, fmt.Errorf("/%s has the unknown file type %o", path, st.Mode&unix.S_IFMT)
 	}
-	kept, err := keptXattrs(xattrs)
+	value, ok, err := xattrs.Get(capability)
 	if err != nil {
 		return nil, fmt.Errorf("xattrs of /%s: %w", path, err)
 	}
-	for name, value := range kept {
-		if h.PAXRecords == nil {
-			h.PAXRecords = make(map[string]string, len(kept))
-		}
-		h.PAXRecords[paxXattr+name] = string(value)
+	if ok {
+		h.PAXRecords = map[string]string{paxXattr + capability: string(value)}
 	}
 	return h, nil
-}
-
-func sameLink(a, b int, name string) (bool, error) {
-	at, err := readlinkAt(a, name)
-	if err != nil {
-		return false, err
-	}
-	bt, err := readlinkAt(b, name)
-	return at == bt, err
-}
-
-func sameContent(a, b int, name string) (bool, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
-	af, err := unix.Openat(a, name, flags, 0)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(af)
-	bf, err := unix.Openat(b, name, flags, 0)
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(bf)
-	abuf, bbuf := getBuffer(), getBuffer()
-	defer buffers.Put(abuf)
-	defer buffers.Put(bbuf)
-	for off := int64(0); ; {
-		an, err := unix.Pread(af, abuf[:], off)
-		if err != nil {
-			return false, err
-		}
-		bn, err := unix.Pread(bf, bbuf[:], off)
-		if err != nil {
-			return false, err
-		}
-		if n := min(an, bn); an == 0 || bn == 0 || !bytes.Equal(abuf[:n], bbuf[:n]) {
-			return an == 0 && bn == 0, nil
-		}
-		off += int64(min(an, bn))
-	}
-}
-
-func readlinkAt(dir int, name string) (string, error) {
-	var buf [4097]byte
-	n, err := unix.Readlinkat(dir, name, buf[:])
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
 }

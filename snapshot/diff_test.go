@@ -204,6 +204,19 @@ func TestWriteDiff(t *testing.T) {
 			},
 			want: "x",
 		},
+		{ // as within a tick of the clock of kernels before 6.13
+			name: "other content of the same size and exact time",
+			base: func(t *testing.T, dir string) {
+				writeFile(t, dir+"/x", "1")
+				must(t, os.Chtimes(dir+"/x", time.Unix(5, 7), time.Unix(5, 7)))
+			},
+			change: func(t *testing.T, dir string) {
+				writeFile(t, dir+"/x", "2")
+				must(t, os.Chtimes(dir+"/x", time.Unix(5, 7), time.Unix(5, 7)))
+			},
+			want:  "x",
+			other: true,
+		},
 		{
 			name: "hard links",
 			change: func(t *testing.T, dir string) {

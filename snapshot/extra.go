@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -56,7 +57,7 @@ func (b *Blobs) Extra(ctx context.Context) (Extra, error) {
 // own adds dir itself.
 func (u *usageWalk) own(dir string) error {
 	var st unix.Stat_t
-	if err := lstatAt(unix.AT_FDCWD, dir, &st); err != nil {
+	if err := files.Lstat(unix.AT_FDCWD, dir, &st); err != nil {
 		return fmt.Errorf("measure %s: %w", dir, err)
 	}
 	u.add(&st)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +35,7 @@ func (o *Overlay) Ground(ctx context.Context, id string) (grown []string, err er
 		if err == nil {
 			layers, err = o.layersLocked(id)
 		}
-		if err != nil || !s.Ground && len(layers) < o.most {
+		if err != nil || !s.Ground && o.roomAbove(layers) {
 			o.mu.Unlock()
 			return nil, err
 		}
@@ -57,6 +58,24 @@ func (o *Overlay) Ground(ctx context.Context, id string) (grown []string, err er
 		}
 		return o.layGround(ctx, s, layers, doubts)
 	}
+}
+
+// roomAbove says whether the kernel can stack one more on top of layers. One that
+// doesn't take them one by one has to find the paths of all in a page, relative to
+// the directory that all are in.
+func (o *Overlay) roomAbove(layers []string) bool {
+	if len(layers) >= o.most || features().layers {
+		return len(layers) < o.most
+	}
+	need := len("lowerdir=") + len(",upperdir=/fs,workdir=/work") + 2*maxID
+	need += len("/fs:") + maxID // of the one on top, for what stands on that
+	for _, option := range o.options {
+		need += len(",") + len(option)
+	}
+	for _, l := range layers {
+		need += len(l) - len(o.dir) // its colon is as long as the slash
+	}
+	return need < unix.Getpagesize()
 }
 
 // layGround makes the ground of s out of layers, lowest first.
@@ -116,13 +135,13 @@ func (f *flattener) flatten(layers []string, path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
-	to, err := openDir(unix.AT_FDCWD, path)
+	to, err := files.OpenDir(unix.AT_FDCWD, path)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	defer unix.Close(to)
 	for _, layer := range layers {
-		from, err := openDir(unix.AT_FDCWD, layer)
+		from, err := files.OpenDir(unix.AT_FDCWD, layer)
 		if err != nil {
 			return fmt.Errorf("open layer %s: %w", layer, gone(err))
 		}
@@ -141,24 +160,22 @@ func (f *flattener) layOn(from, to int) error {
 	if err := context.Cause(f.ctx); err != nil {
 		return err
 	}
-	buf := namesBuffers.Get().(*namesBuffer)
-	names, err := readNames(from, buf[:])
-	namesBuffers.Put(buf)
+	names, err := files.Names(from)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		var st unix.Stat_t
-		err := lstatAt(from, name, &st)
+		err := files.Lstat(from, name, &st)
 		switch {
 		case err != nil:
 		case isWhiteout(&st):
-			err = removeTree(to, name)
-		case isDir(&st):
+			err = files.RemoveAll(to, name)
+		case files.IsDir(&st):
 			err = f.layDir(from, to, name)
 		default:
-			if err = removeTree(to, name); err == nil {
-				err = linkOrCopy(from, to, name, &st)
+			if err = files.RemoveAll(to, name); err == nil {
+				err = linkOrCopy(f.ctx, from, to, name, &st)
 			}
 		}
 		if err != nil {
@@ -170,19 +187,19 @@ func (f *flattener) layOn(from, to int) error {
 
 // layDir puts the directory name of from on that of to.
 func (f *flattener) layDir(from, to int, name string) error {
-	sub, err := openDir(from, name)
+	sub, err := files.OpenDir(from, name)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(sub)
-	opaque, _, err := xattrFile{fd: sub}.value(f.xattr + "opaque")
+	opaque, _, err := files.XattrsOf(sub).Get(f.xattr + "opaque")
 	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	err = lstatAt(to, name, &st)
-	if err == nil && (string(opaque) == "y" || !isDir(&st)) {
-		if err = removeTree(to, name); err == nil {
+	err = files.Lstat(to, name, &st)
+	if err == nil && (string(opaque) == "y" || !files.IsDir(&st)) {
+		if err = files.RemoveAll(to, name); err == nil {
 			err = unix.ENOENT
 		}
 	}
@@ -192,7 +209,7 @@ func (f *flattener) layDir(from, to int, name string) error {
 	if err != nil {
 		return err
 	}
-	dir, err := openDir(to, name)
+	dir, err := files.OpenDir(to, name)
 	if err != nil {
 		return err
 	}
@@ -202,7 +219,7 @@ func (f *flattener) layDir(from, to int, name string) error {
 
 // lookLike gives the directory to the metadata of from, and no xattrs but those.
 func lookLike(from, to int) error {
-	old, err := xattrFile{fd: to}.names()
+	old, err := files.XattrsOf(to).Names()
 	if err != nil {
 		return err
 	}
@@ -215,7 +232,7 @@ func lookLike(from, to int) error {
 }
 
 // linkOrCopy makes name in to the file that it is in from, which isn't a directory.
-func linkOrCopy(from, to int, name string, st *unix.Stat_t) error {
+func linkOrCopy(ctx context.Context, from, to int, name string, st *unix.Stat_t) error {
 	err := error(unix.EPERM)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFIFO, unix.S_IFSOCK:
@@ -224,7 +241,7 @@ func linkOrCopy(from, to int, name string, st *unix.Stat_t) error {
 		err = unix.Linkat(from, name, to, name, 0)
 	}
 	if err == unix.EMLINK || err == unix.EPERM { // EPERM: an immutable file, or the owner of another namespace
-		err = (&walker{}).copyUp(&layerDir{fd: to, lower: from}, name, st)
+		err = (&walker{}).copyUp(ctx, &layerDir{fd: to, lower: from}, name, st)
 	}
 	return err
 }

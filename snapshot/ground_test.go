@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -119,6 +120,36 @@ func TestMoreLayersThanTheKernelStacks(t *testing.T) {
 	}
 	must(t, db.Close())
 	must(t, o.Close())
+}
+
+// However long the names of layers are, a step can read and write on top of as many
+// as there may be; on kernels before 6.7 their paths must fit into a page.
+func TestDeepestCanBeMounted(t *testing.T) {
+	deepest := func(t *testing.T, length int, near ...int) {
+		root := t.TempDir()
+		o := openOverlay(t, root, reopenableDB(t, root))
+		top := ""
+		for i := range near[len(near)-1] {
+			id := fmt.Sprintf("%0*d", length, i)
+			prepareOn(t, o, id, top)
+			look := slices.ContainsFunc(near, func(n int) bool { return i >= n-10 && i < n })
+			if look {
+				inSnapshot(t, o, id, func(dir string) { writeFile(t, dir+"/all", id) })
+			}
+			must(t, o.Commit(t.Context(), id))
+			if look {
+				wantListing(t, o, id, "all="+id)
+			}
+			top = id
+		}
+	}
+	t.Run("ByNumber", func(t *testing.T) { deepest(t, 6, 505) })
+	t.Run("ByBytes", func(t *testing.T) {
+		snapshottest.Root(t)
+		snapshot.WithKernel(t, false, false)
+		deepest(t, 6, 383, 403)
+		deepest(t, 64, 56, 60)
+	})
 }
 
 // A ground that somebody removed takes along what stands on it, one that no record

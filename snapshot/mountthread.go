@@ -3,17 +3,19 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
 // mountThread is a thread with a mount namespace of its own. Kernels that can't
 // clone detached mounts, or have no lowerdir+, mount in it; the namespace, and
-// all in it, ends with the process. The thread stays once it was needed.
+// all in it, ends with the process. The thread stays once it was needed. It is
+// not the process's first one, whose mounts are the process's for others: a
+// rootless daemon enters those of a supervisor that another one has left.
 type mountThread struct {
 	start sync.Once
 	err   error // of starting
@@ -40,7 +42,7 @@ func (h *mountThread) do(fn func() error) error {
 	h.start.Do(func() {
 		h.work = make(chan func())
 		ready := make(chan error)
-		go h.run(ready)
+		go thread.Run(func() { h.run(ready) })
 		h.err = <-ready
 	})
 	if h.err != nil {
@@ -52,7 +54,6 @@ func (h *mountThread) do(fn func() error) error {
 }
 
 func (h *mountThread) run(ready chan<- error) {
-	runtime.LockOSThread() // for good: the thread is of no use to others
 	err := h.enter()
 	ready <- err
 	if err != nil {

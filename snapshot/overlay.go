@@ -5,14 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/plainjson"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/internal/store"
 	"golang.org/x/sys/unix"
@@ -81,6 +82,38 @@ func (r record) encode() []byte {
 	return value
 }
 
+// decode reads what encode has written.
+func (r *record) decode(value []byte) error {
+	if plainjson.Object(value, r.set) {
+		return nil
+	}
+	*r = record{}
+	return json.Unmarshal(value, r)
+}
+
+// set sets a field to a value of JSON, and says whether it could.
+func (r *record) set(name, value []byte) bool {
+	switch string(name) {
+	case "p":
+		return plainjson.Text(value, &r.Parent)
+	case "l":
+		return plainjson.Texts(value, &r.Layers)
+	case "c":
+		return plainjson.Flag(value, &r.Committed)
+	case "t":
+		return plainjson.Number(value, &r.At)
+	case "f":
+		return plainjson.Text(value, &r.Form)
+	case "d":
+		return plainjson.Flag(value, &r.Deletes)
+	case "e":
+		return plainjson.Flag(value, &r.Clears)
+	case "g":
+		return plainjson.Flag(value, &r.Ground)
+	}
+	return false
+}
+
 var _ Snapshotter = (*Overlay)(nil)
 
 // NewOverlay opens the overlay snapshotter with its layers under root, as
@@ -112,7 +145,7 @@ func NewOverlay(root string, db *store.DB) (Snapshotter, error) {
 func (o *Overlay) load() {
 	o.db.Scan(recordBucket, "", func(id string, value []byte) bool {
 		s := &snap{id: id, stored: true}
-		if err := json.Unmarshal(value, &s.record); err != nil {
+		if err := s.decode(value); err != nil {
 			o.unreadable[id] = fmt.Errorf("record of snapshot %q: %w", id, err)
 			return true
 		}
@@ -134,7 +167,20 @@ func (o *Overlay) Close() error { return o.trash.Close() }
 // Name is "overlayfs", as in upstream's worker labels.
 func (o *Overlay) Name() string { return "overlayfs" }
 
-var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+// maxID is how long ids can be.
+const maxID = 64
+
+// validID reports whether id is the name of a directory and nothing else: letters
+// and digits, and after the first also _ . -
+func validID(id string) bool {
+	for i, c := range []byte(id) {
+		isPunct := c == '_' || c == '.' || c == '-'
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || i > 0 && isPunct) {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxID
+}
 
 func (o *Overlay) path(id string) string   { return filepath.Join(o.dir, id) }
 func (o *Overlay) fsPath(id string) string { return o.dir + "/" + id + "/fs" }
@@ -178,8 +224,8 @@ func (o *Overlay) count(s *snap, n int) {
 
 // reserve takes the id of s, and holds what it stands on.
 func (o *Overlay) reserve(s *snap) error {
-	if !validID.MatchString(s.id) {
-		return fmt.Errorf("snapshot id %q: only letters, digits, and inside it _ . and - are possible, at most 64", s.id)
+	if !validID(s.id) {
+		return fmt.Errorf("snapshot id %q: only letters, digits, and inside it _ . and - are possible, at most %d", s.id, maxID)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -201,6 +247,12 @@ func (o *Overlay) reserve(s *snap) error {
 	return nil
 }
 
+// dropLocked forgets s, and lets go of what it stands on.
+func (o *Overlay) dropLocked(s *snap) {
+	o.count(s, -1)
+	delete(o.snaps, s.id)
+}
+
 // Prepare starts the active snapshot id on top of parent ("" for an empty
 // one), which must be committed.
 func (o *Overlay) Prepare(ctx context.Context, id, parent string) error {
@@ -213,8 +265,7 @@ func (o *Overlay) Prepare(ctx context.Context, id, parent string) error {
 	defer o.mu.Unlock()
 	s.busy = false
 	if err != nil {
-		o.count(s, -1)
-		delete(o.snaps, id)
+		o.dropLocked(s)
 	}
 	return err
 }
@@ -359,8 +410,7 @@ func (o *Overlay) Stack(ctx context.Context, id string, layers []string) (grown 
 	if err != nil {
 		o.mu.Lock()
 		defer o.mu.Unlock()
-		o.count(s, -1)
-		delete(o.snaps, id)
+		o.dropLocked(s)
 		return grown, fmt.Errorf("stack %q: %w", id, err)
 	}
 	return grown, nil
@@ -468,8 +518,7 @@ func (o *Overlay) Remove(b *store.Batch, id string) error {
 	if s.children > 0 {
 		return fmt.Errorf("remove snapshot %q: %w", id, ErrInUse)
 	}
-	o.count(s, -1)
-	delete(o.snaps, id)
+	o.dropLocked(s)
 	b.Delete(recordBucket, id)
 	if len(s.Layers) == 0 {
 		b.OnDurable(func() { o.trash.delete(o.path(id)) })
@@ -497,13 +546,8 @@ func (o *Overlay) Walk(fn func(Info) error) error {
 func (o *Overlay) ordered() []Info {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	ids := make([]string, 0, len(o.snaps))
-	for id := range o.snaps {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	out := make([]Info, 0, len(ids))
-	done := make(map[string]bool, len(ids))
+	out := make([]Info, 0, len(o.snaps))
+	done := make(map[string]bool, len(o.snaps))
 	var visit func(id string)
 	visit = func(id string) {
 		s := o.snaps[id]
@@ -517,7 +561,7 @@ func (o *Overlay) ordered() []Info {
 		}
 		out = append(out, s.info())
 	}
-	for _, id := range ids {
+	for _, id := range slices.Sorted(maps.Keys(o.snaps)) {
 		visit(id)
 	}
 	return out

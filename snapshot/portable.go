@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -170,17 +171,18 @@ func (o *Overlay) copyLayer(ctx context.Context, id string, layer layerInfo, par
 			err = errors.Join(err, os.RemoveAll(path))
 		}
 	}()
-	fd, err := openDir(unix.AT_FDCWD, path)
+	fd, err := files.OpenDir(unix.AT_FDCWD, path)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	c := &layerCopier{walker: walker{root: &layerDir{path: "/", fd: fd, lower: -1}, xattr: layer.xattr}}
+	c := &layerCopier{ctx: ctx, walker: walker{root: &layerDir{path: "/", fd: fd, lower: -1}, xattr: layer.xattr}}
 	defer func() { err = errors.Join(err, c.close()) }()
 	return walkChanges(ctx, layer, parent, c, true)
 }
 
 // layerCopier writes changes as a layer directory, with hard links to the files.
 type layerCopier struct {
+	ctx    context.Context
 	walker // of the copy
 	open   []*layerDir
 	begun  bool // the root is, or was, among open
@@ -208,7 +210,7 @@ func (c *layerCopier) dir(d *changeDir) error {
 		if err := unix.Mkdirat(d.parent.copy.fd, d.name, 0o700); err != nil {
 			return fmt.Errorf("make directory /%s: %w", d.path, err)
 		}
-		fd, err := openDir(d.parent.copy.fd, d.name)
+		fd, err := files.OpenDir(d.parent.copy.fd, d.name)
 		if err != nil {
 			return fmt.Errorf("open the copy of /%s: %w", d.path, err)
 		}
@@ -229,7 +231,7 @@ func (c *layerCopier) leave(d *changeDir) error {
 }
 
 func (c *layerCopier) file(in *changeDir, name string, st *unix.Stat_t) error {
-	if err := linkOrCopy(in.fd, in.copy.fd, name, st); err != nil {
+	if err := linkOrCopy(c.ctx, in.fd, in.copy.fd, name, st); err != nil {
 		return fmt.Errorf("copy /%s%s: %w", in.path, name, err)
 	}
 	return nil

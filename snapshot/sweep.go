@@ -90,8 +90,7 @@ func (o *Overlay) forgetUnsound(there map[string]bool) {
 		}
 	}
 	for _, s := range unsound {
-		o.count(s, -1)
-		delete(o.snaps, s.id)
+		o.dropLocked(s)
 		b.Delete(recordBucket, s.id)
 	}
 	o.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,7 +65,7 @@ func (t *trash) name() string {
 // moveAside renames path without os.Rename's look at what it would replace, which
 // would be a third of the cost. A missing path is fine.
 func moveAside(path, aside string) error {
-	_, err := retry(func() (int, error) { return 0, unix.Rename(path, aside) })
+	_, err := files.Retry(func() (int, error) { return 0, unix.Rename(path, aside) })
 	if err != nil && err != unix.ENOENT {
 		return fmt.Errorf("move %s to trash: %w", path, err)
 	}
@@ -120,7 +121,7 @@ func empty(path, aside string) error {
 			return err
 		}
 	}
-	if err := removeTree(unix.AT_FDCWD, aside); err != nil {
+	if err := files.RemoveAll(unix.AT_FDCWD, aside); err != nil {
 		return fmt.Errorf("empty the trash: %w", err)
 	}
 	return nil

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,20 +53,13 @@ func newUsageWalk(ctx context.Context) *usageWalk {
 	return &usageWalk{ctx: ctx}
 }
 
-// namesBuffer is for reading a directory. Snapshots are small and measured by
-// the thousand: with a buffer for each, these would be half of what a prune
-// allocates.
-type namesBuffer [16 << 10]byte
-
-var namesBuffers = sync.Pool{New: func() any { return new(namesBuffer) }}
-
 // path adds the file or directory tree at path.
 func (u *usageWalk) path(path string) error {
 	var st unix.Stat_t
-	if err := lstatAt(unix.AT_FDCWD, path, &st); err != nil {
+	if err := files.Lstat(unix.AT_FDCWD, path, &st); err != nil {
 		return err
 	}
-	if isDir(&st) {
+	if files.IsDir(&st) {
 		return u.dir(unix.AT_FDCWD, path)
 	}
 	u.add(&st)
@@ -85,7 +78,7 @@ func (u *usageWalk) dir(at int, name string) error {
 	if err := context.Cause(u.ctx); err != nil {
 		return err
 	}
-	fd, err := openDir(at, name)
+	fd, err := files.OpenDir(at, name)
 	if err != nil {
 		return err
 	}
@@ -95,17 +88,15 @@ func (u *usageWalk) dir(at int, name string) error {
 		return err
 	}
 	u.add(&st)
-	buf := namesBuffers.Get().(*namesBuffer)
-	names, err := readNames(fd, buf[:])
-	namesBuffers.Put(buf)
+	names, err := files.Names(fd)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		err := lstatAt(fd, name, &st)
+		err := files.Lstat(fd, name, &st)
 		switch {
 		case err != nil:
-		case isDir(&st):
+		case files.IsDir(&st):
 			err = u.dir(fd, name)
 		default:
 			u.add(&st)
@@ -119,7 +110,7 @@ func (u *usageWalk) dir(at int, name string) error {
 
 func (u *usageWalk) add(st *unix.Stat_t) {
 	bytes := st.Blocks * 512
-	if isDir(st) || st.Nlink <= 1 {
+	if files.IsDir(st) || st.Nlink <= 1 {
 		u.Size += bytes
 		u.Inodes++
 		return

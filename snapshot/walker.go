@@ -1,10 +1,12 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,8 +38,8 @@ type layerDir struct {
 }
 
 // entry names a file in the directory for calls on xattrs.
-func (d *layerDir) entry(name string) xattrFile {
-	return xattrFile{path: fmt.Sprintf("/proc/self/fd/%d/%s", d.fd, name)}
+func (d *layerDir) entry(name string) files.Xattrs {
+	return files.XattrsAt(d.fd, name)
 }
 
 const (
@@ -46,7 +48,7 @@ const (
 )
 
 func (w *walker) open(layer layerInfo, parent *View) error {
-	fd, err := openDir(unix.AT_FDCWD, layer.dir)
+	fd, err := files.OpenDir(unix.AT_FDCWD, layer.dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", layer.dir, gone(err))
 	}
@@ -159,11 +161,11 @@ func (w *walker) child(d *layerDir, name string, create bool) (*layerDir, error)
 		return nil, unix.ENAMETOOLONG // and more open directories than is good
 	}
 	var st unix.Stat_t
-	err := lstatAt(d.fd, name, &st)
+	err := files.Lstat(d.fd, name, &st)
 	switch {
-	case err == nil && isDir(&st):
+	case err == nil && files.IsDir(&st):
 		return w.enter(d, name)
-	case err == nil && isSymlink(&st):
+	case err == nil && files.IsLink(&st):
 		return nil, readSymlink(d.fd, name)
 	case err == nil && isWhiteout(&st):
 		if !create {
@@ -181,12 +183,12 @@ func (w *walker) child(d *layerDir, name string, create bool) (*layerDir, error)
 	if d.lower < 0 {
 		err = unix.ENOENT
 	} else {
-		err = lstatAt(d.lower, name, &st)
+		err = files.Lstat(d.lower, name, &st)
 	}
 	switch {
-	case err == nil && isDir(&st), err == unix.ENOENT && create:
+	case err == nil && files.IsDir(&st), err == unix.ENOENT && create:
 		return w.makeDir(d, name, false)
-	case err == nil && isSymlink(&st):
+	case err == nil && files.IsLink(&st):
 		return nil, readSymlink(d.lower, name)
 	case err == nil:
 		return nil, unix.ENOTDIR
@@ -195,7 +197,7 @@ func (w *walker) child(d *layerDir, name string, create bool) (*layerDir, error)
 }
 
 func readSymlink(dir int, name string) error {
-	link, err := readlinkAt(dir, name)
+	link, err := files.Readlink(dir, name)
 	if err != nil {
 		return err
 	}
@@ -209,7 +211,7 @@ func readSymlink(dir int, name string) error {
 func (w *walker) enter(d *layerDir, name string) (*layerDir, error) {
 	c := &layerDir{path: d.path + name + "/", lower: -1, parent: d}
 	var err error
-	if c.fd, err = openDir(d.fd, name); err != nil {
+	if c.fd, err = files.OpenDir(d.fd, name); err != nil {
 		return nil, err
 	}
 	if d.lower >= 0 {
@@ -224,7 +226,7 @@ func (w *walker) enter(d *layerDir, name string) (*layerDir, error) {
 
 // findLower sets c.lower if the parent shows through c.
 func (w *walker) findLower(d, c *layerDir, name string) error {
-	opaque, _, err := xattrFile{fd: c.fd}.value(w.xattr + "opaque")
+	opaque, _, err := files.XattrsOf(c.fd).Get(w.xattr + "opaque")
 	if err != nil {
 		return err
 	}
@@ -270,7 +272,7 @@ func (w *walker) makeDir(d *layerDir, name string, hidden bool) (*layerDir, erro
 
 // copyLower gives c the metadata that it has in the parent.
 func (w *walker) copyLower(c *layerDir) error {
-	from, err := openDir(c.lower, ".")
+	from, err := files.OpenDir(c.lower, ".")
 	if err != nil {
 		return err
 	}
@@ -283,7 +285,7 @@ func (w *walker) copyLower(c *layerDir) error {
 	if err := unix.Fchown(c.fd, int(st.Uid), int(st.Gid)); err != nil {
 		return fmt.Errorf("chown: %w", err)
 	}
-	if c.inherited, err = copyXattrs(xattrFile{fd: from}, xattrFile{fd: c.fd}); err != nil {
+	if c.inherited, err = copyXattrs(files.XattrsOf(from), files.XattrsOf(c.fd)); err != nil {
 		return err
 	}
 	return unix.Fchmod(c.fd, st.Mode&0o7777)
@@ -321,29 +323,29 @@ func (w *walker) makeWhiteout(d *layerDir, name string) error {
 
 // remove removes name from the layer, with all that is in it.
 func (w *walker) remove(d *layerDir, name string, st *unix.Stat_t) error {
-	if !isDir(st) {
+	if !files.IsDir(st) {
 		// A symlink may have led to a directory.
 		return unix.Unlinkat(d.fd, name, 0)
 	}
 	w.stale = true
-	return removeTree(d.fd, name)
+	return files.RemoveAll(d.fd, name)
 }
 
 // copyUp copies the parent's file name into the layer and describes it.
-func (w *walker) copyUp(d *layerDir, name string, st *unix.Stat_t) error {
+func (w *walker) copyUp(ctx context.Context, d *layerDir, name string, st *unix.Stat_t) error {
 	if d.lower < 0 {
 		return unix.ENOENT
 	}
-	if err := lstatAt(d.lower, name, st); err != nil {
+	if err := files.Lstat(d.lower, name, st); err != nil {
 		return err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		return unix.EISDIR
 	case unix.S_IFREG:
-		return copyRegular(d, name)
+		return copyRegular(ctx, d, name, st)
 	case unix.S_IFLNK:
-		link, err := readlinkAt(d.lower, name)
+		link, err := files.Readlink(d.lower, name)
 		if err != nil {
 			return err
 		}
@@ -368,8 +370,8 @@ func (w *walker) copyUp(d *layerDir, name string, st *unix.Stat_t) error {
 	return unix.UtimesNanoAt(d.fd, name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func copyRegular(d *layerDir, name string) (err error) {
-	from, err := unix.Openat(d.lower, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+func copyRegular(ctx context.Context, d *layerDir, name string, st *unix.Stat_t) (err error) {
+	from, err := files.OpenFile(d.lower, name)
 	if err != nil {
 		return err
 	}
@@ -383,39 +385,8 @@ func copyRegular(d *layerDir, name string) (err error) {
 			err = cerr
 		}
 	}()
-	if err := copyData(from, to); err != nil {
+	if err := new(files.Copier).Copy(ctx, to, from, st); err != nil {
 		return err
 	}
 	return copyMeta(from, to)
-}
-
-// copyData copies a file, in the kernel where it can.
-func copyData(from, to int) error {
-	if unix.IoctlFileClone(to, from) == nil {
-		return nil
-	}
-	for {
-		n, err := retry(func() (int, error) { return unix.CopyFileRange(from, nil, to, nil, 1<<30, 0) })
-		switch {
-		case err == unix.EXDEV || err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP:
-			return copyBuffered(from, to)
-		case err != nil || n == 0:
-			return err
-		}
-	}
-}
-
-// copyBuffered copies from where both files are now.
-func copyBuffered(from, to int) error {
-	buf := getBuffer()
-	defer buffers.Put(buf)
-	for {
-		n, err := retry(func() (int, error) { return unix.Read(from, buf[:]) })
-		if err != nil || n == 0 {
-			return err
-		}
-		if err := writeAll(to, buf[:n]); err != nil {
-			return err
-		}
-	}
 }

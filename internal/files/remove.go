@@ -1,8 +1,8 @@
-package snapshot
+package files
 
 import (
 	"encoding/binary"
-	"fmt"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,51 +11,50 @@ import (
 // process that is about to end, still writes to.
 const removeTries = 5
 
-// removeTree removes the file or directory tree name in the directory at. A
-// missing one is fine. Snapshots are small and go by the thousand: this makes a
-// third of the system calls of os.RemoveAll.
-func removeTree(at int, name string) error {
-	err := unlinkAt(at, name, 0)
+// RemoveAll removes the file or directory tree name in the directory dir. A
+// missing one is fine. An error about something in the tree is an *fs.PathError.
+//
+// Trees are small and go by the thousand: this makes a third of the system calls
+// of os.RemoveAll.
+func RemoveAll(dir int, name string) error {
+	err := unlink(dir, name, 0)
 	if err == unix.EISDIR {
-		return removeDir(at, name)
+		return removeDir(dir, name)
 	}
-	return missingIsFine(name, err)
+	return missingIsFine(err)
 }
 
-// removeDir is removeTree of what is most likely a directory.
-func removeDir(at int, name string) error {
-	fd, err := openDir(at, name)
+// removeDir is RemoveAll of what is most likely a directory.
+func removeDir(dir int, name string) error {
+	fd, err := OpenDir(dir, name)
 	if err == unix.ENOTDIR || err == unix.ELOOP { // it has become something else
-		return missingIsFine(name, unlinkAt(at, name, 0))
+		return missingIsFine(unlink(dir, name, 0))
 	}
 	if err != nil {
-		return missingIsFine(name, err)
+		return missingIsFine(err)
 	}
 	defer unix.Close(fd)
 	buf := namesBuffers.Get().(*namesBuffer)
 	defer namesBuffers.Put(buf)
 	for ends := 0; ; {
-		n, err := retry(func() (int, error) { return unix.ReadDirent(fd, buf[:]) })
-		if err == unix.ENOENT { // removed meanwhile
-			return nil
-		}
+		n, err := Retry(func() (int, error) { return unix.ReadDirent(fd, buf[:]) })
 		if err != nil {
-			return fmt.Errorf("list %s: %w", name, err)
+			return missingIsFine(err) // removed meanwhile
 		}
 		if err := clearEntries(fd, buf[:n]); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return err
 		}
 		if n > len(buf)/2 {
 			continue // there are more, most likely
 		}
-		err = unlinkAt(at, name, unix.AT_REMOVEDIR)
+		err = unlink(dir, name, unix.AT_REMOVEDIR)
 		if err != unix.ENOTEMPTY && err != unix.EEXIST || ends == removeTries {
-			return missingIsFine(name, err)
+			return missingIsFine(err)
 		}
 		if n == 0 {
 			ends++
 			if _, err := unix.Seek(fd, 0, 0); err != nil {
-				return fmt.Errorf("list %s: %w", name, err)
+				return err
 			}
 		}
 	}
@@ -72,28 +71,28 @@ func clearEntries(fd int, data []byte) error {
 		if name == "." || name == ".." {
 			continue
 		}
-		remove := removeTree
+		remove := RemoveAll
 		if entry[kind] == unix.DT_DIR {
 			remove = removeDir
 		}
 		if err := remove(fd, name); err != nil {
-			return err
+			return &fs.PathError{Op: "remove", Path: name, Err: err}
 		}
 	}
 	return nil
 }
 
-func unlinkAt(at int, name string, flags int) error {
+func unlink(dir int, name string, flags int) error {
 	for {
-		if err := unix.Unlinkat(at, name, flags); err != unix.EINTR {
+		if err := unix.Unlinkat(dir, name, flags); err != unix.EINTR {
 			return err
 		}
 	}
 }
 
-func missingIsFine(name string, err error) error {
-	if err == nil || err == unix.ENOENT {
+func missingIsFine(err error) error {
+	if err == unix.ENOENT {
 		return nil
 	}
-	return fmt.Errorf("remove %s: %w", name, err)
+	return err
 }

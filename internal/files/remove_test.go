@@ -1,4 +1,4 @@
-package snapshot
+package files
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 
 // A whole tree goes, whatever is in it; what symlinks lead to stays, and so does
 // what is beside it.
-func TestRemoveTree(t *testing.T) {
+func TestRemoveAll(t *testing.T) {
 	dir := t.TempDir()
 	make := func(err error) {
 		t.Helper()
@@ -34,19 +34,19 @@ func TestRemoveTree(t *testing.T) {
 		make(os.WriteFile(filepath.Join(tree, "a", "b", "file with a rather long name "+strconv.Itoa(i)), nil, 0o644))
 	}
 	make(os.Chmod(filepath.Join(tree, "shut"), 0))
-	make(removeTree(unix.AT_FDCWD, tree))
+	make(RemoveAll(unix.AT_FDCWD, tree))
 	if _, err := os.Lstat(tree); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the tree is still there: %v", err)
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "kept", "f")); err != nil {
 		t.Errorf("what a link led to: %v", err)
 	}
-	make(removeTree(unix.AT_FDCWD, tree)) // missing
-	make(removeTree(unix.AT_FDCWD, filepath.Join(dir, "kept", "f")))
+	make(RemoveAll(unix.AT_FDCWD, tree)) // missing
+	make(RemoveAll(unix.AT_FDCWD, filepath.Join(dir, "kept", "f")))
 }
 
 // A tree may be removed twice at once.
-func TestRemoveTreeTwice(t *testing.T) {
+func TestRemoveAllTwice(t *testing.T) {
 	tree := filepath.Join(t.TempDir(), "tree")
 	for i := range 200 {
 		if err := os.MkdirAll(filepath.Join(tree, strconv.Itoa(i), "x"), 0o755); err != nil {
@@ -56,7 +56,7 @@ func TestRemoveTreeTwice(t *testing.T) {
 	var work sync.WaitGroup
 	for range 4 {
 		work.Go(func() {
-			if err := removeTree(unix.AT_FDCWD, tree); err != nil {
+			if err := RemoveAll(unix.AT_FDCWD, tree); err != nil {
 				t.Error(err)
 			}
 		})
