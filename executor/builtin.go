@@ -118,7 +118,7 @@ func (b *builtin) attend(ctx context.Context, r *running, started func(Running),
 }
 
 // start starts the container's process.
-func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *stdio, mounts *string) (_ *launch.Process, _ func() []launch.StageTime, err error) {
+func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *stdio, mounts *string) (_ *launch.Process, times []launch.StageTime, err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	closing := func(fd int) int {
@@ -160,7 +160,10 @@ func (b *builtin) start(ctx context.Context, t *task, group *cgroup.Group, io *s
 	if err != nil {
 		return nil, nil, explainHidden(err)
 	}
-	return proc, prog.Times, nil
+	if t.observed {
+		times = prog.Times()
+	}
+	return proc, times, nil // and the program, which takes more memory than all the rest of a running step, is garbage
 }
 
 // kill ends a process that is no longer wanted: TERM, and when the grace has

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strings"
 
 	"github.com/kilnbuild/kiln/executor/native"
@@ -24,7 +23,7 @@ func startError(logfile, program string, printed []string, code int) error {
 		}
 		return lastWords(printed[0], program)
 	}
-	for _, re := range refusals {
+	for _, re := range refusals() {
 		if m := re.FindStringSubmatch(message); m != nil {
 			err := execErrno(m[1])
 			if (err == unix.ENOENT || err == unix.ENOTDIR) && !strings.Contains(program, "/") { // of a directory in PATH
@@ -38,16 +37,16 @@ func startError(logfile, program string, printed []string, code int) error {
 
 // refusals are how runtimes say that they won't even try to execute a program:
 // runc and kilnrun, then crun.
-var refusals = []*regexp.Regexp{
-	regexp.MustCompile(`exec: ".*?": (.+)`),
-	regexp.MustCompile("(?:executable file `.*` not found|open executable)(.*)"),
-}
+var refusals = patterns(
+	`exec: ".*?": (.+)`,
+	"(?:executable file `.*` not found|open executable)(.*)",
+)
 
 // attempts are how they say that the kernel would not, in the same order.
-var attempts = []*regexp.Regexp{
-	regexp.MustCompile(`^exec (\S+): (no such file or directory|exec format error|permission denied)$`),
-	regexp.MustCompile("exec container process (?:\\(missing dynamic library\\?\\) )?`(.*)`: (.+)$"),
-}
+var attempts = patterns(
+	`^exec (\S+): (no such file or directory|exec format error|permission denied)$`,
+	"exec container process (?:\\(missing dynamic library\\?\\) )?`(.*)`: (.+)$",
+)
 
 // lastWords is the error that line tells of, if it is a runtime's last: it names
 // the program that was to be executed, and nothing else was printed before it.
@@ -55,7 +54,7 @@ func lastWords(line, program string) error {
 	if entry, ok := logEntry([]byte(line)); ok { // crun writes to its standard error as to its log
 		line = entry
 	}
-	for _, re := range attempts {
+	for _, re := range attempts() {
 		m := re.FindStringSubmatch(line)
 		if m != nil && (m[1] == program || strings.HasSuffix(m[1], "/"+program)) {
 			return &native.ExecError{Path: program, Err: execErrno(m[2])}

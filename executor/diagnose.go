@@ -53,17 +53,30 @@ func (f *failure) outOfMemory() Cause {
 	if l := f.exit.oomLimit; l > 0 {
 		limit = fmt.Sprintf("the limit is %s; raise it, or make the step use less, for example with fewer parallel jobs", bytesText(l))
 	}
-	return Cause{Kind: CauseOOM, Text: fmt.Sprintf("%s: it used up to %s, %s", what, bytesText(f.exit.usage.MemoryPeak), limit)}
+	if peak := f.exit.usage.MemoryPeak; peak > 0 { // not of version 2 before Linux 5.19
+		limit = fmt.Sprintf("it used up to %s, %s", bytesText(peak), limit)
+	}
+	return Cause{Kind: CauseOOM, Text: what + ": " + limit}
 }
 
 // tooMany: programs that can't start another say so in their own ways, and some
 // don't.
 func (f *failure) tooMany() Cause {
-	if f.exit.refused == 0 {
+	fix := "raise it (kilnd --step-pids), or make the step use fewer, for example with fewer parallel jobs"
+	if n := f.exit.refused; n > 0 {
+		return Cause{Kind: CauseProcesses, Text: fmt.Sprintf("it was refused a further process or thread (%d times): the limit is %d at once; %s", n, f.t.p.Resources.Pids, fix)}
+	}
+	// Where the group that counts refusals went with the container, the most at once
+	// is known of one around it.
+	r := f.t.p.Resources
+	if r == nil || r.Pids == 0 || f.exit.usage.PidsPeak < r.Pids {
 		return Cause{}
 	}
-	return Cause{Kind: CauseProcesses, Text: fmt.Sprintf("it was refused a further process or thread (%d times): the limit is %d at once; "+
-		"raise it (kilnd --step-pids), or make the step use fewer, for example with fewer parallel jobs", f.exit.refused, f.t.p.Resources.Pids)}
+	printed := f.printed("can't fork", "annot fork", "fork: ", "esource temporarily unavailable", "EAGAIN", "unable to create thread", "annot create thread", "unable to create native thread")
+	if printed == "" {
+		return Cause{}
+	}
+	return Cause{Kind: CauseProcesses, Printed: printed, Text: fmt.Sprintf("it had as many processes and threads as the limit allows, %d at once; %s", r.Pids, fix)}
 }
 
 func bytesText(n int64) string { return units.BytesSize(float64(n)) }
@@ -88,6 +101,10 @@ func (f *failure) signal() Cause {
 		text += "; the daemon did not do that, nor did it run out of its memory: something else on the machine or the step itself did"
 	case unix.SIGSEGV, unix.SIGBUS, unix.SIGILL, unix.SIGFPE, unix.SIGABRT, unix.SIGTRAP:
 		text += "; the program crashed"
+	case unix.SIGXFSZ:
+		text += "; it wrote more to a file than its limit fsize allows: raise that (ulimit -f)"
+	case unix.SIGXCPU:
+		text += "; it used more processor time than its limit cpu allows: raise that (ulimit -t)"
 	case unix.SIGPIPE:
 		text += "; it wrote to a pipe that nobody reads any more"
 	}

@@ -93,6 +93,9 @@ func (f *failure) searched() []string {
 func (f *failure) noProgram(name string) Cause {
 	if strings.Contains(name, "/") {
 		at := f.absolute(name)
+		if _, _, err := f.view.program(at); errors.Is(err, unix.ELOOP) {
+			return Cause{Kind: CauseNoProgram, Text: fmt.Sprintf("%s is a symbolic link that leads to itself, or one of too many; correct the links", at)}
+		}
 		text := fmt.Sprintf("there is no file %s in the root file system", at)
 		if _, place, err := f.view.program(at); err != nil && place != at {
 			text = fmt.Sprintf("%s leads to %s, and there is no such file in the root file system", at, place)

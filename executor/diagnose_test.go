@@ -89,6 +89,8 @@ func TestCauses(t *testing.T) {
 		{name: "directory", args: []string{"/etc"}, code: 126, kind: CausePermission, want: []string{"/etc is a directory"}},
 		{name: "not the user's", args: []string{"/bin/ownersown"}, change: func(p *Process) { p.User = "builder" }, code: 2, kind: CausePermission, want: []string{"user, builder"}, hint: true},
 		{name: "signal", script: "kill -SEGV $$; sleep 100", change: notFirst, code: 139, kind: CauseSignal, want: []string{"SIGSEGV", "crashed"}},
+		{name: "file too large", script: "ulimit -f 1; cat /bin/busybox > /f; exit $?", code: 153, kind: CauseSignal, want: []string{"SIGXFSZ", "ulimit -f"}},
+		{name: "link to itself", args: []string{"/bin/loop"}, code: 126, kind: CauseNoProgram, want: []string{"/bin/loop is a symbolic link", "itself"}},
 		{name: "missing in a shell", script: "nonesuch --flag", code: 127, kind: CauseNoProgram, want: []string{`"nonesuch"`, "PATH (/bin)"}, hint: true},
 		{name: "interpreter in a shell", script: "/bin/nointerp", code: 127, kind: CauseNoInterpreter, want: []string{"/usr/bin/python3"}, hint: true},
 		{name: "loader in a shell", script: "cd /bin; /bin/dynamic", code: 127, kind: CauseNoInterpreter, want: []string{"ld-linux-none"}, hint: true},
@@ -106,7 +108,7 @@ func TestCauses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink("/nowhere", filepath.Join(root, "bin/dangling")); err != nil {
+	if err := errors.Join(os.Symlink("/nowhere", filepath.Join(root, "bin/dangling")), os.Symlink("loop", filepath.Join(root, "bin/loop"))); err != nil {
 		t.Fatal(err)
 	}
 	each(t, allRuntimes, func(t *testing.T, e *executor) {
@@ -229,7 +231,8 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// A cause of memory says how much there was, and whose limit it was.
+// A cause of memory says how much there was, where the kernel counts that, and
+// whose limit it was.
 func TestOutOfMemoryText(t *testing.T) {
 	var e exit
 	e.account(cgroup.Usage{OOMKills: 2, MemoryPeak: 64 << 20, OOMLimit: 64 << 20})
@@ -238,8 +241,12 @@ func TestOutOfMemoryText(t *testing.T) {
 		t.Errorf("%+v", c)
 	}
 	f.exit.oomLimit = 0
-	if c := f.outOfMemory(); !strings.Contains(c.Text, "no limit of its own") {
+	if c := f.outOfMemory(); !strings.Contains(c.Text, "used up to 64MiB, no limit of its own") {
 		t.Errorf("%+v", c)
+	}
+	f.exit.usage.MemoryPeak, f.exit.oomLimit = 0, 32<<20
+	if c := f.outOfMemory(); !strings.Contains(c.Text, "out of memory: the limit is 32MiB; raise it") {
+		t.Errorf("without a peak: %+v", c)
 	}
 }
 

@@ -4,15 +4,26 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 )
 
-// shellComplaints are how shells and the like say what they could not run.
-var shellComplaints = []*regexp.Regexp{
-	regexp.MustCompile(`(?:line \d+: |: \d+: |^\S*sh: )(\S+): (?:command not found|not found|No such file or directory|Permission denied|Exec format error|cannot execute.*|bad interpreter.*)`),
-	regexp.MustCompile(`exec: "([^"]+)"`),
-	regexp.MustCompile(`^env: ['‘"]?([^'’":]+)['’"]?: (?:No such file or directory|Permission denied|Exec format error)`),
-	regexp.MustCompile(`can't execute '([^']+)'`),
+// patterns are compiled when the first step fails: a start shouldn't wait for it.
+func patterns(all ...string) func() []*regexp.Regexp {
+	return sync.OnceValue(func() (compiled []*regexp.Regexp) {
+		for _, one := range all {
+			compiled = append(compiled, regexp.MustCompile(one))
+		}
+		return compiled
+	})
 }
+
+// shellComplaints are how shells and the like say what they could not run.
+var shellComplaints = patterns(
+	`(?:line \d+: |: \d+: |^\S*sh: )(\S+): (?:command not found|not found|No such file or directory|Permission denied|Exec format error|cannot execute.*|bad interpreter.*)`,
+	`exec: "([^"]+)"`,
+	`^env: ['‘"]?([^'’":]+)['’"]?: (?:No such file or directory|Permission denied|Exec format error)`,
+	`can't execute '([^']+)'`,
+)
 
 // inShell looks at what a shell could not run: it exits with 127 or 126 and names
 // the program in its last words.
@@ -24,7 +35,7 @@ func (f *failure) inShell() Cause {
 	if f.exit.code != codeNotFound && f.exit.code != codeNotExecutable {
 		return Cause{}
 	}
-	for _, re := range shellComplaints {
+	for _, re := range shellComplaints() {
 		m := re.FindStringSubmatch(last)
 		if m == nil {
 			continue

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/executor/cgroup"
+	"github.com/kilnbuild/kiln/executor/cgroup/cgrouptest"
 )
 
 // memoryLimitFile is where a container reads its limit.
@@ -39,8 +40,12 @@ func TestOutOfMemory(t *testing.T) {
 		if !strings.Contains(exit.Error(), "out of memory") || !strings.Contains(exit.Error(), "the limit is 32MiB") {
 			t.Errorf("message %q", exit.Error())
 		}
-		if r.usage.MemoryPeak < limit/2 || r.usage.MemoryPeak > limit {
-			t.Errorf("peak is %d", r.usage.MemoryPeak)
+		least, most := int64(limit/2), int64(limit)
+		if !cgrouptest.CountsPeak(t) {
+			least, most = 0, 0 // it isn't known
+		}
+		if r.usage.MemoryPeak < least || r.usage.MemoryPeak > most {
+			t.Errorf("peak is %d, want %d to %d", r.usage.MemoryPeak, least, most)
 		}
 	})
 }
@@ -61,11 +66,15 @@ func TestTinyMemoryLimit(t *testing.T) {
 // The bounds of an executor hold for steps that ask for nothing, and what they
 // are refused is the cause of their failure.
 func TestMostProcesses(t *testing.T) {
-	each(t, runtimes, func(t *testing.T, e *executor) {
+	each(t, allRuntimes, func(t *testing.T, e *executor) {
 		e.cfg.Most = Most{Pids: 20}
 		r := run(t, e, process(t, "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done"))
 		var exit *ExitError
-		if !errors.As(r.err, &exit) || exit.Cause.Kind != CauseProcesses || !strings.Contains(exit.Error(), "the limit is 20 at once") {
+		if strings.HasSuffix(e.cfg.Binary, "crun") && r.usage.PidsPeak == 0 {
+			t.Log("a kernel before 6.1 doesn't tell it of what crun removes")
+			return
+		}
+		if !errors.As(r.err, &exit) || exit.Cause.Kind != CauseProcesses || !strings.Contains(exit.Error(), "20 at once; raise it (kilnd --step-pids)") {
 			t.Errorf("error %v", r.err)
 		}
 		output(t, e, process(t, "for i in 1 2 3; do sleep 0 & done; wait"))
@@ -96,7 +105,11 @@ func TestUsage(t *testing.T) {
 		if r.err != nil {
 			t.Fatal(r.err)
 		}
-		if u := r.usage; u.CPU <= 0 || u.MemoryPeak < 8<<20 || u.OOMKills != 0 {
+		least := int64(8 << 20)
+		if !cgrouptest.CountsPeak(t) {
+			least = 0
+		}
+		if u := r.usage; u.CPU <= 0 || u.MemoryPeak < least || least == 0 && u.MemoryPeak != 0 || u.OOMKills != 0 {
 			t.Errorf("usage %+v", u)
 		}
 		if u := r.usage; u.PidsPeak != 0 && u.PidsPeak < 3 {

@@ -300,3 +300,18 @@ func TestMounts(t *testing.T) {
 		})
 	})
 }
+
+// A mount has the flags of its source with every runtime.
+func TestMountFlags(t *testing.T) {
+	each(t, allRuntimes, func(t *testing.T, e *executor) {
+		p := process(t, "grep -c ' /m tmpfs rw,nosuid,nodev,noexec,' /proc/mounts; grep -c ' /r tmpfs ro,nosuid,' /proc/mounts; echo x >/m/x")
+		options := []string{"nosuid", "nodev", "noexec"}
+		p.Mounts = []Mount{
+			{Dest: "/m", Source: []mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: options}}},
+			{Dest: "/r", Source: []mount.Mount{{Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "nosuid"}}}},
+		}
+		if out := output(t, e, p); out != "1\n1\n" {
+			t.Errorf("%q", out)
+		}
+	})
+}

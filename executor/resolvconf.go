@@ -69,7 +69,7 @@ func (r *resolvConfs) get(host bool) ([]byte, error) {
 	if content, ok := r.generated[host]; ok {
 		return content, nil
 	}
-	content, err := generateResolvConf(host, r.dns)
+	content, err := generateResolvConf(hostResolvConf, resolvedResolvConf, host, r.dns)
 	if err != nil {
 		return nil, err
 	}
@@ -89,21 +89,32 @@ type resolvConf struct {
 }
 
 // generateResolvConf makes the file that a container gets. Loopback servers
-// are not reachable from it, unless it shares the machine's network.
-func generateResolvConf(host bool, dns *DNS) ([]byte, error) {
-	rc, err := loadResolvConf(hostResolvConf)
+// are not reachable from it, unless it shares the machine's network: where all
+// of the machine's are such, as those of systemd-resolved (127.0.0.53, .54) or of a
+// dnsmasq, resolved says what is behind them.
+func generateResolvConf(machine, resolved string, host bool, dns *DNS) ([]byte, error) {
+	rc, err := loadResolvConf(machine)
 	if err != nil {
 		return nil, err
 	}
-	if !host && len(rc.servers) == 1 && rc.servers[0] == netip.AddrFrom4([4]byte{127, 0, 0, 53}) {
-		if rc, err = loadResolvConf(resolvedResolvConf); err != nil {
+	if !host && len(rc.servers) > 0 && !rc.reachable() {
+		behind, err := loadResolvConf(resolved)
+		if err != nil {
 			return nil, err
+		}
+		if behind.reachable() {
+			rc = behind
 		}
 	}
 	if err := rc.apply(host, dns); err != nil {
 		return nil, err
 	}
 	return rc.format(), nil
+}
+
+// reachable says whether there is a server that isn't on loopback.
+func (rc *resolvConf) reachable() bool {
+	return slices.ContainsFunc(rc.servers, func(s netip.Addr) bool { return !s.IsLoopback() })
 }
 
 // apply makes rc right for a container.

@@ -36,6 +36,7 @@ type task struct {
 	netns      *network.Namespace // nil: the machine's
 	sources    []source           // what is mounted besides the standard mounts, parents first
 	makePoints map[string]string  // by destination: mount points to be made inside other mounts
+	observed   bool               // the stages of the start are timed
 	// result is what Exec returns of a further process, whose task is like t.
 	result func(context.Context, *task, exit, error) error
 }
@@ -46,9 +47,9 @@ type exit struct {
 	signaled bool // the process itself was, which not every runtime knows
 	killed   bool // by us
 	usage    Usage
-	oomLimit int64 // of memory, if processes were killed for it; 0 is none
-	refused  int64 // processes and threads that it was not allowed
-	times    func() []launch.StageTime
+	oomLimit int64              // of memory, if processes were killed for it; 0 is none
+	refused  int64              // processes and threads that it was not allowed
+	times    []launch.StageTime // of the start, if somebody observes
 }
 
 func (e *exit) status(s launch.Status) {
@@ -115,7 +116,7 @@ func (e *executor) Run(ctx context.Context, p Process) (_ Usage, err error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	t.watch, t.result = watch, e.result
+	t.watch, t.result, t.observed = watch, e.result, e.observe != nil
 	exit, err := e.rt.run(ctx, t)
 	if e.observe != nil {
 		e.observe(exit)

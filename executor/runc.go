@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -235,7 +236,7 @@ func startWith(cmd *exec.Cmd, io *stdio) (err error) {
 }
 
 // bindSources gives the binds of the spec paths that no container can change.
-func (r *runcRuntime) bindSources(t *task, bundle string, undo *cleanup.Stack) error {
+func (r *runcRuntime) bindSources(t *task, bundle string, undo *cleanup.Stack) (err error) {
 	at := len(t.spec.Mounts) - len(t.sources)
 	for i, s := range t.sources {
 		target := filepath.Join(bundle, "bind"+strconv.Itoa(i))
@@ -243,9 +244,31 @@ func (r *runcRuntime) bindSources(t *task, bundle string, undo *cleanup.Stack) e
 			return fmt.Errorf("mount %s: %w", s.dest, err)
 		}
 		undo.Add(func() error { return snapshot.Detach(target) })
-		t.spec.Mounts[at+i].Source = target
+		m := &t.spec.Mounts[at+i]
+		m.Source = target
+		if m.Options, err = withFlags(m.Options, target); err != nil {
+			return fmt.Errorf("mount %s: %w", s.dest, err)
+		}
 	}
 	return nil
+}
+
+// withFlags adds to a bind's options the flags that what is mounted at target
+// has: crun gives the bind those of the options alone.
+func withFlags(options []string, target string) ([]string, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: target, Err: err}
+	}
+	for _, f := range []struct {
+		flag int64 // the kernel has the same numbers for ST_* as for MS_*
+		name string
+	}{{unix.MS_NOSUID, "nosuid"}, {unix.MS_NOEXEC, "noexec"}, {unix.MS_NODEV, "nodev"}, {unix.MS_RDONLY, "ro"}} {
+		if st.Flags&f.flag != 0 && !slices.Contains(options, f.name) {
+			options = append(options, f.name)
+		}
+	}
+	return options, nil
 }
 
 // bindPart mounts the selected part of s at target, which it makes.

@@ -12,9 +12,8 @@ import (
 	"github.com/kilnbuild/kiln/executor/launch"
 	"github.com/kilnbuild/kiln/executor/native"
 	"github.com/kilnbuild/kiln/executor/rootfs"
-	"github.com/kilnbuild/kiln/executor/thread"
 	"github.com/kilnbuild/kiln/internal/cleanup"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -99,7 +98,7 @@ func (c *builtinContainer) join(ctx context.Context, p Process, io *stdio) (proc
 		}
 	}
 	// The thread makes children in the container's PID namespace from then on.
-	thread.Run(func() { proc, err = c.joinHere(ctx, s, &spec) })
+	thread.Run(func() { proc, err = c.joinHere(ctx, s) })
 	return proc, err
 }
 
@@ -122,7 +121,7 @@ func (c *builtinContainer) target() (native.Target, error) {
 
 // joinHere starts the process of s on the calling thread, with whose end it
 // ends until it executes its program.
-func (c *builtinContainer) joinHere(ctx context.Context, s *native.Setup, spec *specs.Spec) (_ *launch.Process, err error) {
+func (c *builtinContainer) joinHere(ctx context.Context, s *native.Setup) (_ *launch.Process, err error) {
 	var undo, done cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run(), done.Run()) }()
 	target, err := c.target()

@@ -3,8 +3,11 @@
 package executor
 
 import (
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,12 +15,13 @@ import (
 )
 
 // hostileRoot makes a root whose content an attacker chose: "-> target" is a
-// symbolic link, "| " a FIFO, "/" a directory, anything else a file.
+// symbolic link, "| " a FIFO, "/" a directory, "huge" a file of 1 GB, anything
+// else a file.
 func hostileRoot(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := busyboxRoot(t)
-	for name, content := range files {
-		path := filepath.Join(root, name)
+	for _, name := range slices.Sorted(maps.Keys(files)) { // directories before what is in them
+		content, path := files[name], filepath.Join(root, name)
 		mkdir(t, filepath.Dir(path))
 		if err := os.RemoveAll(path); err != nil {
 			t.Fatal(err)
@@ -27,6 +31,8 @@ func hostileRoot(t *testing.T, files map[string]string) string {
 			err = os.Symlink(target, path)
 		} else if content == "/" {
 			err = os.Mkdir(path, 0o755)
+		} else if content == "huge" {
+			err = errors.Join(os.WriteFile(path, []byte("root:x:0:0::/:\n"), 0o644), os.Truncate(path, 1<<30))
 		} else if content == "| " {
 			err = unix.Mkfifo(path, 0o644)
 		} else if content == "disk" {
@@ -52,12 +58,17 @@ func TestHostileImages(t *testing.T) {
 		(echo attacked > $p/kernel/domainname) 2>/dev/null && echo written below $p
 		[ -d $p/firmware/acpi ] && echo unmasked $p
 	done; [ -c /dev/null ] && [ -r /proc/self/status ] && grep -q '^Seccomp:.2' /proc/self/status && echo ran`
+	each(t, ours(t), func(t *testing.T, e *executor) { hostileImages(t, e, look) })
+}
+
+func hostileImages(t *testing.T, e *executor, look string) {
 	full := map[string]string{"proc": "/", "sys": "/", "dev": "/", "etc/hosts": "", "etc/resolv.conf": "", "x": "/"}
-	e := newTest(t, Config{})
 	for name, tc := range map[string]struct {
 		files map[string]string
 		want  string // of the error, if the step is refused
 		ran   bool
+		user  string
+		cwd   string
 	}{
 		"control":                           {ran: true},
 		"/proc is a link to the root":       {files: map[string]string{"proc": "-> /"}, want: "mount point /proc"},
@@ -74,15 +85,30 @@ func TestHostileImages(t *testing.T) {
 		"/dev is a link to a directory":     {files: map[string]string{"dev": "-> x"}, ran: true},
 		"/dev has nodes and links": {files: map[string]string{"dev": "/", "dev/null": "-> /proc/sys/kernel/core_pattern", "dev/zero": "disk", "dev/pts": "-> /etc",
 			"dev/shm": "-> /proc", "dev/ptmx": "| ", "dev/stdin": "x"}, ran: true},
-		"/etc/passwd is a FIFO":               {files: map[string]string{"etc/passwd": "| ", "etc/group": "| "}, ran: true},
-		"/etc/passwd is a disk":               {files: map[string]string{"etc/passwd": "disk", "etc/group": "disk"}, ran: true},
-		"/etc/passwd is a link out":           {files: map[string]string{"etc/passwd": "-> ../../../../../../etc/shadow"}, ran: true},
-		"/etc/hosts is a link to the root":    {files: map[string]string{"etc/hosts": "-> /"}, want: "mount point /etc/hosts"},
-		"/etc/hosts is a link into /proc":     {files: map[string]string{"etc/hosts": "-> /proc/sys/kernel/core_pattern"}, want: "mount point /etc/hosts"},
-		"/etc/resolv.conf is a link to /proc": {files: map[string]string{"etc/resolv.conf": "-> ../proc/self/mem"}, want: "mount point /etc/resolv.conf"},
-		"/etc/hosts is a link out":            {files: map[string]string{"etc/hosts": "-> ../../../../etc/shadow"}, ran: true},
-		"/etc/hosts is a FIFO":                {files: map[string]string{"etc/hosts": "| "}, ran: true},
-		"/etc is a link out":                  {files: map[string]string{"etc": "-> ../../../../tmp"}, ran: true},
+		"/etc/passwd is a FIFO":                 {files: map[string]string{"etc/passwd": "| ", "etc/group": "| "}, ran: true},
+		"/etc/passwd is a disk":                 {files: map[string]string{"etc/passwd": "disk", "etc/group": "disk"}, ran: true},
+		"/etc/passwd is a link out":             {files: map[string]string{"etc/passwd": "-> ../../../../../../etc/shadow"}, ran: true},
+		"/etc/hosts is a link to the root":      {files: map[string]string{"etc/hosts": "-> /"}, want: "mount point /etc/hosts"},
+		"/etc/hosts is a link into /proc":       {files: map[string]string{"etc/hosts": "-> /proc/sys/kernel/core_pattern"}, want: "mount point /etc/hosts"},
+		"/etc/resolv.conf is a link to /proc":   {files: map[string]string{"etc/resolv.conf": "-> ../proc/self/mem"}, want: "mount point /etc/resolv.conf"},
+		"/etc/hosts is a link out":              {files: map[string]string{"etc/hosts": "-> ../../../../etc/shadow"}, ran: true},
+		"/etc/hosts is a FIFO":                  {files: map[string]string{"etc/hosts": "| "}, ran: true},
+		"/etc/hosts is a directory":             {files: map[string]string{"etc/hosts": "/"}, want: "/etc/hosts"},
+		"/etc/resolv.conf is a directory":       {files: map[string]string{"etc/resolv.conf": "/"}, want: "/etc/resolv.conf"},
+		"/etc/resolv.conf is a FIFO":            {files: map[string]string{"etc/resolv.conf": "| "}, ran: true},
+		"/etc/resolv.conf is a link to a FIFO":  {files: map[string]string{"etc/resolv.conf": "-> /x/f", "x/f": "| "}, ran: true},
+		"/etc/resolv.conf is a link to itself":  {files: map[string]string{"etc/resolv.conf": "-> resolv.conf"}, want: "/etc/resolv.conf"},
+		"/etc/passwd is huge":                   {files: map[string]string{"etc/passwd": "huge", "etc/group": "huge"}, ran: true},
+		"a user in a huge /etc/passwd":          {files: map[string]string{"etc/passwd": "huge"}, user: "builder", want: "exceeds"},
+		"a user in a huge /etc/group":           {files: map[string]string{"etc/group": "huge"}, user: "builder", want: "exceeds"},
+		"a user in a FIFO":                      {files: map[string]string{"etc/passwd": "| "}, user: "builder", want: "not a regular file"},
+		"a user in a link to /proc":             {files: map[string]string{"etc/passwd": "-> /proc/self/environ"}, user: "builder", want: "builder"},
+		"a user in a link out":                  {files: map[string]string{"etc/passwd": "-> ../../../../../etc/passwd"}, user: "nobody", want: "nobody"},
+		"working directory by a link out":       {files: map[string]string{"x/l": "-> ../../../../../tmp"}, cwd: "/x/l/../../made", ran: true},
+		"working directory by a link to itself": {files: map[string]string{"x/l": "-> l"}, cwd: "/x/l", want: "working dir"},
+		"working directory below a file":        {files: map[string]string{"x": "f"}, cwd: "/x/made", want: "/x"},
+		"working directory by a link to /proc":  {files: map[string]string{"x/l": "-> /proc/1/root"}, cwd: "/x/l", ran: true},
+		"/etc is a link out":                    {files: map[string]string{"etc": "-> ../../../../tmp"}, ran: true},
 	} {
 		t.Run(strings.ReplaceAll(name, "/", "."), func(t *testing.T) {
 			files := map[string]string{}
@@ -95,6 +121,7 @@ func TestHostileImages(t *testing.T) {
 				files[k] = v
 			}
 			p := process(t, look)
+			p.User, p.Cwd = tc.user, tc.cwd
 			p.Root, _ = overlay(t, hostileRoot(t, files))
 			r := attack(t, e, p)
 			switch {

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -46,23 +45,24 @@ func probeAllSyscalls() {
 	os.Exit(0)
 }
 
-// probe runs this test binary in a step and returns what it printed.
-func probe(t *testing.T, e *executor, mode string, security SecurityMode) map[string]unix.Errno {
+// probe runs this test binary in a step, or as a further process of one, and
+// returns what it printed.
+func probe(t *testing.T, e *executor, mode string, security SecurityMode, further bool) map[string]unix.Errno {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := process(t, "")
-	p.Args, p.Security = []string{"/probe"}, security
+	p := withProgram(t, exe)
+	p.Security = security
 	p.Env = append(p.Env, "KILN_EXECUTOR_TEST="+mode)
-	p.Mounts = []Mount{{Dest: "/probe", Source: bindMount(filepath.Dir(exe)), Selector: filepath.Base(exe), Readonly: true}}
-	for _, lib := range []string{"/lib", "/lib64", "/usr/lib"} { // if the test binary is linked dynamically
-		if _, err := os.Stat(lib); err == nil {
-			p.Mounts = append(p.Mounts, Mount{Dest: lib, Source: bindMount(lib), Readonly: true})
-		}
+	run := attack
+	if further {
+		first := process(t, "cat")
+		first.Mounts, first.Security = p.Mounts, security
+		run = func(t *testing.T, e *executor, p Process) result { return attackFurther(t, e, first, p) }
 	}
-	r := attack(t, e, p)
+	r := run(t, e, p)
 	if r.err != nil {
 		t.Fatalf("%v\n%s%s", r.err, r.stdout, r.stderr)
 	}
@@ -138,8 +138,17 @@ var needCapabilities = []string{"landlock_restrict_self"}
 // through, and what is newer than the profile isn't there.
 // compat: DMN-078
 func TestEverySystemCall(t *testing.T) {
-	e := newTest(t, Config{})
-	sandboxed, insecure := probe(t, e, "probe-all", SecuritySandbox), probe(t, e, "probe-all", SecurityInsecure)
+	each(t, ours(t), func(t *testing.T, e *executor) {
+		insecure := probe(t, e, "probe-all", SecurityInsecure, false)
+		for _, further := range []bool{false, true} {
+			checkSystemCalls(t, probe(t, e, "probe-all", SecuritySandbox, further), insecure)
+		}
+	})
+}
+
+// checkSystemCalls compares how the calls were refused with and without the sandbox.
+func checkSystemCalls(t *testing.T, sandboxed, insecure map[string]unix.Errno) {
+	t.Helper()
 	profile, err := mobyseccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: defaultCaps}}})
 	if err != nil {
 		t.Fatal(err)
@@ -185,17 +194,18 @@ func TestEverySystemCall(t *testing.T) {
 
 // Nor do calls get through by the numbers of another ABI.
 func TestOtherABIs(t *testing.T) {
-	e := newTest(t, Config{})
-	abis := 0
-	for name, errno := range probe(t, e, "probe-abis", SecuritySandbox) {
-		abis++
-		if errno != unix.EPERM {
-			t.Errorf("%s: %v, want %v", name, errno, unix.EPERM)
+	each(t, ours(t), func(t *testing.T, e *executor) {
+		abis := 0
+		for name, errno := range probe(t, e, "probe-abis", SecuritySandbox, false) {
+			abis++
+			if errno != unix.EPERM {
+				t.Errorf("%s: %v, want %v", name, errno, unix.EPERM)
+			}
 		}
-	}
-	if runtime.GOARCH == "amd64" && abis != 24 {
-		t.Errorf("%d calls were tried", abis)
-	}
+		if runtime.GOARCH == "amd64" && abis != 24 {
+			t.Errorf("%d calls were tried", abis)
+		}
+	})
 }
 
 // A step has a session keyring of its own, and can't get at any: keys aren't
@@ -206,11 +216,18 @@ func TestKeyrings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := newTest(t, Config{})
-	if got := probe(t, e, "probe-all", SecuritySandbox); got["keyring"] != unix.EPERM {
+	each(t, ours(t), func(t *testing.T, e *executor) { keyrings(t, e, own) })
+}
+
+func keyrings(t *testing.T, e *executor, own int) {
+	if got := probe(t, e, "probe-all", SecuritySandbox, false); got["keyring"] != unix.EPERM {
 		t.Errorf("a step asks for its keyring: %v, want %v", got["keyring"], unix.EPERM)
 	}
-	first, second := probe(t, e, "probe-all", SecurityInsecure), probe(t, e, "probe-all", SecurityInsecure)
+	first, second := probe(t, e, "probe-all", SecurityInsecure, false), probe(t, e, "probe-all", SecurityInsecure, false)
+	further := probe(t, e, "probe-all", SecurityInsecure, true)
+	if further["keyring"] != 0 || further["keyring-id"] == unix.Errno(own) {
+		t.Errorf("a further process has the session keyring %d (%v), the daemon has %d", further["keyring-id"], further["keyring"], own)
+	}
 	if first["keyring"] != 0 || first["keyring-id"] == second["keyring-id"] || first["keyring-id"] == unix.Errno(own) {
 		t.Errorf("insecure steps have the session keyrings %d and %d (%v), the daemon has %d", first["keyring-id"], second["keyring-id"], first["keyring"], own)
 	}

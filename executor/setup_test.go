@@ -5,14 +5,17 @@ package executor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 )
@@ -82,6 +85,32 @@ var runtimes = map[string]string{"builtin": "", "runc": "runc"}
 // allRuntimes are what tests run against of which a part is different for each
 // of them.
 var allRuntimes = map[string]string{"builtin": "", "runc": "runc", "crun": "../hack/crun"}
+
+// ours are the runtimes that must withstand every attack: those made here.
+func ours(t testing.TB) map[string]string {
+	t.Helper()
+	binary, err := kilnrun()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{"builtin": "", "kilnrun": binary}
+}
+
+// built is the directory of what was built for the tests, if anything was.
+var built string
+
+var kilnrun = sync.OnceValues(func() (binary string, err error) {
+	if built, err = os.MkdirTemp("", "kiln-executor-test"); err != nil {
+		return "", err
+	}
+	binary = filepath.Join(built, "kilnrun")
+	cmd := exec.Command("go", "build", "-o", binary, "../cmd/kilnrun")
+	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0") // as make build has it
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build kilnrun: %w\n%s", err, out)
+	}
+	return binary, nil
+})
 
 // newTest makes an executor that must leave nothing behind.
 func newTest(t testing.TB, cfg Config) *executor {
@@ -186,4 +215,16 @@ func each(t *testing.T, runtimes map[string]string, test func(t *testing.T, e *e
 	for name, binary := range runtimes {
 		t.Run(name, func(t *testing.T) { test(t, newTest(t, Config{Binary: binary})) })
 	}
+}
+
+// patience ends a little before the tests' own time does: what never happens is told
+// then, and a machine that is busy or slow takes as long as it takes.
+func patience(t *testing.T, why string) context.Context {
+	deadline, ok := t.Deadline()
+	if !ok {
+		return t.Context()
+	}
+	ctx, cancel := context.WithDeadlineCause(t.Context(), deadline.Add(-5*time.Second), errors.New(why))
+	t.Cleanup(cancel)
+	return ctx
 }

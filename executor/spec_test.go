@@ -248,3 +248,34 @@ func TestFileStore(t *testing.T) {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 }
+
+// Where the machine asks itself, containers ask those that it asks in turn.
+func TestServersBehindLoopback(t *testing.T) {
+	const public = "nameserver 8.8.8.8\nnameserver 8.8.4.4\nnameserver 2001:4860:4860::8888\nnameserver 2001:4860:4860::8844\n"
+	for name, tc := range map[string]struct{ machine, resolved, want, onHost string }{
+		"systemd-resolved":        {"nameserver 127.0.0.53\noptions edns0\n", "nameserver 10.1.2.3\nsearch lan\n", "nameserver 10.1.2.3\nsearch lan\n", "nameserver 127.0.0.53\noptions edns0\n"},
+		"its other stub":          {"nameserver 127.0.0.54\n", "nameserver 10.1.2.3\n", "nameserver 10.1.2.3\n", "nameserver 127.0.0.54\n"},
+		"both families":           {"nameserver 127.0.0.1\nnameserver ::1\n", "nameserver 10.1.2.3\n", "nameserver 10.1.2.3\n", "nameserver 127.0.0.1\nnameserver ::1\n"},
+		"one can be reached":      {"nameserver 127.0.0.53\nnameserver 10.0.0.1\n", "nameserver 10.1.2.3\n", "nameserver 10.0.0.1\n", "nameserver 127.0.0.53\nnameserver 10.0.0.1\n"},
+		"nothing is behind":       {"nameserver 127.0.0.53\nsearch lan\n", "", public + "search lan\n", "nameserver 127.0.0.53\nsearch lan\n"},
+		"loopback is behind, too": {"nameserver 127.0.0.53\nsearch lan\n", "nameserver 127.0.0.1\n", public + "search lan\n", "nameserver 127.0.0.53\nsearch lan\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			machine, resolved := filepath.Join(dir, "machine"), filepath.Join(dir, "resolved")
+			if err := os.WriteFile(machine, []byte(tc.machine), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if tc.resolved != "" {
+				if err := os.WriteFile(resolved, []byte(tc.resolved), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for host, want := range map[bool]string{true: tc.onHost, false: tc.want} {
+				if got, err := generateResolvConf(machine, resolved, host, nil); err != nil || string(got) != want {
+					t.Errorf("with the machine's network %v: %q, %v, want %q", host, got, err, want)
+				}
+			}
+		})
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/cleanup"
@@ -101,14 +102,17 @@ func (s *stdio) pipe(i int) error {
 	return nil
 }
 
+// copyOut copies what the process prints to w.
 func (s *stdio) copyOut(w io.Writer, r *os.File) {
 	defer r.Close() // after an error of w, so that the process gets SIGPIPE instead of blocking
-	buf := copyBuffers.Get().(*[32 << 10]byte)
-	defer copyBuffers.Put(buf)
-	// Not w's ReadFrom or r's WriteTo: they would bypass the buffer.
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, buf[:])
+	conn, err := r.SyscallConn()
+	if err == nil {
+		err = copyAll(w, conn)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = copyRest(w, r, buf[:])
+		if err = r.SetReadDeadline(time.Time{}); err == nil {
+			err = copyRest(w, conn)
+		}
 	}
 	// A terminal that nobody has open any more ends with EIO.
 	if err == nil || r == s.master && errors.Is(err, unix.EIO) {
@@ -119,42 +123,65 @@ func (s *stdio) copyOut(w io.Writer, r *os.File) {
 	s.err = errors.Join(s.err, fmt.Errorf("copy output: %w", err))
 }
 
+func copyAll(w io.Writer, r syscall.RawConn) error {
+	for {
+		if n, err := copySome(w, r, true); n == 0 || err != nil {
+			return err
+		}
+	}
+}
+
 // restSize is more than what is in a pipe when its last writer has ended; a writer
 // that isn't the process could go on for ever.
 const restSize = 1 << 20
 
 // copyRest copies what is in r, without waiting for more: the last words of a
 // process that was told to end.
-func copyRest(w io.Writer, r *os.File, buf []byte) error {
-	if err := r.SetReadDeadline(time.Time{}); err != nil {
-		return err
-	}
-	conn, err := r.SyscallConn()
-	if err != nil {
-		return err
-	}
+func copyRest(w io.Writer, r syscall.RawConn) error {
 	for rest := restSize; rest > 0; {
-		var n int
-		var rerr error
-		err := conn.Read(func(fd uintptr) bool {
-			n, rerr = unix.Read(int(fd), buf)
-			return true
-		})
-		if errors.Is(rerr, unix.EINTR) {
-			continue
+		n, err := copySome(w, r, false)
+		if errors.Is(err, unix.EAGAIN) || n == 0 && err == nil {
+			return nil
 		}
-		if errors.Is(rerr, unix.EAGAIN) || n == 0 && rerr == nil {
-			return err
-		}
-		if err = errors.Join(err, rerr); err != nil {
-			return err
-		}
-		if _, err := w.Write(buf[:n]); err != nil {
+		if err != nil {
 			return err
 		}
 		rest -= n
 	}
 	return nil
+}
+
+// copySome copies what can be read at once, which is nothing at r's end. Only
+// while there is something does it have a buffer: many steps can run, and most are
+// silent most of the time.
+func copySome(w io.Writer, r syscall.RawConn, wait bool) (n int, err error) {
+	var buf *[32 << 10]byte
+	release := func() {
+		copyBuffers.Put(buf)
+		buf = nil
+	}
+	var rerr error
+	err = r.Read(func(fd uintptr) bool {
+		buf = copyBuffers.Get().(*[32 << 10]byte)
+		n, rerr = unix.Read(int(fd), buf[:])
+		for rerr == unix.EINTR {
+			n, rerr = unix.Read(int(fd), buf[:])
+		}
+		if rerr == unix.EAGAIN && wait {
+			release()
+			return false
+		}
+		return true
+	})
+	if buf == nil { // it ended waiting
+		return 0, err
+	}
+	defer release()
+	if err = errors.Join(err, rerr); err != nil || n == 0 {
+		return 0, err
+	}
+	_, err = w.Write(buf[:n])
+	return n, err
 }
 
 // started closes the process's ends, which it has copies of, and starts to

@@ -14,8 +14,11 @@ import (
 // killStrays ends the runtime processes that an earlier daemon started with the
 // given --root and a crash left: they aren't in the cgroups of steps, and one
 // that has just begun would make a container after everything else is cleaned
-// up.
+// up. A daemon that used such a runtime has made the directory state before.
 func killStrays(state string) error {
+	if _, err := os.Lstat(state); errors.Is(err, os.ErrNotExist) {
+		return nil // looking at all processes would take longer than all else here
+	}
 	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -21,6 +22,9 @@ func TestStrays(t *testing.T) {
 		return cmd
 	}
 	state := filepath.Join(dir, "runc")
+	if err := os.Mkdir(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	own, other := start(state), start(state+"2")
 	if err := killStrays(state); err != nil {
 		t.Fatal(err)

@@ -39,8 +39,12 @@ func (w *Worker) supervise(undo *cleanup.Stack) {
 // Leave has steps that may outlive the daemon go on when their builds are
 // cancelled from now on.
 func (w *Worker) Leave() {
-	if w.supervisor != nil {
-		w.supervisor.Leave()
-		w.loader.Leave()
+	if w.supervisor == nil {
+		return
+	}
+	w.supervisor.Leave()
+	w.loader.Leave()
+	for _, e := range w.earlier { // and what they have gone on with
+		e.Leave()
 	}
 }

@@ -243,8 +243,10 @@ func (d *daemon) open(w *worker.Worker, rec *record.Recorder) {
 		Started:      started,
 		Ended:        func(b *build.Build) { ended(b); d.monitor.Ended(b); w.CollectSoon(); d.memory.Used(memoryAfterBuild) },
 	})
-	d.memory = footprint.Keep(memoryAfterStart, func() bool { return len(d.builds.Running()) > 0 }, func(err error) {
-		log.Warn("memory of the idle daemon stays larger than it needs to be", "error", err)
+	d.memory = footprint.Keep(memoryAfterStart, footprint.Config{
+		Busy: func() bool { return len(d.builds.Running()) > 0 },
+		Rest: func() {},
+		Tell: func(err error) { log.Warn("memory of the idle daemon stays larger than it needs to be", "error", err) },
 	})
 	d.control.Open(control.Config{
 		Builds: d.builds, History: d.history, Explain: d.explain, Cache: w.Cache(), Sessions: w.Sessions(), GCRules: w.GCRules(),

@@ -102,7 +102,11 @@ func restore(ctx context.Context, c *cli.Command) error {
 	}
 	signals := notify()
 	defer signal.Stop(signals)
-	box, p, err := runtimeOf(c).Restore(ctx, c.Args().First(), spec, container.Options{IO: ioFor(c, nil), Bundle: bundle, Systemd: c.Bool("systemd-cgroup")}, o)
+	io, err := ioFor(c, nil)
+	if err != nil {
+		return err
+	}
+	box, p, err := runtimeOf(c).Restore(ctx, c.Args().First(), spec, container.Options{IO: io, Bundle: bundle, Systemd: c.Bool("systemd-cgroup")}, o)
 	if err != nil {
 		return err
 	}

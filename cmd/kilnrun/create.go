@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/executor/systemd"
 	"github.com/kilnbuild/kiln/internal/cleanup"
 	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
 )
 
 func createFlags() []cli.Flag {
@@ -43,7 +44,11 @@ func createCommand() *cli.Command {
 	return &cli.Command{
 		Name: "create", Usage: "create a container", ArgsUsage: "ID", Flags: createFlags(), StopOnNthArg: nth(1),
 		Action: func(ctx context.Context, c *cli.Command) error {
-			box, p, err := create(ctx, c, ioFor(c, nil))
+			io, err := ioFor(c, nil)
+			if err != nil {
+				return err
+			}
+			box, p, err := create(ctx, c, io)
 			if err != nil {
 				return err
 			}
@@ -97,9 +102,25 @@ func runtimeOf(c *cli.Command) *container.Runtime {
 }
 
 // ioFor makes what a process gets for input and output of this one's.
-func ioFor(c *cli.Command, console *os.File) container.IO {
+func ioFor(c *cli.Command, console *os.File) (container.IO, error) {
 	listen, _ := strconv.Atoi(os.Getenv("LISTEN_FDS")) //nolint:errcheck // anything else is none
-	return container.IO{Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Console: console, Preserve: listen + int(c.Int("preserve-fds"))}
+	n := listen + int(c.Int("preserve-fds"))
+	return container.IO{Stdio: [3]*os.File{os.Stdin, os.Stdout, os.Stderr}, Console: console, Preserve: n}, checkInherited(n)
+}
+
+// checkInherited fails unless the caller left n files open from 3 on: a container
+// must not get those that are this process's own, which an execve would close.
+func checkInherited(n int) error {
+	for fd := 3; fd < 3+n; fd++ {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC != 0 {
+			err = unix.EBADF
+		}
+		if err != nil {
+			return fmt.Errorf("pass %d file descriptors on (--preserve-fds, $LISTEN_FDS): %d isn't open: %w", n, fd, err)
+		}
+	}
+	return nil
 }
 
 // create makes the container that c's flags and argument tell of.

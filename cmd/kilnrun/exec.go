@@ -40,7 +40,17 @@ func execCommand() *cli.Command {
 			&cli.BoolFlag{Name: "ignore-paused", Usage: "also in a paused container, where it waits"},
 		},
 		DisableSliceFlagSeparator: true,
-		Action:                    execute,
+		Action: func(ctx context.Context, c *cli.Command) error {
+			if err := arguments(c, 1, -1); err != nil {
+				return err
+			}
+			err := execute(ctx, c)
+			var code exitCode
+			if err == nil || errors.As(err, &code) {
+				return err
+			}
+			return failure{fmt.Errorf("exec failed: %w", err)}
+		},
 	}
 }
 
@@ -81,9 +91,13 @@ func execute(ctx context.Context, c *cli.Command) (err error) {
 	}
 	signals := notify()
 	defer signal.Stop(signals)
-	p, err := box.Exec(ctx, process, container.ExecOptions{IO: ioFor(c, console), Cgroups: cgroups, Paused: c.Bool("ignore-paused")})
+	io, err := ioFor(c, console)
 	if err != nil {
-		return failure{fmt.Errorf("exec failed: %w", err)}
+		return err
+	}
+	p, err := box.Exec(ctx, process, container.ExecOptions{IO: io, Cgroups: cgroups, Paused: c.Bool("ignore-paused")})
+	if err != nil {
+		return err
 	}
 	err = errors.Join(writePid(c.String("pid-file"), p.Pid), term.attach())
 	if err != nil {
@@ -111,7 +125,7 @@ func processOf(c *cli.Command, box *container.Container) (*specs.Process, error)
 		return p, nil
 	}
 	if c.Args().Len() < 2 {
-		return nil, errors.New("kilnrun exec: no command given, and no --process")
+		return nil, errors.New("no command given, and no --process")
 	}
 	if box.Spec == nil {
 		return nil, fmt.Errorf("container %s isn't completely created", box.ID)

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,13 +43,12 @@ func main() {
 
 func command() *cli.Command {
 	cli.VersionPrinter = func(c *cli.Command) {
-		fmt.Fprintf(c.Root().Writer, "kilnrun version %s\ncommit: %s\nspec: %s\n", version.Protocol(), version.Revision, specs.Version)
+		fmt.Fprintf(c.Root().Writer, "kilnrun version %s\ncommit: %s\nspec: %s\n", version.Protocol(), c.Root().Version, specs.Version)
 	}
-	return &cli.Command{
+	app := &cli.Command{
 		Name:    "kilnrun",
 		Usage:   "run containers that are OCI bundles",
-		Version: version.Revision,
-		Suggest: true,
+		Version: cmp.Or(version.Revision, "unknown"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "debug", Usage: "accepted for compatibility: there is no debug log"},
 			&cli.StringFlag{Name: "log", Usage: "file that errors are also written to"},
@@ -61,13 +61,36 @@ func command() *cli.Command {
 		HideHelpCommand: true,
 		Before:          before,
 		ExitErrHandler:  func(context.Context, *cli.Command, error) {}, // main prints
-		OnUsageError:    func(_ context.Context, c *cli.Command, err error, _ bool) error { return suggest.Flag(err, c) },
+		OnUsageError:    usageError,
+		Action:          unknownCommand,
 		Commands: []*cli.Command{
 			createCommand(), runCommand(), startCommand(), execCommand(), killCommand(), deleteCommand(), stateCommand(), listCommand(),
 			psCommand(), eventsCommand(), pauseCommand(), resumeCommand(), updateCommand(), specCommand(), featuresCommand(),
 			checkpointCommand(), restoreCommand(),
 		},
 	}
+	for _, c := range app.Commands {
+		c.OnUsageError = usageError
+	}
+	return app
+}
+
+func usageError(_ context.Context, c *cli.Command, err error, _ bool) error {
+	return suggest.Flag(err, c)
+}
+
+// unknownCommand is what is done where no command is known by the first
+// argument.
+func unknownCommand(_ context.Context, c *cli.Command) error {
+	if c.Args().Len() == 0 {
+		return cli.ShowAppHelp(c)
+	}
+	var known []string
+	for _, command := range c.Commands {
+		known = append(known, command.Name)
+	}
+	given := c.Args().First()
+	return fmt.Errorf("unknown command %q%s", given, suggest.Nearest(given, known))
 }
 
 func before(ctx context.Context, c *cli.Command) (context.Context, error) {

@@ -54,7 +54,11 @@ func run(ctx context.Context, c *cli.Command) (err error) {
 	}
 	signals := notify()
 	defer signal.Stop(signals)
-	box, p, err := create(ctx, c, ioFor(c, term.socket()))
+	io, err := ioFor(c, term.socket())
+	if err != nil {
+		return err
+	}
+	box, p, err := create(ctx, c, io)
 	if err != nil {
 		return err
 	}

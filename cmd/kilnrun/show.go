@@ -156,6 +156,10 @@ func ps(ctx context.Context, c *cli.Command) error {
 		args = []string{"-ef"}
 	}
 	out, err := exec.CommandContext(ctx, "ps", args...).Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
+	}
 	if err != nil {
 		return fmt.Errorf("run ps %s: %w", strings.Join(args, " "), err)
 	}

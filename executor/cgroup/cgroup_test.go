@@ -35,7 +35,15 @@ func TestParseMounts(t *testing.T) {
 			{"/sys/fs/cgroup/memory", "memory", []string{"memory"}},
 			{"/sys/fs/cgroup/devices", "devices", []string{"devices"}},
 		}, Bare: []string{"/sys/fs/cgroup/systemd"}}},
-		"hybrid":                             {"1 2 0:3 / /a\\040b/memory rw - cgroup cgroup rw,memory\n4 5 0:6 / /a/unified rw - cgroup2 cgroup2 rw\n", &Tree{V1: []Hierarchy{{"/a b/memory", "memory", []string{"memory"}}}, Bare: []string{"/a/unified"}}},
+		"hybrid": {"1 2 0:3 / /a\\040b/memory rw - cgroup cgroup rw,memory\n4 5 0:6 / /a/unified rw - cgroup2 cgroup2 rw\n", &Tree{V1: []Hierarchy{{"/a b/memory", "memory", []string{"memory"}}}, Bare: []string{"/a/unified"}}},
+		// As criu mounts them while it works.
+		"elsewhere, too": {`30 1 0:30 / /tmp/yard/systemd rw - cgroup cgroup rw,name=systemd
+31 1 0:31 / /tmp/yard/memory rw - cgroup cgroup rw,memory
+32 1 0:32 / /tmp/yard/two rw - cgroup2 cgroup2 rw
+33 1 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+34 1 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+35 1 0:32 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+`, &Tree{V1: []Hierarchy{{"/sys/fs/cgroup/memory", "memory", []string{"memory"}}}, Bare: []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}}},
 		"version 2 beside useless version 1": {"1 2 0:3 / /net rw - cgroup cgroup rw,net_cls\n4 5 0:6 / /two rw - cgroup2 cgroup2 rw\n", &Tree{V2: "/two"}},
 		"none":                               {"1 2 0:3 / / rw - ext4 /dev/vda rw\nnonsense\n", nil},
 	} {
@@ -104,9 +112,10 @@ func TestUsageV2(t *testing.T) {
 	if want := (Usage{CPU: 1500000, MemoryPeak: 4096, PidsPeak: 7, OOMKills: 2, OOMLimit: 8192}); err != nil || u != want {
 		t.Errorf("%+v %v", u, err)
 	}
-	// Older kernels count less.
-	u, err = (&Group{dirs: []dir{{path: fakeV2(t, map[string]string{"cpu.stat": "usage_usec 1\n"})}}}).Usage()
-	if want := (Usage{CPU: 1000}); err != nil || u != want {
+	// Older kernels count less: Linux 5.15 no peaks. That memory ran out is known.
+	path = fakeV2(t, map[string]string{"cpu.stat": "usage_usec 1\n", "memory.events": "oom_kill 1\n", "memory.max": "8192\n"})
+	u, err = (&Group{m: &Manager{tree: &Tree{V2: filepath.Dir(path)}}, dirs: []dir{{path: path}}}).Usage()
+	if want := (Usage{CPU: 1000, OOMKills: 1, OOMLimit: 8192}); err != nil || u != want {
 		t.Errorf("%+v %v", u, err)
 	}
 	if _, err = (&Group{dirs: []dir{{path: fakeV2(t, map[string]string{"memory.peak": "nonsense\n"})}}}).Usage(); err == nil {
@@ -438,6 +447,40 @@ func TestReserveTaken(t *testing.T) {
 		}
 	}
 	if err := g.Remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A group that can't be made is an error, and of one that can't be made
+// completely nothing stays.
+func TestTakeFails(t *testing.T) {
+	m := newManager(t, testTree(t, false))
+	spec := Spec{ID: "twice", AllDevices: true}
+	first, err := m.Take(context.Background(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Take(context.Background(), spec); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a group that is there was taken: %v", err)
+	}
+	dirs := first.Dirs()
+	if len(dirs) > 1 { // of the last hierarchy alone
+		for _, dir := range dirs[:len(dirs)-1] {
+			if err := os.Remove(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := m.Take(context.Background(), spec); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("a group was taken a part of which is there: %v", err)
+		}
+		for _, dir := range dirs[:len(dirs)-1] {
+			if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s is left (%v)", dir, err)
+			}
+		}
+	}
+	first.Release()
+	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
 }

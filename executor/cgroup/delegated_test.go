@@ -58,6 +58,39 @@ func TestMissingController(t *testing.T) {
 	}
 }
 
+// What the whole machine lacks, nobody can pass on.
+func TestControllerMissingEverywhere(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "a", "b")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	put := func(file, text string) {
+		if err := os.WriteFile(filepath.Join(root, file), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fails := func(want string) {
+		t.Helper()
+		err := setting{dir, "cpuset.cpus", "0"}.write()
+		if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q in it", err, want)
+		}
+	}
+	for _, group := range []string{"a", "a/b", "."} {
+		put(filepath.Join(group, "cgroup.controllers"), "")
+	}
+	const forAll, forThis = "cgroup version 2 has no controller cpuset on this machine", "the cgroup has no controller cpuset"
+	put("cgroup.controllers", "cpu memory\n")
+	fails(forAll)
+	put("cgroup.controllers", "cpu cpuset memory\n")
+	fails(forThis)
+	// The root of a cgroup namespace isn't the machine's.
+	put("cgroup.type", "domain\n")
+	put("cgroup.controllers", "cpu memory\n")
+	fails(forThis)
+}
+
 // Where there are no groups, processes run in none: nothing is limited, counted
 // or killed by them.
 func TestNoGroups(t *testing.T) {

@@ -27,8 +27,8 @@ type Limits struct {
 // Usage is what the processes of a group used.
 type Usage struct {
 	CPU        time.Duration // 0 for version 1 groups that don't join cpuacct
-	MemoryPeak int64
-	PidsPeak   int64 // 0 if the kernel doesn't count it
+	MemoryPeak int64         // 0 if the kernel doesn't count it
+	PidsPeak   int64         // 0 if the kernel doesn't count it
 	// PidsRefused is how often a process or thread was not started because of the
 	// limit.
 	PidsRefused int64
@@ -205,7 +205,30 @@ func (s setting) missing() string {
 	if controller == "memory" && s.hasMemory() {
 		return "this kernel doesn't count swap; swapaccount=1 on its command line may turn that on"
 	}
+	if s.lackedByAll() {
+		return fmt.Sprintf("cgroup version 2 has no controller %s on this machine: its kernel has none, or cgroup_disable on its command line turns it off, or version 1 has it", controller)
+	}
 	return fmt.Sprintf("the cgroup has no controller %s; whoever gave it to this daemon has to pass that on", controller)
+}
+
+// lackedByAll says whether there is no such file although the machine's own root passes
+// on what it has. That one can be seen outside of cgroup namespaces only, and alone
+// has no type.
+func (s setting) lackedByAll() bool {
+	controller, _, _ := strings.Cut(s.file, ".")
+	top := s.dir
+	for isGroup(filepath.Dir(top)) {
+		top = filepath.Dir(top)
+	}
+	has, err := readFields(filepath.Join(top, "cgroup.controllers"))
+	_, typed := os.Stat(filepath.Join(top, "cgroup.type"))
+	return err == nil && errors.Is(typed, fs.ErrNotExist) && !slices.Contains(has, controller)
+}
+
+// isGroup says whether dir is a group of version 2.
+func isGroup(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "cgroup.controllers"))
+	return err == nil
 }
 
 func (l Limits) v1(d dir) (sets []setting) {

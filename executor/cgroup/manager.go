@@ -320,8 +320,8 @@ func (m *Manager) fill(ctx context.Context) {
 }
 
 // make makes a group's directories.
-func (m *Manager) make(parent, name string, spec Spec) (g *Group, err error) {
-	g = &Group{m: m}
+func (m *Manager) make(parent, name string, spec Spec) (_ *Group, err error) {
+	g := &Group{m: m}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.destroy())

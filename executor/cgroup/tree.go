@@ -18,6 +18,7 @@ package cgroup
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,18 @@ type Tree struct {
 	// Unprivileged: devices are not confined here. The processes are in a user
 	// namespace, whose root can't make device nodes.
 	Unprivileged bool
+}
+
+// Mounts are the mount points of all hierarchies.
+func (t *Tree) Mounts() []string {
+	list := slices.Clone(t.Bare)
+	for _, h := range t.V1 {
+		list = append(list, h.Dir)
+	}
+	if t.V2 != "" {
+		list = append(list, t.V2)
+	}
+	return list
 }
 
 // Hierarchy is one version 1 mount.
@@ -61,39 +74,69 @@ func Detect() (*Tree, error) {
 	return t, nil
 }
 
-func parseMounts(r io.Reader) (*Tree, error) {
-	t := &Tree{}
+// cgroupMount is a line of mountinfo about one.
+type cgroupMount struct {
+	dir, kind string
+	options   []string // of the file system: controllers, or a name
+}
+
+// usual is where cgroups are mounted. The same may be mounted elsewhere, too, and
+// not for long: criu does so while it works.
+const usual = "/sys/fs/cgroup"
+
+func (m cgroupMount) isUsual() bool { return m.dir == usual || strings.HasPrefix(m.dir, usual+"/") }
+
+func readMounts(r io.Reader) (list []cgroupMount, err error) {
 	scan := bufio.NewScanner(r)
 	scan.Buffer(nil, 16<<20) // the line of an overlay names all its layers
 	for scan.Scan() {
 		// 36 35 98:0 /root /mount/point opts optional... - type source superopts
 		before, after, ok := strings.Cut(scan.Text(), " - ")
 		pre, post := strings.Fields(before), strings.Fields(after)
-		if !ok || len(pre) < 6 || len(post) < 3 {
+		if !ok || len(pre) < 6 || len(post) < 3 || post[0] != "cgroup" && post[0] != "cgroup2" {
 			continue
 		}
-		dir := unescape(pre[4])
-		switch post[0] {
-		case "cgroup2":
-			if t.V2 == "" {
-				t.V2 = dir
-			}
-		case "cgroup":
-			var has []string
-			for _, o := range strings.Split(post[2], ",") {
-				if slices.Contains(controllers, o) && t.hierarchy(o) == nil {
-					has = append(has, o)
-				}
-			}
-			if len(has) > 0 {
-				t.V1 = append(t.V1, Hierarchy{Dir: dir, Name: filepath.Base(dir), Controllers: has})
-			} else {
-				t.Bare = append(t.Bare, dir)
-			}
-		}
+		list = append(list, cgroupMount{unescape(pre[4]), post[0], strings.Split(post[2], ",")})
 	}
-	if err := scan.Err(); err != nil {
+	slices.SortStableFunc(list, func(a, b cgroupMount) int {
+		switch {
+		case a.isUsual() == b.isUsual():
+			return 0
+		case a.isUsual():
+			return -1
+		}
+		return 1
+	})
+	return list, scan.Err()
+}
+
+func parseMounts(r io.Reader) (*Tree, error) {
+	list, err := readMounts(r)
+	if err != nil {
 		return nil, err
+	}
+	t, named := &Tree{}, map[string]bool{}
+	for _, m := range list {
+		if m.kind == "cgroup2" {
+			t.V2 = cmp.Or(t.V2, m.dir)
+			continue
+		}
+		var has []string
+		bare := true
+		for _, o := range m.options {
+			known := slices.Contains(controllers, o)
+			if known && t.hierarchy(o) == nil {
+				has = append(has, o)
+			}
+			bare = bare && !known
+		}
+		switch name := strings.Join(m.options, ","); {
+		case len(has) > 0:
+			t.V1 = append(t.V1, Hierarchy{Dir: m.dir, Name: filepath.Base(m.dir), Controllers: has})
+		case bare && !named[name]:
+			named[name] = true
+			t.Bare = append(t.Bare, m.dir)
+		}
 	}
 	switch {
 	case t.hierarchy("memory") != nil || t.hierarchy("devices") != nil:

@@ -51,13 +51,9 @@ func (c *Container) Save(ctx context.Context, o Checkpoint) error {
 	if err := o.makeDirs(); err != nil {
 		return err
 	}
-	links := make([]string, 3)
-	for i := range links {
-		link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", c.Pid, i))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("checkpoint: %w", err)
-		}
-		links[i] = link
+	links, err := c.streams(o.ShellJob)
+	if err != nil {
+		return err
 	}
 	text, err := json.Marshal(links)
 	if err != nil {
@@ -88,6 +84,45 @@ func (c *Container) Save(ctx context.Context, o Checkpoint) error {
 		args = append(args, "--external", fmt.Sprintf("mnt[%s]:%s", m.Destination, m.Destination))
 	}
 	return o.run(ctx, "dump", args, nil)
+}
+
+// streams says what the process has as 0, 1 and 2. A file of the machine can't
+// be opened again; a terminal can, of a shell job.
+func (c *Container) streams(shellJob bool) ([]string, error) {
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", c.Pid))
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint: %w", err)
+	}
+	links := make([]string, 3)
+	for i := range links {
+		link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", c.Pid, i))
+		if errors.Is(err, fs.ErrNotExist) { // it was closed
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("checkpoint: %w", err)
+		}
+		links[i] = link
+		if shellJob || !strings.HasPrefix(link, "/") {
+			continue
+		}
+		info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", c.Pid, i))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("checkpoint: %w", err)
+		}
+		if !strings.Contains("\n"+string(mounts), "\n"+mountID(string(info))+" ") {
+			return nil, fmt.Errorf("checkpoint: file descriptor %d of the container is %s of the machine, which couldn't be restored; start it with a pipe there", i, link)
+		}
+	}
+	return links, nil
+}
+
+// mountID is that of an open file, whose fdinfo is given.
+func mountID(fdinfo string) string {
+	_, after, _ := strings.Cut(fdinfo, "mnt_id:")
+	line, _, _ := strings.Cut(after, "\n")
+	return strings.TrimSpace(line)
 }
 
 // networkKey names a network namespace that isn't the container's own, in a

@@ -69,7 +69,7 @@ func TestCheckpoint(t *testing.T) {
 	}
 	b := createBox(t, bundle, spec)
 	images := filepath.Join(t.TempDir(), "images")
-	o := Checkpoint{Criu: program, Images: images, LeaveRunning: true, FileLocks: true}
+	o := Checkpoint{Criu: program, Images: images, LeaveRunning: true, FileLocks: true, ShellJob: true}
 	if err := b.Save(ctx, o); err == nil || !strings.Contains(err.Error(), "it is created") {
 		t.Errorf("checkpoint of a created one: %v", err)
 	}
@@ -157,10 +157,13 @@ func TestCheckpointFails(t *testing.T) {
 	bundle, spec := newBundle(t, "read x </wait")
 	b := createBox(t, bundle, spec)
 	b.start()
-	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "criu dump: exit status 1: (00.1) Error (cr-dump.c:1): no such thing; (00.2) Error (cr-dump.c:2): failed (its log is ") {
+	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir(), ShellJob: true}); err == nil || !strings.Contains(err.Error(), "criu dump: exit status 1: (00.1) Error (cr-dump.c:1): no such thing; (00.2) Error (cr-dump.c:2): failed (its log is ") {
 		t.Errorf("error %v", err)
 	}
-	if err := b.Save(ctx, Checkpoint{Criu: "/nonexist/criu", Images: t.TempDir()}); !errors.Is(err, exec.ErrNotFound) && !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "install the package criu") {
+	if err := b.Save(ctx, Checkpoint{Criu: "/nonexist/criu", Images: t.TempDir(), ShellJob: true}); !errors.Is(err, exec.ErrNotFound) && !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "install the package criu") {
+		t.Errorf("error %v", err)
+	}
+	if err := b.Save(ctx, Checkpoint{Criu: program, Images: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "/out of the machine, which couldn't be restored") {
 		t.Errorf("error %v", err)
 	}
 	b.Spec.Process.Terminal = true

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -228,6 +229,34 @@ func TestSameIDTwice(t *testing.T) {
 	}
 }
 
+// A created container that is paused is neither started nor deleted before it is
+// resumed, and created again then.
+func TestPauseCreated(t *testing.T) {
+	ctx := context.Background()
+	bundle, spec := newBundle(t, "exit 3")
+	b := createBox(t, bundle, spec)
+	if err := b.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for op, do := range map[string]func() error{
+		"start": func() error { return b.Start(ctx) }, "delete": func() error { return b.Delete(ctx, false) }, "pause": func() error { return b.Pause(ctx) },
+	} {
+		if err := do(); err == nil || !strings.Contains(err.Error(), "paused") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	if err := b.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := b.Status(); err != nil || s != Created {
+		t.Errorf("status %v, %v", s, err)
+	}
+	b.start()
+	if code, _ := b.end(); code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 func TestKillPaused(t *testing.T) {
 	ctx := context.Background()
 	bundle, spec := newBundle(t, "read x </wait")
@@ -338,6 +367,17 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// joins has a container join another's namespace.
+func joins(kind specs.LinuxNamespaceType, path string) func(*specs.Spec) {
+	return func(s *specs.Spec) {
+		for i := range s.Linux.Namespaces {
+			if s.Linux.Namespaces[i].Type == kind {
+				s.Linux.Namespaces[i].Path = path
+			}
+		}
+	}
+}
+
 func TestCreateFails(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*specs.Spec)
@@ -352,7 +392,51 @@ func TestCreateFails(t *testing.T) {
 		"mount option": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "tmpfs", Options: []string{"nosuid", "size=lots"}})
 		}, "mount /m (tmpfs size=lots"},
-		"sysctl":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "not in a separate kernel namespace"},
+		"sysctl":         {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"vm.swappiness": "1"} }, "not in a separate kernel namespace"},
+		"unknown sysctl": {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.none": "1"} }, "namespace sysctl net.none=1: no such file or directory: this kernel has no such setting"},
+		"sysctl value":   {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "x"} }, "namespace sysctl net.ipv4.ip_forward=x: invalid argument: it refuses the value"},
+		"host name":      {func(s *specs.Spec) { s.Hostname = strings.Repeat("x", 65) }, "invalid argument: a name has 64 bytes at most"},
+		"open files":     {func(s *specs.Spec) { s.Process.Rlimits[0].Hard = 1 << 40 }, "it can't be higher than /proc/sys/fs/nr_open"},
+		"directory on a file": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/bin/busybox", Type: "bind", Source: "/tmp", Options: []string{"bind"}})
+		}, "mount of /tmp: it is a directory, and /bin/busybox in the container is a file"},
+		"file on a directory": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/bin", Type: "bind", Source: "/etc/passwd", Options: []string{"bind"}})
+		}, "mount of /etc/passwd: it is a file, and /bin in the container is a directory"},
+		"user without mapping": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 10}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+			s.Process.User.UID = 500
+		}, "user user 500: invalid argument: the container's user namespace doesn't have the id"},
+		"overlapping mappings": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 100000, Size: 10}, {ContainerID: 5, HostID: 200000, Size: 10}}
+			s.Linux.GIDMappings = s.Linux.UIDMappings
+		}, "ranges may not be empty, overlap"},
+		"network that is none":     {joins(specs.NetworkNamespace, "/etc/passwd"), "join network namespace /etc/passwd: it is no namespace"},
+		"network that isn't there": {joins(specs.NetworkNamespace, "/nonexist"), "join network namespace /nonexist: no such file"},
+		"network of another kind":  {joins(specs.NetworkNamespace, "/proc/self/ns/ipc"), "join network namespace /proc/self/ns/ipc: it is a namespace of another kind"},
+		"mounts of another kind":   {joins(specs.MountNamespace, "/proc/self/ns/ipc"), "join mount namespace /proc/self/ns/ipc: it is a namespace of another kind"},
+		"device rule":              {func(s *specs.Spec) { s.Linux.Resources.Devices[0].Type = "x" }, `linux.resources.devices: type "x"`},
+		"device that is something else": {func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/bin/busybox", Type: "c", Major: 1, Minor: 3}}
+		}, "device /bin/busybox: the root file system has something else there"},
+		"relative device": {func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "dev/x", Type: "c"}} }, "device dev/x: its path must be absolute"},
+		"architecture": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"SCMP_ARCH_Z80"}}
+		}, `linux.seccomp: architecture "SCMP_ARCH_Z80"`},
+		"flag of a filter": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"X"}}
+		}, `linux.seccomp.flags: "X"`},
+		"filter that refuses users": {func(s *specs.Spec) {
+			s.Process.NoNewPrivileges = false
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+		}, "set up container: user bounding set: function not implemented: its seccomp profile refuses"},
+		"filter that kills": {func(s *specs.Spec) {
+			s.Process.NoNewPrivileges = false
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"setresuid"}, Action: specs.ActKillProcess}}}
+		}, "or its seccomp profile kills"},
 		"scheduler": {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} }, `process.scheduler.policy "SCHED_X"`},
 		"io priority": {func(s *specs.Spec) {
 			s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 8}
@@ -369,14 +453,38 @@ func TestCreateFails(t *testing.T) {
 		"copy-up in another mount": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/shm/x", Type: "tmpfs", Options: []string{"tmpcopyup"}})
 		}, "it is for directories of the root file system"},
-		"root":       {func(s *specs.Spec) { s.Root.Path = "none" }, "root.path"},
-		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} }, `unknown capability "CAP_FLY"`},
-		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, "RLIMIT_X"},
-		"terminal":   {func(s *specs.Spec) { s.Process.Terminal = true }, "console socket"},
-		"cgroup":     {func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }, "systemd"},
+		"root": {func(s *specs.Spec) { s.Root.Path = "none" }, "root.path"},
+		"clocks": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1 << 62}}
+		}, `set linux.timeOffsets "monotonic 4611686018427387904 0"`},
+		"domain name":             {func(s *specs.Spec) { s.Domainname = strings.Repeat("y", 65) }, "set up container: namespace domain name yyy"},
+		"propagation":             {func(s *specs.Spec) { s.Linux.RootfsPropagation = "odd" }, `set up container: pivot: rootfsPropagation "odd"`},
+		"working directory":       {func(s *specs.Spec) { s.Process.Cwd = "/bin/busybox/x" }, "set up container: cwd /bin/busybox/x: not a directory"},
+		"masked path of no end":   {func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/" + strings.Repeat("x", 256)} }, ": file name too long"},
+		"read-only path":          {func(s *specs.Spec) { s.Linux.ReadonlyPaths = []string{"/" + strings.Repeat("x", 256)} }, "set up container: mask /xxx"},
+		"scheduler's priority":    {func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_FIFO"} }, "set up container: scheduler process.scheduler SCHED_FIFO: invalid argument"},
+		"limit of the processors": {func(s *specs.Spec) { s.Linux.Resources.CPU = &specs.LinuxCPU{Cpus: "9999"} }, "set limit cpuset.cpus to 9999"},
+		"effective capabilities":  {func(s *specs.Spec) { s.Process.Capabilities.Permitted = nil }, "set up container: user capabilities: operation not permitted: those of process.capabilities.effective"},
+		"filter that is too large": {func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+			for i := range uint64(3000) {
+				arg := specs.LinuxSeccompArg{Value: i, Op: specs.OpEqualTo}
+				s.Linux.Seccomp.Syscalls = append(s.Linux.Seccomp.Syscalls, specs.LinuxSyscall{Names: []string{"getpriority"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{arg}})
+			}
+		}, "the kernel takes at most 4096"},
+		"filter that asks somebody": {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }, "action SCMP_ACT_NOTIFY: there are no seccomp agents"},
+		"capability":                {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} }, `unknown capability "CAP_FLY"`},
+		"rlimit":                    {func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, "RLIMIT_X"},
+		"terminal":                  {func(s *specs.Spec) { s.Process.Terminal = true }, "console socket"},
+		"cgroup":                    {func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }, "systemd"},
 		"hook": {func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo bad; exit 3"}}}}
-		}, "run hook /bin/sh: exit status 3: bad"},
+		}, "run createRuntime hook /bin/sh: exit status 3: bad"},
+		"hook of the machine takes too long": {func(s *specs.Spec) {
+			limit := 1
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/busybox", Args: []string{"sleep", "1000"}, Timeout: &limit}}}
+		}, "run createRuntime hook /bin/busybox: it took longer than its timeout of 1s"},
 		"hook takes too long": {func(s *specs.Spec) {
 			limit := 1
 			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/busybox", Args: []string{"sleep", "1000"}, Timeout: &limit}}}
@@ -421,6 +529,7 @@ func TestStartFails(t *testing.T) {
 func TestHooks(t *testing.T) {
 	ctx := context.Background()
 	bundle, spec := newBundle(t, "echo program >>/log")
+	spec.Annotations = map[string]string{"org.example.a": "b"}
 	log := filepath.Join(bundle, "rootfs/log")
 	outside := func(name string) []specs.Hook {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "read x; echo " + name + " $x >>" + log}, Env: []string{"PATH=/bin"}}}
@@ -453,7 +562,7 @@ func TestHooks(t *testing.T) {
 				t.Fatalf("%s read %q: %v", name, state, err)
 			}
 			name += " " + string(s.Status)
-			if s.ID != b.ID || s.Bundle != bundle || (s.Pid == 0) != (s.Status == specs.StateStopped) {
+			if s.Version != spec.Version || s.ID != b.ID || s.Bundle != bundle || !maps.Equal(s.Annotations, spec.Annotations) || (s.Pid == 0) != (s.Status == specs.StateStopped) {
 				t.Errorf("%s read %+v", name, s)
 			}
 		}
@@ -570,5 +679,38 @@ func TestReusedPid(t *testing.T) {
 	c := &Container{dir: t.TempDir(), record: record{ID: "x", Pid: os.Getpid(), StartTime: 1}}
 	if s, err := c.Status(); err != nil || s != Stopped {
 		t.Errorf("status %v, %v", s, err)
+	}
+}
+
+// Devices may be anywhere in a container, and its working directory is made even
+// in a root that will be read-only. Links of the root mean nothing in what covers
+// them.
+func TestPlaces(t *testing.T) {
+	bundle, spec := newBundle(t, "pwd; echo lost >/opt/a/nil && stat -c %F /opt/a/nil; ls -d /dev/shm /run/shm 2>&1; grep -c ' /dev/shm ' /proc/mounts")
+	root := filepath.Join(bundle, "rootfs")
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "dev"), 0o755), os.Symlink("/run/shm", filepath.Join(root, "dev/shm"))); err != nil {
+		t.Fatal(err)
+	}
+	spec.Root.Readonly = true
+	spec.Process.Cwd = "/some/where"
+	spec.Linux.Devices = []specs.LinuxDevice{{Path: "/opt/a/nil", Type: "c", Major: 1, Minor: 3}}
+	b := createBox(t, bundle, spec)
+	b.start()
+	code, out := b.end()
+	if want := "/some/where\ncharacter special file\nls: /run/shm: No such file or directory\n/dev/shm\n1\n"; code != 0 || out != want {
+		t.Errorf("exit code %d, output %q, want %q", code, out, want)
+	}
+}
+
+// A profile that refuses everything refuses the program's start, and the process
+// ends.
+func TestFilterOfEverything(t *testing.T) {
+	bundle, spec := newBundle(t, "")
+	spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno}
+	spec.Process.NoNewPrivileges = true
+	b := createBox(t, bundle, spec)
+	b.start()
+	if code, _ := b.end(); code <= 128 {
+		t.Errorf("exit code %d", code)
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/kilnbuild/kiln/executor/cgroup"
 	"github.com/kilnbuild/kiln/executor/launch"
 	"github.com/kilnbuild/kiln/executor/native"
-	"github.com/kilnbuild/kiln/executor/thread"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/thread"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -294,6 +294,9 @@ func (c *Container) await(child *native.Child) error {
 	done, err := child.Await()
 	if err == nil && done {
 		err = fmt.Errorf("the process of container %s was killed during its set-up; its memory limit may be too low", c.ID)
+		if c.Spec.Linux.Seccomp != nil {
+			err = fmt.Errorf("%w, or its seccomp profile kills for what every start of a program needs, such as execve", err)
+		}
 	}
 	return err
 }
@@ -373,7 +376,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if err := waitExecuted(ctx, gate); err != nil {
 		return err
 	}
-	if err := c.runHooks(ctx, c.hooks().Poststart, Running); err != nil {
+	if err := c.runHooks(ctx, "poststart", c.hooks().Poststart, Running); err != nil {
 		return errors.Join(err, c.Delete(ctx, true))
 	}
 	return nil

@@ -9,8 +9,8 @@ import (
 	"os"
 
 	"github.com/kilnbuild/kiln/executor/native"
-	"github.com/kilnbuild/kiln/executor/thread"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/internal/thread"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )

@@ -348,6 +348,9 @@ func (g groups) allowDevices(rules []specs.LinuxDeviceCgroup) error {
 		if strings.Trim(access, "rwm") != "" {
 			return fmt.Errorf("linux.resources.devices: access %q has other letters than r, w and m", access)
 		}
+		if !slices.Contains([]string{"", "a", "b", "c"}, r.Type) {
+			return fmt.Errorf("linux.resources.devices: type %q is none of a, b and c", r.Type)
+		}
 		list = append(list, cgroup.DeviceRule{
 			Deny: !r.Allow, Any: r.Type == "" || r.Type == "a", Block: r.Type == "b", Major: number(r.Major), Minor: number(r.Minor), Access: access,
 		})

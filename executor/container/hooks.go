@@ -62,18 +62,18 @@ func prestart(h *specs.Hooks) []specs.Hook {
 func (c *Container) hooksBeforePivot(ctx context.Context) error {
 	h := c.hooks()
 	c.hooked = true
-	if err := c.runHooks(ctx, prestart(&h), Creating); err != nil {
+	if err := c.runHooks(ctx, "prestart", prestart(&h), Creating); err != nil {
 		return err
 	}
-	if err := c.runHooks(ctx, h.CreateRuntime, Creating); err != nil {
+	if err := c.runHooks(ctx, "createRuntime", h.CreateRuntime, Creating); err != nil {
 		return err
 	}
-	return c.hooksInside(ctx, h.CreateContainer, Creating)
+	return c.hooksInside(ctx, "createContainer", h.CreateContainer, Creating)
 }
 
 // startHooks run inside the complete container.
 func (c *Container) startHooks(ctx context.Context) error {
-	return c.hooksInside(ctx, c.hooks().StartContainer, Created)
+	return c.hooksInside(ctx, "startContainer", c.hooks().StartContainer, Created)
 }
 
 // hooksAfter run when nothing is left of the container. One that fails keeps
@@ -81,7 +81,7 @@ func (c *Container) startHooks(ctx context.Context) error {
 func (c *Container) hooksAfter(ctx context.Context) error {
 	var errs []error
 	for _, h := range c.hooks().Poststop {
-		errs = append(errs, c.runHooks(ctx, []specs.Hook{h}, Stopped))
+		errs = append(errs, c.runHooks(ctx, "poststop", []specs.Hook{h}, Stopped))
 	}
 	err := errors.Join(errs...)
 	if err == nil || c.warn == nil {
@@ -131,7 +131,7 @@ const hookWaitDelay = time.Second
 
 // runHooks runs hooks outside of the container, one after the other, up to the
 // first that fails.
-func (c *Container) runHooks(ctx context.Context, hooks []specs.Hook, status Status) error {
+func (c *Container) runHooks(ctx context.Context, kind string, hooks []specs.Hook, status Status) error {
 	if len(hooks) == 0 {
 		return nil
 	}
@@ -141,7 +141,7 @@ func (c *Container) runHooks(ctx context.Context, hooks []specs.Hook, status Sta
 	}
 	for _, h := range hooks {
 		if err := runHook(ctx, h, state, c.Bundle); err != nil {
-			return err
+			return fmt.Errorf("run %s hook %s: %w", kind, h.Path, err)
 		}
 	}
 	return nil
@@ -161,21 +161,19 @@ func runHook(ctx context.Context, h specs.Hook, state []byte, dir string) error 
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return hookError(h, err, &out)
+	return hookError(err, &out)
 }
 
-func hookError(h specs.Hook, err error, out *bytes.Buffer) error {
-	if err == nil {
-		return nil
+// hookError adds what a hook printed to why it failed.
+func hookError(err error, out *bytes.Buffer) error {
+	if text := bytes.TrimSpace(out.Bytes()); err != nil && len(text) > 0 {
+		return fmt.Errorf("%w: %s", err, text)
 	}
-	if text := bytes.TrimSpace(out.Bytes()); len(text) > 0 {
-		return fmt.Errorf("run hook %s: %w: %s", h.Path, err, text)
-	}
-	return fmt.Errorf("run hook %s: %w", h.Path, err)
+	return err
 }
 
 // hooksInside runs hooks in the container's namespaces.
-func (c *Container) hooksInside(ctx context.Context, hooks []specs.Hook, status Status) error {
+func (c *Container) hooksInside(ctx context.Context, kind string, hooks []specs.Hook, status Status) error {
 	if len(hooks) == 0 {
 		return nil
 	}
@@ -189,7 +187,7 @@ func (c *Container) hooksInside(ctx context.Context, hooks []specs.Hook, status 
 	}
 	for _, h := range hooks {
 		if err := c.runInside(ctx, h, state); err != nil {
-			return err
+			return fmt.Errorf("run %s hook %s: %w", kind, h.Path, err)
 		}
 	}
 	return nil
@@ -209,13 +207,13 @@ func (c *Container) runInside(ctx context.Context, h specs.Hook, state []byte) (
 	for range 2 {
 		f, err := os.CreateTemp(c.dir, "hook")
 		if err != nil {
-			return fmt.Errorf("run hook %s: %w", h.Path, err)
+			return err
 		}
 		files = append(files, f)
 	}
 	in, out := files[0], files[1]
 	if _, err := in.WriteAt(state, 0); err != nil {
-		return fmt.Errorf("run hook %s: %w", h.Path, err)
+		return err
 	}
 	p := *c.Spec.Process
 	p.Args, p.Env, p.Cwd, p.Terminal = h.Args, h.Env, "/", false
@@ -224,20 +222,20 @@ func (c *Container) runInside(ctx context.Context, h specs.Hook, state []byte) (
 	}
 	s, err := c.setup(&p, IO{Stdio: [3]*os.File{in, out, out}})
 	if err != nil {
-		return fmt.Errorf("run hook %s: %w", h.Path, err)
+		return err
 	}
 	s.Program, s.Filter, s.Spec.Process.Env = h.Path, nil, h.Env
 	proc, err := c.enter(ctx, s, nil)
 	if err != nil {
-		return fmt.Errorf("run hook %s: %w", h.Path, err)
+		return err
 	}
 	status, err := proc.Wait(ctx, 0)
 	if err != nil {
-		return hookError(h, errors.Join(err, proc.end()), &bytes.Buffer{})
+		return errors.Join(err, proc.end())
 	}
 	if status.Code() != 0 {
 		err = fmt.Errorf("exit status %d", status.Code())
 	}
 	text, rerr := os.ReadFile(out.Name())
-	return hookError(h, errors.Join(err, rerr), bytes.NewBuffer(text))
+	return hookError(errors.Join(err, rerr), bytes.NewBuffer(text))
 }

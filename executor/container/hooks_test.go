@@ -66,7 +66,7 @@ func TestHookFails(t *testing.T) {
 					t.Errorf("delete it once more: %v", err)
 				}
 			}
-			if err == nil || !strings.Contains(err.Error(), "run hook /bin/sh: exit status 3: refused") {
+			if err == nil || !strings.Contains(err.Error(), "run "+kind+" hook /bin/sh: exit status 3: refused") {
 				t.Errorf("error %v", err)
 			}
 			want := strings.Join(append(append([]string{}, order[:at]...), "poststop"), "\n") + "\n"
@@ -90,7 +90,7 @@ func TestPoststopHookFails(t *testing.T) {
 	if err := b.Delete(context.Background(), false); err != nil {
 		t.Errorf("delete: %v", err)
 	}
-	if len(warnings) != 1 || !strings.Contains(warnings[0].Error(), "run hook /bin/sh: exit status 3: refused") {
+	if len(warnings) != 1 || !strings.Contains(warnings[0].Error(), "run poststop hook /bin/sh: exit status 3: refused") {
 		t.Errorf("warnings %v", warnings)
 	}
 	if got := readText(t, log); got != "second\n" {
@@ -119,6 +119,42 @@ func TestHookPids(t *testing.T) {
 	}
 	release(t, bundle)
 	b.end()
+}
+
+// A hook has the arguments and the environment that it was given, and nothing
+// of this process's.
+func TestHookSurroundings(t *testing.T) {
+	t.Setenv("KILN_OF_THE_CALLER", "x")
+	bundle, spec := newBundle(t, "exit 0")
+	log := filepath.Join(bundle, "rootfs/log")
+	// Two of each: with an environment, and without one.
+	hooks := func(kind, file string) []specs.Hook {
+		script := "(echo " + kind + " $0 $1; /bin/busybox env | /bin/busybox grep -e ^A -e KILN; true) >>" + file
+		with := specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", script, "zero", "one"}, Env: []string{"A=b c", "A2="}}
+		without := with
+		without.Env = nil
+		return []specs.Hook{with, without}
+	}
+	spec.Hooks = &specs.Hooks{
+		CreateRuntime: hooks("createRuntime", log), CreateContainer: hooks("createContainer", log), StartContainer: hooks("startContainer", "/log"),
+		Poststart: hooks("poststart", log), Poststop: hooks("poststop", log),
+	}
+	//lint:ignore SA1019 deprecated, and used
+	spec.Hooks.Prestart = hooks("prestart", log)
+	b := createBox(t, bundle, spec)
+	b.start()
+	b.end()
+	if err := b.Delete(context.Background(), false); err != nil {
+		t.Fatal(err)
+	}
+	want := ""
+	for _, kind := range []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"} {
+		line := kind + " zero one\n"
+		want += line + "A=b c\nA2=\n" + line
+	}
+	if got := readText(t, log); got != want {
+		t.Errorf("hooks have\n%s\nwant\n%s", got, want)
+	}
 }
 
 func TestCheckHooks(t *testing.T) {

@@ -54,7 +54,7 @@ func (r *Runtime) Restore(ctx context.Context, id string, spec *specs.Spec, o Op
 	if err := errors.Join(c.Groups.make(tree), c.confine()); err != nil {
 		return nil, nil, err
 	}
-	p, err := c.restore(ctx, o, from)
+	p, err := c.restore(ctx, o, from, c.Groups.criuRoots(tree))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -69,8 +69,32 @@ func (r *Runtime) Restore(ctx context.Context, id string, spec *specs.Spec, o Op
 	return c, p, nil
 }
 
+// criuRoots has criu put processes into these groups, rather than into those that
+// they were in.
+func (g groups) criuRoots(tree *cgroup.Tree) (args []string) {
+	below := func(dir string) string {
+		for _, mount := range tree.Mounts() {
+			if rest, ok := strings.CutPrefix(dir, mount+"/"); ok {
+				return "/" + rest
+			}
+		}
+		return "/"
+	}
+	if g.V2 != "" {
+		return []string{"--cgroup-root", below(g.V2)}
+	}
+	for names, dir := range g.V1 {
+		root := names + ":" + below(dir)
+		if names == unified {
+			root = below(dir)
+		}
+		args = append(args, "--cgroup-root", root)
+	}
+	return args
+}
+
 // restore has criu make the processes, the first of which is this one's child.
-func (c *Container) restore(ctx context.Context, o Options, from Checkpoint) (_ *Process, err error) {
+func (c *Container) restore(ctx context.Context, o Options, from Checkpoint, groups []string) (_ *Process, err error) {
 	root, err := c.mountRoot()
 	if err != nil {
 		return nil, err
@@ -78,6 +102,7 @@ func (c *Container) restore(ctx context.Context, o Options, from Checkpoint) (_ 
 	defer func() { err = errors.Join(err, unmountRoot(root)) }()
 	pidFile := filepath.Join(c.dir, "criu.pid")
 	args := []string{"--root", root, "--restore-detached", "--restore-sibling", "--pidfile", pidFile}
+	args = append(args, groups...)
 	for _, m := range c.external() {
 		args = append(args, "--external", fmt.Sprintf("mnt[%s]:%s", m.Destination, m.Source))
 	}

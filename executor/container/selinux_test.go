@@ -29,7 +29,7 @@ func TestSELinuxLabels(t *testing.T) {
 		refused[`process.selinuxLabel "`+process+`": `] = onProcess(process)
 		refused[`linux.mountLabel "`+files+`": `] = onMounts(files)
 	} else {
-		testLabelled(t, process, files)
+		testLabelled(t, process, files, true)
 	}
 	for what, change := range refused {
 		bundle, spec := newBundle(t, "exit 0")
@@ -42,7 +42,7 @@ func TestSELinuxLabels(t *testing.T) {
 
 // testLabelled looks at a container with mounts of all kinds, and has it look at
 // itself.
-func testLabelled(t *testing.T, process, files string) {
+func testLabelled(t *testing.T, process, files string, noNewPrivileges bool) {
 	bundle, spec := newBundle(t, "cat /proc/self/attr/current; cat /copied/file")
 	if err := os.MkdirAll(filepath.Join(bundle, "rootfs/copied"), 0o755); err != nil {
 		t.Fatal(err)
@@ -50,7 +50,8 @@ func testLabelled(t *testing.T, process, files string) {
 	if err := os.WriteFile(filepath.Join(bundle, "rootfs/copied/file"), []byte("copied"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, files
+	labelProgram(t, bundle)
+	spec.Process.SelinuxLabel, spec.Process.NoNewPrivileges, spec.Linux.MountLabel = process, noNewPrivileges, files
 	spec.Linux.MaskedPaths = append(spec.Linux.MaskedPaths, "/proc/fs")
 	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/tmpfs", Type: "tmpfs"}, specs.Mount{Destination: "/copied", Type: "tmpfs", Options: []string{"tmpcopyup"}})
 	b := createBox(t, bundle, spec)
@@ -75,5 +76,19 @@ func testLabelled(t *testing.T, process, files string) {
 	b.start()
 	if code, out := b.end(); code != 0 || strings.Replace(out, "\x00", " ", 1) != process+" copied" {
 		t.Errorf("exit code %d, output %q", code, out)
+	}
+}
+
+// labelProgram gives the bundle's program a label with which a policy lets
+// programs be executed.
+func labelProgram(t *testing.T, bundle string) {
+	t.Helper()
+	setLabel(t, filepath.Join(bundle, "rootfs/bin/busybox"), "system_u:object_r:bin_t:s0")
+}
+
+func setLabel(t *testing.T, file, label string) {
+	t.Helper()
+	if err := unix.Setxattr(file, "security.selinux", []byte(label), 0); err != nil {
+		t.Fatal(err)
 	}
 }

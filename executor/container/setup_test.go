@@ -99,6 +99,17 @@ func TestCheck(t *testing.T) {
 		"is there twice": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 		},
+		`ociVersion "1.x"`:                     func(s *specs.Spec) { s.Version = "1.x" },
+		`ociVersion "2.0.0"`:                   func(s *specs.Spec) { s.Version = "2.0.0" },
+		"RLIMIT_NOFILE is there":               func(s *specs.Spec) { s.Process.Rlimits = append(s.Process.Rlimits, s.Process.Rlimits[0]) },
+		"the soft limit, 2, is above the hard": func(s *specs.Spec) { s.Process.Rlimits[0].Soft, s.Process.Rlimits[0].Hard = 2, 1 },
+		"4294967295 is no id":                  func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{1<<32 - 1} },
+		"process.oomScoreAdj 1001":             func(s *specs.Spec) { n := 1001; s.Process.OOMScoreAdj = &n },
+		"a terminal has at most 65535":         func(s *specs.Spec) { s.Process.ConsoleSize = &specs.Box{Width: 1 << 16} },
+		`linux.personality.domain "LINUX99"`:   func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX99"} },
+		`linux.maskedPaths: "x" must be`:       func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"x"} },
+		`linux.readonlyPaths: "x" must be`:     func(s *specs.Spec) { s.Linux.ReadonlyPaths = []string{"x"} },
+		"number 8 (tmpfs x) has no":            func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Type: "tmpfs", Source: "x"}) },
 	} {
 		s := Example()
 		change(s)

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -47,7 +49,7 @@ func parseSpec(b []byte) (*specs.Spec, error) {
 // spec is silently left out.
 func check(s *specs.Spec) error {
 	switch {
-	case !strings.HasPrefix(s.Version, "1."):
+	case !knownVersion.MatchString(s.Version):
 		return fmt.Errorf("ociVersion %q: this runtime knows versions 1.x", s.Version)
 	case s.Linux == nil:
 		return errors.New("no section linux")
@@ -59,6 +61,10 @@ func check(s *specs.Spec) error {
 		return errors.New("linux.intelRdt: this runtime doesn't control cache allocation; remove it")
 	case s.Linux.MemoryPolicy != nil:
 		return errors.New("linux.memoryPolicy: this runtime doesn't set memory policies; remove it, or use resources.cpu.mems")
+	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
+		return fmt.Errorf("linux.personality.flags %q: there are none", s.Linux.Personality.Flags)
+	case s.Linux.Personality != nil && s.Linux.Personality.Domain != specs.PerLinux && s.Linux.Personality.Domain != specs.PerLinux32:
+		return fmt.Errorf("linux.personality.domain %q is neither LINUX nor LINUX32", s.Linux.Personality.Domain)
 	case len(s.Linux.NetDevices) > 0:
 		return errors.New("linux.netDevices: this runtime doesn't move network devices; remove them")
 	}
@@ -93,10 +99,33 @@ func check(s *specs.Spec) error {
 	case s.Domainname != "" && !seen[specs.UTSNamespace]:
 		return errors.New("domainname: it can't be set without a private uts namespace")
 	}
-	if err := checkHooks(s.Hooks); err != nil {
-		return err
+	for _, do := range []func() error{
+		func() error { return checkPaths(s) }, func() error { return checkHooks(s.Hooks) }, func() error { return CheckProcess(s.Process) },
+	} {
+		if err := do(); err != nil {
+			return err
+		}
 	}
-	return CheckProcess(s.Process)
+	return nil
+}
+
+var knownVersion = regexp.MustCompile(`^1\.\d+\.\d+([-+].*)?$`)
+
+// checkPaths refuses places in the container that are none.
+func checkPaths(s *specs.Spec) error {
+	for i, m := range s.Mounts {
+		if m.Destination == "" {
+			return fmt.Errorf("mounts: number %d (%s) has no destination", i+1, strings.TrimSpace(m.Type+" "+m.Source))
+		}
+	}
+	for what, list := range map[string][]string{"linux.maskedPaths": s.Linux.MaskedPaths, "linux.readonlyPaths": s.Linux.ReadonlyPaths} {
+		for _, p := range list {
+			if !filepath.IsAbs(p) {
+				return fmt.Errorf("%s: %q must be absolute", what, p)
+			}
+		}
+	}
+	return nil
 }
 
 // CheckProcess refuses a process that can't be run.
@@ -112,10 +141,42 @@ func CheckProcess(p *specs.Process) error {
 			return fmt.Errorf("process: %q contains a zero byte", text)
 		}
 	}
+	if err := checkNumbers(p); err != nil {
+		return err
+	}
 	for _, kv := range p.Env { // the value may be a secret
 		if name, _, _ := strings.Cut(kv, "="); strings.ContainsRune(kv, 0) {
 			return fmt.Errorf("process.env: %q contains a zero byte", name)
 		}
+	}
+	return nil
+}
+
+// noID is what system calls take as "leave it as it is".
+const noID = 1<<32 - 1
+
+// checkNumbers refuses what the kernel would refuse without saying why.
+func checkNumbers(p *specs.Process) error {
+	for _, id := range append([]uint32{p.User.UID, p.User.GID}, p.User.AdditionalGids...) {
+		if id == noID {
+			return fmt.Errorf("process.user: %d is no id", id)
+		}
+	}
+	if n := p.OOMScoreAdj; n != nil && (*n < -1000 || *n > 1000) {
+		return fmt.Errorf("process.oomScoreAdj %d: it is from -1000 to 1000", *n)
+	}
+	if size := p.ConsoleSize; size != nil && max(size.Height, size.Width) > math.MaxUint16 {
+		return fmt.Errorf("process.consoleSize: %d rows, %d columns: a terminal has at most %d", size.Height, size.Width, math.MaxUint16)
+	}
+	seen := map[string]bool{}
+	for _, l := range p.Rlimits {
+		switch {
+		case seen[l.Type]:
+			return fmt.Errorf("process.rlimits: %s is there twice", l.Type)
+		case l.Soft > l.Hard:
+			return fmt.Errorf("process.rlimits: %s: the soft limit, %d, is above the hard one, %d", l.Type, l.Soft, l.Hard)
+		}
+		seen[l.Type] = true
 	}
 	return nil
 }

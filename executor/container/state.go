@@ -193,15 +193,15 @@ func (c *Container) Status() (Status, error) {
 	if !alive {
 		return Stopped, nil
 	}
+	frozen, err := c.Groups.frozen()
+	switch {
+	case err != nil:
+		return 0, err
+	case frozen: // a created one, too: it can't be started until it is resumed
+		return Paused, nil
+	}
 	if _, err := os.Stat(c.gate()); err == nil {
 		return Created, nil
-	}
-	frozen, err := c.Groups.frozen()
-	if err != nil {
-		return 0, err
-	}
-	if frozen {
-		return Paused, nil
 	}
 	return Running, nil
 }

@@ -224,7 +224,7 @@ func (r *counters) v2(s *Stats) {
 	t.Periods, t.ThrottledPeriods, t.ThrottledTime = stat["nr_periods"], stat["nr_throttled"], stat["throttled_usec"]*micro
 	m := &s.Memory
 	m.Usage = MemoryEntry{Limit: r.number("memory", "memory.max"), Usage: r.number("memory", "memory.current"), Max: r.number("memory", "memory.peak")}
-	m.Swap = MemoryEntry{Limit: r.number("memory", "memory.swap.max"), Usage: r.number("memory", "memory.swap.current")}
+	m.Swap = r.swapV2(m.Usage)
 	m.Raw = r.table("memory", "memory.stat")
 	m.Cache = m.Raw["file"]
 	r.pids(s)
@@ -251,4 +251,20 @@ func (r *counters) v2(s *Stats) {
 			}
 		}
 	}
+}
+
+// swapV2 counts memory and swap together, as version 1 does and runc tells it.
+func (r *counters) swapV2(memory MemoryEntry) MemoryEntry {
+	used := r.read("memory", "memory.swap.current")
+	if used == "" {
+		return MemoryEntry{} // the kernel doesn't count it
+	}
+	e := MemoryEntry{Limit: r.number("memory", "memory.swap.max"), Usage: r.parse("memory.swap.current", used) + memory.Usage}
+	switch {
+	case memory.Limit == unlimited:
+		e.Limit = unlimited
+	case e.Limit != unlimited:
+		e.Limit += memory.Limit
+	}
+	return e
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -133,5 +134,30 @@ func TestReforkFails(t *testing.T) {
 	var step *StepError
 	if _, err := Fork(p, 0); !errors.As(err, &step) || step.What != "/nowhere" {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A child under a filter that refuses whatever it does, its exit as well, ends.
+func TestForkMayNotExit(t *testing.T) {
+	filter := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0x00050000 | uint32(unix.EPERM)}} // SECCOMP_RET_ERRNO
+	p := new(Program)
+	p.Stage("filter")
+	p.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
+	code := p.Bytes(unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), unsafe.Sizeof(filter[0])))
+	p.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, p.Words(uintptr(len(filter)), code))
+	p.Call("pid", unix.SYS_GETPID)
+	child, err := Fork(p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := child.Wait(context.Background(), 0); err != nil || s.Code() < 128 {
+		t.Errorf("status %v, %v", s, err)
+	}
+	var step *StepError
+	if err := child.Err(); !errors.As(err, &step) || step.What != "pid" || step.Errno != unix.EPERM {
+		t.Errorf("error %v", err)
+	}
+	if err := child.Forget(); err != nil {
+		t.Error(err)
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/kilnbuild/kiln/executor/thread"
 	"github.com/kilnbuild/kiln/internal/rootless"
+	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
 )
 

@@ -66,8 +66,8 @@ type Program struct {
 // name is what a step is called in errors.
 type name struct{ stage, what string }
 
-// usualSteps is what a container takes.
-const usualSteps = 320
+// usualSteps is what a container takes: about 150.
+const usualSteps = 192
 
 // link: the result of step from is argument arg of step to.
 type link struct{ from, to, arg int }

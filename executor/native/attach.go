@@ -66,7 +66,7 @@ func (c *creator) mountOne(m specs.Mount) error {
 	if err != nil {
 		return err
 	}
-	dest, _, err := rootfs.New(c.root).Resolve(path.Join("/", m.Destination))
+	dest, err := c.place(m.Destination)
 	if err != nil {
 		return err
 	}
@@ -131,6 +131,13 @@ func (c *creator) covered(dest string) bool {
 	return slices.ContainsFunc(c.done, func(m string) bool { return m == dest || strings.HasPrefix(dest, m+"/") })
 }
 
+// place is where name leads in the container. In what is mounted already, the
+// links of the root are none.
+func (c *creator) place(name string) (string, error) {
+	resolved, _, err := rootfs.New(c.root).ResolveBeside(path.Join("/", name), c.done)
+	return resolved, err
+}
+
 // laterReadonly: mounts and devices are still made in a tmpfs.
 func laterReadonly(m specs.Mount, o mountOptions) bool {
 	return m.Type == "tmpfs" && !o.bind && o.flags&unix.MS_RDONLY != 0
@@ -152,8 +159,29 @@ func (c *creator) mountBind(m specs.Mount, dest string, o mountOptions) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", source, err)
 	}
-	c.makePoint(dest, st.Mode&unix.S_IFMT != unix.S_IFDIR)
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if err := c.checkPoint(dest, isDir); err != nil {
+		return fmt.Errorf("mount of %s: %w", source, err)
+	}
+	c.makePoint(dest, !isDir)
 	c.attach(fd, dest)
+	return nil
+}
+
+// checkPoint fails if the root has a file where a directory is to be mounted, or
+// the other way round.
+func (c *creator) checkPoint(dest string, isDir bool) error {
+	if c.covered(dest) {
+		return nil
+	}
+	st, err := rootfs.New(c.root).Stat(dest)
+	switch pointIsDir := st.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case err != nil: // it is made, or making it fails
+	case isDir && !pointIsDir:
+		return fmt.Errorf("it is a directory, and %s in the container is a file", dest)
+	case !isDir && pointIsDir:
+		return fmt.Errorf("it is a file, and %s in the container is a directory", dest)
+	}
 	return nil
 }
 
@@ -176,8 +204,7 @@ func (c *creator) makePoint(dest string, file bool) {
 // files of the machine are open in the child, and links in what is already
 // mounted could lead to them through /proc/self/fd.
 func (c *creator) mkdirInside(dir string) {
-	parent := c.openInside(path.Dir(dir), unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
-	parent.Into(c.Call(dir, unix.SYS_MKDIRAT, 0, c.String(path.Base(dir)), 0o755).Tolerate(unix.EEXIST, unix.EROFS), 0)
+	c.inDir(path.Dir(dir), dir, unix.SYS_MKDIRAT, 0, c.String(path.Base(dir)), 0o755).Tolerate(unix.EEXIST, unix.EROFS)
 }
 
 func (c *creator) openInside(name string, how unix.OpenHow) launch.Step {
@@ -219,6 +246,11 @@ func (c *creator) devices() error {
 	}
 	c.mkdir("/dev")
 	list := slices.Clone(c.spec.Linux.Devices)
+	for _, d := range list {
+		if err := c.checkNode(d); err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
+		}
+	}
 	for _, n := range defaultNodes {
 		if name := "/dev/" + n.name; !slices.ContainsFunc(list, func(d specs.LinuxDevice) bool { return d.Path == name }) {
 			list = append(list, specs.LinuxDevice{Path: name, Type: "c", Major: int64(n.major), Minor: int64(n.minor)})
@@ -250,10 +282,14 @@ func (c *creator) device(d specs.LinuxDevice) error {
 	if !ok {
 		return fmt.Errorf("device %s: type %q is none of c, u, b and p", d.Path, d.Type)
 	}
-	name := path.Clean(d.Path)
-	if !strings.HasPrefix(name, "/dev/") {
-		return fmt.Errorf("device %s: not below /dev", d.Path)
+	if !path.IsAbs(d.Path) {
+		return fmt.Errorf("device %s: its path must be absolute", d.Path)
 	}
+	dir, err := c.place(path.Dir(d.Path))
+	if err != nil {
+		return fmt.Errorf("device %s: %w", d.Path, err)
+	}
+	name := path.Join(dir, path.Base(d.Path))
 	if c.mapped {
 		// Root of a user namespace can't make nodes, but bind the machine's.
 		fd, err := c.openTree(name, false, mountOptions{})
@@ -264,16 +300,47 @@ func (c *creator) device(d specs.LinuxDevice) error {
 		c.attach(fd, name)
 		return nil
 	}
-	for _, dir := range parents("/dev", name) {
-		c.mkdir(dir)
+	for _, dir := range parents("/", name) {
+		c.mkdirInside(dir)
 	}
 	mode := kind | 0o666
 	if d.FileMode != nil {
 		mode = kind | uintptr(d.FileMode.Perm())
 	}
-	c.Call(name, unix.SYS_MKNODAT, atCWD, c.String(name), mode, uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Tolerate(unix.EEXIST)
+	base := c.String(path.Base(name))
+	c.inDir(dir, name, unix.SYS_MKNODAT, 0, base, mode, uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Tolerate(unix.EEXIST)
 	if d.UID != nil || d.GID != nil {
-		c.Call(name, unix.SYS_FCHOWNAT, atCWD, c.String(name), id(d.UID), id(d.GID), unix.AT_SYMLINK_NOFOLLOW)
+		c.inDir(dir, name, unix.SYS_FCHOWNAT, 0, base, id(d.UID), id(d.GID), unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return nil
+}
+
+// inDir adds a call whose first argument becomes the open directory dir.
+func (c *creator) inDir(dir, what string, nr uintptr, args ...uintptr) launch.Step {
+	parent := c.openInside(dir, unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC})
+	call := c.Call(what, nr, args...)
+	parent.Into(call, 0)
+	return call
+}
+
+// checkNode fails if the root has something else than the device at its path.
+func (c *creator) checkNode(d specs.LinuxDevice) error {
+	name, err := c.place(path.Dir(d.Path))
+	if err != nil {
+		return err
+	}
+	name = path.Join(name, path.Base(d.Path))
+	if c.covered(name) {
+		return nil
+	}
+	st, err := rootfs.New(c.root).Stat(name)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return err
+	case uintptr(st.Mode&unix.S_IFMT) != deviceTypes[d.Type], d.Type != "p" && st.Rdev != unix.Mkdev(uint32(d.Major), uint32(d.Minor)):
+		return errors.New("the root file system has something else there; remove that, or mount something over its directory")
 	}
 	return nil
 }

@@ -57,44 +57,55 @@ func (b *builder) limits() error {
 }
 
 func (b *builder) filterUnlessNoNewPrivileges() error {
-	if !b.spec.Process.NoNewPrivileges {
-		b.filter()
+	if b.spec.Process.NoNewPrivileges {
+		return nil
 	}
-	return nil
+	return b.filter()
 }
 
 func (b *builder) filterIfNoNewPrivileges() error {
 	if b.spec.Process.NoNewPrivileges {
 		b.Call("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1)
-		b.filter()
+		return b.filter()
 	}
 	return nil
 }
 
-func (b *builder) filter() {
+func (b *builder) filter() error {
 	f := b.seccomp
 	if len(f) == 0 {
-		return
+		return nil
+	}
+	flags, err := b.seccompFlags()
+	if err != nil {
+		return err
 	}
 	prog := b.Bytes(unsafe.Slice((*byte)(unsafe.Pointer(&f[0])), len(f)*int(unsafe.Sizeof(f[0]))))
-	b.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, b.seccompFlags(), b.Words(uintptr(len(f)), prog))
+	b.Call("filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, b.Words(uintptr(len(f)), prog))
+	return nil
 }
 
 var seccompFlags = map[specs.LinuxSeccompFlag]uintptr{
 	"SECCOMP_FILTER_FLAG_TSYNC": unix.SECCOMP_FILTER_FLAG_TSYNC, specs.LinuxSeccompFlagLog: unix.SECCOMP_FILTER_FLAG_LOG,
-	specs.LinuxSeccompFlagSpecAllow: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+	specs.LinuxSeccompFlagSpecAllow:        unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+	specs.LinuxSeccompFlagWaitKillableRecv: 0, // of seccomp agents, of which there are none
 }
 
 // seccompFlags are those of the profile. One that says nothing leaves
 // speculation as it is, since the mitigation costs much and helps little.
-func (b *builder) seccompFlags() (flags uintptr) {
-	if p := b.spec.Linux.Seccomp; p != nil && len(p.Flags) > 0 {
-		for _, f := range p.Flags {
-			flags |= seccompFlags[f]
-		}
-		return flags
+func (b *builder) seccompFlags() (flags uintptr, err error) {
+	p := b.spec.Linux.Seccomp
+	if p == nil || len(p.Flags) == 0 {
+		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
-	return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+	for _, f := range p.Flags {
+		flag, ok := seccompFlags[f]
+		if !ok {
+			return 0, fmt.Errorf("linux.seccomp.flags: %q is none that Linux has", f)
+		}
+		flags |= flag
+	}
+	return flags, nil
 }
 
 // lastCap is the highest capability of this kernel.

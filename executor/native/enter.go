@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -55,14 +54,19 @@ func Enter(s *Setup, t Target) (*Child, error) {
 	return e.start(e.build, 0)
 }
 
-// elsewhere says whether a process is in another namespace than this thread.
+// elsewhere says whether a process is in another namespace than this thread. A kernel
+// without namespaces of that kind has one for all.
 func elsewhere(pid int, name string) (bool, error) {
 	var theirs, ours unix.Stat_t
+	err := unix.Stat("/proc/thread-self/ns/"+name, &ours)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at own %s namespace: %w", name, err)
+	}
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", pid, name), &theirs); err != nil {
 		return false, fmt.Errorf("look at %s namespace of process %d: %w", name, pid, err)
-	}
-	if err := unix.Stat("/proc/thread-self/ns/"+name, &ours); err != nil {
-		return false, fmt.Errorf("look at own %s namespace: %w", name, err)
 	}
 	return theirs.Ino != ours.Ino || theirs.Dev != ours.Dev, nil
 }
@@ -113,10 +117,7 @@ func (e *entrant) enter() error {
 // cwd must be there already.
 func (e *entrant) cwd() error {
 	e.closeOthers()
-	dir := path.Clean(e.spec.Process.Cwd)
-	e.Call(dir, unix.SYS_CHDIR, e.String(dir))
-	e.Call("umask", unix.SYS_UMASK, 0o022)
-	return nil
+	return e.enterCwd()
 }
 
 func (e *entrant) outlive() error {
@@ -135,7 +136,7 @@ func Joins(s *specs.Spec) (files []*os.File, flags []int, err error) {
 		// The child joins the others itself.
 		if err == nil && ns.Path != "" && ns.Type != specs.UserNamespace && ns.Type != specs.MountNamespace {
 			var f *os.File
-			if f, err = os.Open(ns.Path); err == nil {
+			if f, err = openNamespace(ns.Type, ns.Path); err == nil {
 				files, flags = append(files, f), append(flags, int(flag))
 			}
 		}
@@ -149,6 +150,25 @@ func Joins(s *specs.Spec) (files []*os.File, flags []int, err error) {
 	return files, flags, nil
 }
 
+// openNamespace opens a namespace of a kind that is to be joined.
+func openNamespace(kind specs.LinuxNamespaceType, name string) (*os.File, error) {
+	failed := func(err error) (*os.File, error) {
+		return nil, fmt.Errorf("join %s namespace %s: %w", kind, name, err)
+	}
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return failed(err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	switch is, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); {
+	case err != nil:
+		return failed(errors.Join(errors.New("it is no namespace"), f.Close()))
+	case uint64(is) != cloneFlags[kind]:
+		return failed(errors.Join(errors.New("it is a namespace of another kind"), f.Close()))
+	}
+	return f, nil
+}
+
 // openJoined opens the namespace of a kind that the spec has the container
 // join, until the child has its copy. It returns -1 if the spec names none, or
 // the one that this process is in.
@@ -158,11 +178,12 @@ func (m *member) openJoined(kind specs.LinuxNamespaceType) (int, error) {
 		return -1, nil
 	}
 	theirs := m.spec.Linux.Namespaces[i].Path
-	fd, err := unix.Open(theirs, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := openNamespace(kind, theirs)
 	if err != nil {
-		return -1, fmt.Errorf("join %s namespace %s: %w", kind, theirs, err)
+		return -1, err
 	}
-	m.keep(fd)
+	m.fds.Add(f.Close)
+	fd := int(f.Fd())
 	ours := "/proc/self/ns/" + map[specs.LinuxNamespaceType]string{specs.UserNamespace: "user", specs.MountNamespace: "mnt"}[kind]
 	var a, b unix.Stat_t
 	if err := errors.Join(unix.Fstat(fd, &a), unix.Stat(ours, &b)); err != nil {

@@ -83,6 +83,9 @@ func WriteMappings(pid int, uids, gids []specs.LinuxIDMapping) error {
 			_, err = f.WriteString(b.String())
 			err = errors.Join(err, f.Close())
 		}
+		if errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("%w: ranges may not be empty, overlap each other or go beyond what the runtime's own user namespace has", err)
+		}
 		if err != nil {
 			return fmt.Errorf("map users: write %s %q: %w", file, b.String(), err)
 		}

@@ -65,6 +65,42 @@ func explain(err error, p *specs.Process) error {
 		if names := lackedCaps(p.Capabilities); len(names) > 0 {
 			return fmt.Errorf("%w: the runtime itself doesn't have %s: who started it took that away", err, strings.Join(names, ", "))
 		}
+		return fmt.Errorf("%w: those of process.capabilities.effective must be among the permitted ones", err)
+	case ok:
+		if text := hint(step); text != "" {
+			return fmt.Errorf("%w: %s", err, text)
+		}
 	}
 	return err
 }
+
+// hint says what a failed step most likely means, where its errno alone doesn't.
+func hint(s *launch.StepError) string {
+	switch {
+	case s.Stage == "user" && s.Errno == unix.EINVAL:
+		return "the container's user namespace doesn't have the id; add it to linux.uidMappings and linux.gidMappings, or take another"
+	case s.Stage == "user" && s.Errno == unix.ENOSYS:
+		return "its seccomp profile refuses what it takes to become the user; allow that, or set noNewPrivileges, with which the profile comes later"
+	case s.Stage == "limits" && s.Errno == unix.EPERM && strings.HasPrefix(s.What, "RLIMIT_NOFILE"):
+		return "it can't be higher than /proc/sys/fs/nr_open, nor than the runtime's own limit without CAP_SYS_RESOURCE"
+	case s.Stage == "limits" && s.Errno == unix.EPERM:
+		return "to raise a limit takes CAP_SYS_RESOURCE, which the runtime doesn't have"
+	case s.Stage == "mount" && s.Errno == unix.ENODEV:
+		return "this kernel has no such file system, or its module isn't loaded"
+	case s.Stage == "mount" && s.Errno == unix.EINVAL && strings.HasSuffix(s.What, ")"):
+		return "the file system refuses its options"
+	case s.Stage == "namespace" && s.Errno == unix.ENOENT && strings.HasPrefix(s.What, sysctlStep):
+		return "this kernel has no such setting in its namespaces"
+	case s.Stage == "namespace" && s.Errno == unix.EINVAL && strings.HasPrefix(s.What, sysctlStep):
+		return "it refuses the value"
+	case s.Stage == "namespace" && s.Errno == unix.EINVAL && strings.Contains(s.What, "name "):
+		return "a name has 64 bytes at most"
+	case s.Stage == "pivot" && s.Errno == unix.EINVAL:
+		return "the machine's root can't be left, as it is the kernel's first file system; --no-pivot covers it instead"
+	case s.Stage == "keyring" && s.Errno == unix.EDQUOT:
+		return "there are too many; see /proc/sys/kernel/keys, or --no-new-keyring"
+	}
+	return ""
+}
+
+const sysctlStep = "sysctl "

@@ -276,7 +276,7 @@ func (c *Child) Failure() error {
 	}
 	var step *launch.StepError
 	if errors.As(err, &step) && step.Stage == notFoundStage {
-		return &ExecError{c.process.Args[0], notFound(c.Results(stageExec))}
+		return execError(c.process, notFound(c.Results(stageExec)))
 	}
 	return setUpError(err, c.process, c.Results)
 }

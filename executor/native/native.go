@@ -138,13 +138,13 @@ func setUpError(err error, p *specs.Process, results func(stage string) []unix.E
 	var step *launch.StepError
 	switch {
 	case errors.As(err, &step) && step.Stage == stageExec:
-		return &ExecError{p.Args[0], step.Errno}
+		return execError(p, step.Errno)
 	case errors.Is(err, launch.ErrNotExecuted):
 		errs := results(stageExec)
 		if strings.Contains(p.Args[0], "/") && len(errs) > 0 {
-			return &ExecError{p.Args[0], errs[len(errs)-1]}
+			return execError(p, errs[len(errs)-1])
 		}
-		return &ExecError{p.Args[0], notFound(errs)}
+		return execError(p, notFound(errs))
 	}
 	return fmt.Errorf("set up container: %w", explain(err, p))
 }
@@ -181,7 +181,8 @@ func (b *builder) build() error {
 		{"terminal", func() error { return b.terminal(b.c.Terminal, true) }},
 		{"bind", b.binds},
 		{"descriptors", b.closeAll},
-		{"cwd", b.cwd},
+		{"cwd", b.makeCwd},
+		{"cwd", b.enterCwd},
 		{"limits", b.hostname},
 		{"limits", b.limits},
 		{"seccomp", b.filterUnlessNoNewPrivileges},
@@ -315,13 +316,17 @@ func (b *builder) mountWhileVisible() {
 
 func visibleOnly(m specs.Mount) bool { return m.Type == "proc" || m.Type == "sysfs" }
 
-// cwd enters the working directory, which can still be missing if it is below
-// a mount.
-func (b *builder) cwd() error {
+// makeCwd makes the working directory, which can still be missing.
+func (b *builder) makeCwd() error {
 	dir := path.Clean(b.spec.Process.Cwd)
 	for _, d := range append(parents("/", dir), dir) {
 		b.mkdir(d)
 	}
+	return nil
+}
+
+func (b *builder) enterCwd() error {
+	dir := path.Clean(b.spec.Process.Cwd)
 	b.Call(dir, unix.SYS_CHDIR, b.String(dir))
 	b.Call("umask", unix.SYS_UMASK, 0o022)
 	return nil

@@ -20,12 +20,11 @@ func checkSELinux(label string) error {
 	if _, err := os.Stat(selinuxFS + "enforce"); err != nil {
 		return fmt.Errorf("SELinux is not enabled on this machine: %w", err)
 	}
-	const file = "/proc/thread-self/attr/current"
-	own, err := os.ReadFile(file)
+	own, err := ownLabel()
 	if err != nil {
 		return fmt.Errorf("look whether SELinux has a policy: %w", err)
 	}
-	if string(bytes.TrimRight(own, "\x00\n")) == "kernel" { // which every process is without one
+	if own == "kernel" { // which every process is without one
 		return errors.New("SELinux has no policy on this machine, so it knows no labels")
 	}
 	f, err := os.OpenFile(selinuxFS+"context", os.O_WRONLY, 0)
@@ -39,6 +38,11 @@ func checkSELinux(label string) error {
 	return nil // who may not ask learns it when the label is used
 }
 
+func ownLabel() (string, error) {
+	own, err := os.ReadFile("/proc/thread-self/attr/current")
+	return string(bytes.TrimRight(own, "\x00\n")), err
+}
+
 // seLabel has the program run under its SELinux label from its execve on, and
 // keyrings that are made until then have the same.
 func (b *builder) seLabel() error {
@@ -46,7 +50,11 @@ func (b *builder) seLabel() error {
 	if label == "" {
 		return nil
 	}
-	if err := checkSELinux(label); err != nil {
+	err := checkSELinux(label)
+	if err == nil {
+		err = kernelsPolicy.mayExecute(label, b.spec.Process.NoNewPrivileges)
+	}
+	if err != nil {
 		return fmt.Errorf("process.selinuxLabel %q: %w", label, err)
 	}
 	b.writeFile("SELinux label", "/proc/self/attr/exec", label)

@@ -67,6 +67,7 @@ type Terminal struct {
 //	terminal    opened in the container's devpts
 //	(gate)      HeldForHooks
 //	pivot       the root becomes the only one
+//	cwd         made, while the root can be written to
 //	mask, cwd, limits, seccomp, user
 //	find        the program: it must be there
 //	(gate)      Ready; the FIFO
@@ -139,8 +140,9 @@ func (c *creator) build() error {
 		{"terminal", func() error { return c.terminal(c.s.Terminal, true) }},
 		{"hooks", c.hold},
 		{"pivot", c.pivot},
+		{"cwd", c.makeCwd},
 		{"mask", c.masks},
-		{"cwd", c.cwd},
+		{"cwd", c.enterCwd},
 	}
 	c.tolerate = []unix.Errno{unix.ENOENT, unix.EACCES, unix.ENOEXEC, unix.ENOTDIR, unix.EINVAL, unix.EPERM, unix.ETXTBSY, unix.ELOOP}
 	return c.add(slices.Concat(steps, c.process(), []stage{{"ready", c.ready}}, c.execution(), []stage{{"complaint", c.complain}}))
@@ -225,7 +227,7 @@ func (c *creator) namespace() error {
 			return err
 		}
 		file := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
-		c.writeFile("sysctl "+key, file, value)
+		c.writeFile(sysctlStep+key+"="+value, file, value)
 	}
 	return nil
 }

@@ -243,6 +243,7 @@ func TestUseAgain(t *testing.T) {
 		ns.Release()
 		idle(t, n.Default.(*bridge).pool)
 	}
+	clean(t, ns)
 	release()
 	if ns = take(t, n.Default); inode(t, ns.FD()) != used {
 		t.Error("a clean namespace was not used again")

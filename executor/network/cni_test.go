@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/kilnbuild/kiln/executor/thread"
+	"github.com/kilnbuild/kiln/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +115,7 @@ func TestCNI(t *testing.T) {
 				t.Error("the path leads to another namespace")
 			}
 			must(t, byPath.Close())
+			clean(t, ns)
 			ns.Release()
 			idle(t, pool)
 			again := take(t, n.Default)

@@ -3,10 +3,13 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestHostileConfig(t *testing.T) {
@@ -81,5 +84,17 @@ func TestSlotsAreUsedAgainAsLateAsCanBe(t *testing.T) {
 	}
 	if _, err := s.take(); err != errExhausted {
 		t.Errorf("of 3 slots a fourth: %v", err)
+	}
+}
+
+// What a kernel lacks is said once, not as its answer to each rule.
+func TestKernelWithoutRules(t *testing.T) {
+	answers := errors.Join(fmt.Errorf("receive: %w", unix.EOPNOTSUPP), unix.ENOENT, unix.ENOENT)
+	err := lacking(answers)
+	if !errors.Is(err, unix.EOPNOTSUPP) || !strings.HasPrefix(err.Error(), "this kernel has no nf_tables") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("error %v", err)
+	}
+	if got := lacking(unix.EPERM); got != unix.EPERM {
+		t.Errorf("another error became %v", got)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/kilnbuild/kiln/executor/thread"
+	"github.com/kilnbuild/kiln/internal/thread"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -131,6 +131,22 @@ func in(t testing.TB, n *Namespace, fn func()) {
 		}
 	})
 	must(t, err)
+}
+
+// clean waits until the kernel has freed the sockets that were closed in n. A pool
+// waits a moment only, and makes a new namespace then.
+func clean(t testing.TB, n *Namespace) {
+	t.Helper()
+	limit := time.After(answerWait)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !n.empty() {
+		select {
+		case <-limit:
+			t.Fatal("closed sockets are still there")
+		case <-tick.C:
+		}
+	}
 }
 
 // inode tells namespaces apart.

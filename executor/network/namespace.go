@@ -9,7 +9,7 @@ import (
 	"os"
 	"strconv"
 
-	"github.com/kilnbuild/kiln/executor/thread"
+	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
 )
 

@@ -72,9 +72,17 @@ func addRules(o owner, bridge string, subnets []subnet) error {
 	add(fwd, link(out, expr.CmpOpEq, bridge), established(), verdict(expr.VerdictAccept))
 	add(fwd, link(out, expr.CmpOpEq, bridge), verdict(expr.VerdictDrop))
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("add the rules of table inet %s: %w", t.Name, err)
+		return fmt.Errorf("add the rules of table inet %s: %w", t.Name, lacking(err))
 	}
 	return openFirewall(c, o, bridge)
+}
+
+// lacking is err, or in place of what the kernel says of each rule what it lacks.
+func lacking(err error) error {
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("this kernel has no nf_tables, or none with the family inet, chains for NAT, masquerading and connection tracking, or the modules for that aren't installed: %w", unix.EOPNOTSUPP)
+	}
+	return err
 }
 
 // removeRules is content if there are none.

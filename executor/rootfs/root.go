@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,6 +45,13 @@ func (r Root) open(name string, flags int) (int, error) {
 // Resolve returns name, which is absolute, with all symbolic links resolved,
 // and whether it exists. What doesn't exist is taken as it is written.
 func (r Root) Resolve(name string) (resolved string, exists bool, err error) {
+	return r.ResolveBeside(name, nil)
+}
+
+// ResolveBeside is Resolve where other file systems are mounted, at resolved
+// names: what the root has there can't be seen, and names in them are taken as
+// they are written.
+func (r Root) ResolveBeside(name string, mounted []string) (resolved string, exists bool, err error) {
 	todo := strings.Split(name, "/")
 	at, links := "/", 0
 	exists = true
@@ -53,7 +61,7 @@ func (r Root) Resolve(name string) (resolved string, exists bool, err error) {
 			next = path.Dir(at)
 		}
 		todo = todo[1:]
-		if next == at || !exists {
+		if next == at || !exists || Below(next, mounted) {
 			at = next
 			continue
 		}
@@ -121,6 +129,20 @@ func (r Root) Mode(name string) (uint32, error) {
 	return st.Mode & 0o7777, nil
 }
 
+// Stat looks at what is at the resolved name. If there is nothing, the error is
+// unix.ENOENT.
+func (r Root) Stat(name string) (st unix.Stat_t, err error) {
+	fd, err := r.open(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return st, err
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		err = &os.PathError{Op: "stat", Path: name, Err: err}
+		return st, errors.Join(err, unix.Close(fd))
+	}
+	return st, unix.Close(fd)
+}
+
 // owner is whom new directories belong to.
 type owner struct{ uid, gid int }
 
@@ -179,15 +201,10 @@ func (r Root) inParent(name string, fn func(parent int, base string) error) erro
 	if err := fn(parent, path.Base(name)); err != nil {
 		return err
 	}
-	if err := futimens(parent, st.Atim, st.Mtim); err != nil {
+	if err := files.SetTimes(parent, st.Atim, st.Mtim); err != nil {
 		return fmt.Errorf("set times of %s back: %w", path.Dir(name), err)
 	}
 	return nil
-}
-
-// futimens sets the times of an open file.
-func futimens(fd int, atime, mtime unix.Timespec) error {
-	return unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH)
 }
 
 // MakeCwd makes the working directory if it is missing.

@@ -34,6 +34,13 @@ var abis = map[specs.Arch]abi{
 	specs.ArchARM:     {audit: 0x40000028, numbers: numbersARM},
 }
 
+// allArchitectures are those that the specification has.
+var allArchitectures = []specs.Arch{
+	specs.ArchX86, specs.ArchX86_64, specs.ArchX32, specs.ArchARM, specs.ArchAARCH64, specs.ArchMIPS, specs.ArchMIPS64, specs.ArchMIPS64N32,
+	specs.ArchMIPSEL, specs.ArchMIPSEL64, specs.ArchMIPSEL64N32, specs.ArchPPC, specs.ArchPPC64, specs.ArchPPC64LE, specs.ArchS390, specs.ArchS390X,
+	specs.ArchPARISC, specs.ArchPARISC64, specs.ArchRISCV64, specs.ArchLOONGARCH64, specs.ArchM68K, specs.ArchSH, specs.ArchSHEB,
+}
+
 var nativeArch = map[string]specs.Arch{"amd64": specs.ArchX86_64, "arm64": specs.ArchAARCH64}[runtime.GOARCH]
 
 // table returns the numbers of a's calls by name.
@@ -61,7 +68,7 @@ func (a abi) table() map[string][]uint32 {
 func architectures(profile *specs.LinuxSeccomp) []abi {
 	list := []specs.Arch{nativeArch}
 	for _, a := range profile.Architectures {
-		// An unknown one is of another machine: no process here can use it.
+		// Another one is of another machine: no process here can use it.
 		if _, ok := abis[a]; ok && !slices.Contains(list, a) {
 			list = append(list, a)
 		}

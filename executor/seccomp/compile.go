@@ -50,6 +50,11 @@ func Compile(profile *specs.LinuxSeccomp) ([]unix.SockFilter, error) {
 	if nativeArch == "" {
 		return nil, fmt.Errorf("no system call table for this architecture")
 	}
+	for _, a := range profile.Architectures {
+		if !slices.Contains(allArchitectures, a) {
+			return nil, fmt.Errorf("architecture %q is none that profiles have", a)
+		}
+	}
 	unknown, err := actionValue(profile.DefaultAction, profile.DefaultErrnoRet)
 	if err != nil {
 		return nil, fmt.Errorf("default action: %w", err)

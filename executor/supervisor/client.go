@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -236,7 +237,7 @@ func (f *follower) follow(ctx context.Context, begin request) (_ executor.Usage,
 	case err != nil && ctx.Err() != nil && f.leaving.Load():
 		return executor.Usage{}, nil, fmt.Errorf("%w: %w", ErrLeft, context.Cause(ctx))
 	case err != nil:
-		return executor.Usage{}, nil, errors.Join(fmt.Errorf("the supervisor has ended, and the step with it: %w %s", err, lastLines(f.dir)), context.Cause(ctx), f.conn.Close())
+		return executor.Usage{}, nil, errors.Join(f.died(err), context.Cause(ctx), f.conn.Close())
 	}
 	done = func() {
 		if f.conn.send(request{Done: true}) != nil {
@@ -256,6 +257,17 @@ func (f *follower) follow(ctx context.Context, begin request) (_ executor.Usage,
 		}
 	}
 	return x.Usage, done, err
+}
+
+// died is the error for a supervisor that can't be read from.
+func (f *follower) died(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		err = errors.New("it was killed, or has crashed; kilnd's log says how, and a new build starts another")
+	}
+	if said := lastLines(f.dir); said != "" {
+		err = fmt.Errorf("%w; its last words: %s", err, said)
+	}
+	return fmt.Errorf("the supervisor has ended, and the step with it: %w", err)
 }
 
 // read tells of what the step prints, until it has ended.

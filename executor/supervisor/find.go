@@ -20,8 +20,9 @@ import (
 
 // Earlier is a supervisor of an earlier daemon.
 type Earlier struct {
-	Steps []Step
-	dir   string
+	Steps   []Step
+	dir     string
+	leaving atomic.Bool
 }
 
 // Find returns the supervisors that earlier daemons have left in dir, and cleans
@@ -124,14 +125,36 @@ func cleanUp(dir string, exec executor.Config) error {
 	return errors.Join(e.Close(), os.RemoveAll(dir))
 }
 
+// Leave has steps that are attached to go on without this daemon if their
+// contexts end from now on, as Client.Leave does.
+func (e *Earlier) Leave() { e.leaving.Store(true) }
+
 // Attach follows the step id: it tells of all that it has printed and will print,
 // and returns what Run would have. The error is ErrUnclaimed if the step isn't
-// there any more.
+// there any more, and ErrLeft if ctx ended after Leave.
 func (e *Earlier) Attach(ctx context.Context, id string, printed func(steplog.Extent)) (_ executor.Usage, done func(), err error) {
+	return e.attach(ctx, id, &e.leaving, printed)
+}
+
+// End ends the step id, if it still runs, and forgets it.
+func (e *Earlier) End(ctx context.Context, id string) error {
+	gone, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	cancel() // so that attaching to it is its end
+	_, done, err := e.attach(gone, id, new(atomic.Bool), func(steplog.Extent) {})
+	if done != nil {
+		done()
+	}
+	if errors.Is(err, ErrUnclaimed) || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (e *Earlier) attach(ctx context.Context, id string, leaving *atomic.Bool, printed func(steplog.Extent)) (_ executor.Usage, done func(), err error) {
 	c, err := dial(e.dir)
 	if err != nil {
 		return executor.Usage{}, nil, fmt.Errorf("%w: its supervisor doesn't answer: %w", ErrUnclaimed, err)
 	}
-	f := &follower{conn: c, dir: e.dir, printed: printed, leaving: new(atomic.Bool), put: func(c *conn) { c.Close() }}
+	f := &follower{conn: c, dir: e.dir, printed: printed, leaving: leaving, put: func(c *conn) { c.Close() }}
 	return f.follow(ctx, request{Attach: id})
 }

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/gob"
 	"errors"
@@ -134,7 +135,8 @@ type conn struct {
 
 func newConn(c net.Conn) *conn {
 	out := &conn{UnixConn: c.(*net.UnixConn)}
-	out.dec, out.enc = gob.NewDecoder(out), gob.NewEncoder(&out.buf)
+	// Each running step has a connection: a small buffer, not gob's own of 4 KiB.
+	out.dec, out.enc = gob.NewDecoder(bufio.NewReaderSize(out, 512)), gob.NewEncoder(&out.buf)
 	return out
 }
 

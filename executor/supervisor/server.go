@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/executor"
+	"github.com/kilnbuild/kiln/internal/footprint"
 	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
@@ -31,6 +32,8 @@ type server struct {
 	cfg  config
 	log  *slog.Logger
 	exec executor.Executor
+	// memory is given back some time after the last step began or ended.
+	memory *footprint.Keeper
 
 	mu      sync.Mutex // guards the fields below; never held across I/O
 	steps   map[string]*step
@@ -88,8 +91,9 @@ func serve(args []string, daemon net.Conn) (err error) {
 		return errors.Join(fmt.Errorf("listen: %w", err), s.exec.Close())
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	s.slim()
+	defer s.memory.Close()
 	go s.accept(l)
-	slim()
 	if _, err := fmt.Fprintln(daemon, ready); err != nil {
 		s.log.Warn("the daemon has gone before it was told that all is ready", "error", err)
 	}
@@ -107,11 +111,19 @@ const ready = "ready"
 // little, and it should be small beside the daemon.
 const heapGrowth = 25
 
-// slim gives back what setting up has left, most of it by packages that only the
-// daemon uses.
-func slim() {
+// restAfter is when memory that only set-up, start or end of a step took is given
+// back: steps can run for long, and many at once.
+const restAfter = 2 * time.Second
+
+// slim has the supervisor be small beside the daemon, beginning with what set-up
+// has left, most of it by packages that only the daemon uses.
+func (s *server) slim() {
 	debug.SetGCPercent(heapGrowth)
-	debug.FreeOSMemory()
+	s.memory = footprint.Keep(restAfter, footprint.Config{
+		Busy: func() bool { return false }, // a step that runs needs none of it
+		Rest: func() {},
+		Tell: func(err error) { s.log.Warn("memory of the supervisor stays larger than it needs to be", "error", err) },
+	})
 }
 
 func (s *server) accept(l net.Listener) {
@@ -187,7 +199,9 @@ func (s *server) start(c *conn, r runRequest) (*step, error) {
 	s.running.Go(func() {
 		defer cancel(nil)
 		st.ended(newExit(s.exec.Run(ctx, p)))
+		s.memory.Used(restAfter)
 	})
+	s.memory.Used(restAfter)
 	return st, nil
 }
 

@@ -19,6 +19,36 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
+// newUnitBundle makes a bundle of a container that is a unit with a limit.
+func newUnitBundle(t *testing.T, id string) (dir string, spec *specs.Spec) {
+	t.Helper()
+	dir = t.TempDir()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("this test needs a static busybox: %v", err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "rootfs/bin"), 0o755), os.WriteFile(filepath.Join(dir, "rootfs/bin/sleep"), busybox, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	spec = container.Example()
+	spec.Process.Terminal, spec.Process.Args = false, []string{"/bin/sleep", "1000"}
+	spec.Root.Readonly = false
+	spec.Linux.CgroupsPath = "-.slice:kiln:" + id
+	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr(int64(44))}
+	return dir, spec
+}
+
+// nullIO is for processes that read and write nothing.
+func nullIO(t *testing.T) container.IO {
+	t.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { null.Close() })
+	return container.IO{Stdio: [3]*os.File{null, null, null}}
+}
+
 // A container is a unit: systemd has its process, knows its limits and their
 // changes, and forgets it when it is deleted.
 func TestContainerIsUnit(t *testing.T) {
@@ -26,29 +56,12 @@ func TestContainerIsUnit(t *testing.T) {
 		t.Fatal("this test needs root: it makes namespaces")
 	}
 	f, ctx := newFake(t), context.Background()
-	bundle := t.TempDir()
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("this test needs a static busybox: %v", err)
-	}
-	if err := errors.Join(os.MkdirAll(filepath.Join(bundle, "rootfs/bin"), 0o755), os.WriteFile(filepath.Join(bundle, "rootfs/bin/sleep"), busybox, 0o755)); err != nil {
-		t.Fatal(err)
-	}
 	id := fmt.Sprintf("kilntest-%d-unit", os.Getpid())
-	spec := container.Example()
-	spec.Process.Terminal, spec.Process.Args = false, []string{"/bin/sleep", "1000"}
-	spec.Root.Readonly = false
-	spec.Linux.CgroupsPath = "-.slice:kiln:" + id
-	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr(int64(44))}
+	bundle, spec := newUnitBundle(t, id)
 	spec.Annotations = map[string]string{"org.systemd.property.TimeoutStopUSec": "uint64 1234", "other": "x"}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
 	r := container.New(t.TempDir())
 	r.Systemd = Connect
-	_, p, err := r.Create(ctx, id, spec, container.Options{IO: container.IO{Stdio: [3]*os.File{null, null, null}}, Bundle: bundle, Systemd: true})
+	_, p, err := r.Create(ctx, id, spec, container.Options{IO: nullIO(t), Bundle: bundle, Systemd: true})
 	if err != nil {
 		t.Fatal(err)
 	}

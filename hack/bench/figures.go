@@ -15,8 +15,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/kilnbuild/kiln/executor"
-	"github.com/kilnbuild/kiln/executor/thread"
 	"github.com/kilnbuild/kiln/hack/harness"
+	"github.com/kilnbuild/kiln/internal/thread"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -29,7 +29,7 @@ type figure struct {
 }
 
 // runningSteps is how many steps run at once when their memory is counted.
-const runningSteps = 20
+const runningSteps = 100
 
 // runningStep is the memory that a running step costs the daemon, without that of
 // the step's own program.

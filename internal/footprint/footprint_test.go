@@ -11,7 +11,7 @@ import (
 // executed and read next is right.
 func TestProgramIsDropped(t *testing.T) {
 	before := residentPages(t, true)
-	if err := dropProgram(); err != nil {
+	if err := dropFiles(); err != nil {
 		t.Fatal(err)
 	}
 	after := residentPages(t, false)
@@ -30,7 +30,7 @@ func residentPages(t *testing.T, touch bool) (kb int) {
 	if touch {
 		touchAll(t)
 	}
-	all, err := programMappings()
+	all, err := fileMappings()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func residentPages(t *testing.T, touch bool) (kb int) {
 
 func touchAll(t *testing.T) (sum int) {
 	t.Helper()
-	all, err := programMappings()
+	all, err := fileMappings()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestChangedPagesStay(t *testing.T) {
 			t.Errorf("%s with %d KiB changed: %v", tt.permitted, tt.changed, got)
 		}
 	}
-	all, err := programMappings()
+	all, err := fileMappings()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,12 @@ func TestChangedPagesStay(t *testing.T) {
 func TestKeeper(t *testing.T) {
 	var busy atomic.Bool
 	asked := make(chan bool, 10)
-	k := Keep(0, func() bool { asked <- true; return busy.Load() }, func(err error) { t.Error(err) })
+	var rested atomic.Int32
+	k := Keep(0, Config{
+		Busy: func() bool { asked <- true; return busy.Load() },
+		Rest: func() { rested.Add(1) },
+		Tell: func(err error) { t.Error(err) },
+	})
 	await := func() {
 		t.Helper()
 		select {
@@ -109,6 +114,9 @@ func TestKeeper(t *testing.T) {
 	k.Used(0)
 	await()
 	k.Close()
+	if n := rested.Load(); n != 1 {
+		t.Errorf("rested %d times, want once: the second time something ran", n)
+	}
 	k.Used(0)
 	if k.timer.Stop() {
 		t.Error("a closed keeper waits")

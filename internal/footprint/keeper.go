@@ -1,11 +1,12 @@
-// Package footprint keeps an idle daemon small: what a start or a build took and
+// Package footprint keeps the daemon small. While it builds, the heap grows by no
+// more than is of use (pace.go). When it is idle, what a start or a build took and
 // nothing uses any more goes back to the system.
 //
-// That is the heap's free memory, which the runtime would keep for the next
-// build, and the pages of the program. The kernel maps those by sixteen around
-// each one that is touched, and a start touches nearly all of a program; they
-// stay in the page cache, and what runs next maps what it needs again, in about
-// half a millisecond.
+// That is what the daemon can read again, the heap's free memory, which the
+// runtime would keep for the next build, and the pages of files: the program and
+// the database. The kernel maps those by sixteen around each one that is touched,
+// and a start touches nearly all of a program; they stay in the page cache, and
+// what runs next maps what it needs again, in about half a millisecond.
 package footprint
 
 import (
@@ -17,18 +18,27 @@ import (
 // Keeper gives memory back once, some time after the last use. In between, and
 // afterwards, nothing wakes up for it.
 type Keeper struct {
-	busy func() bool
-	tell func(error)
+	Config
 
 	mu     sync.Mutex // guards the fields below, and is held while memory is given back
 	timer  *time.Timer
 	closed bool
 }
 
-// Keep returns a Keeper that gives memory back after the time first, unless busy
-// says that something runs then. tell is told, once, why that isn't possible.
-func Keep(first time.Duration, busy func() bool, tell func(error)) *Keeper {
-	k := &Keeper{busy: busy, tell: tell}
+// Config is what a Keeper works with.
+type Config struct {
+	// Busy says that something runs, so that memory isn't given back.
+	Busy func() bool
+	// Rest lets go of what can be read again. It may wait for what began with a
+	// build.
+	Rest func()
+	// Tell is told, once, why memory can't be given back.
+	Tell func(error)
+}
+
+// Keep returns a Keeper that gives memory back after the time first.
+func Keep(first time.Duration, cfg Config) *Keeper {
+	k := &Keeper{Config: cfg}
 	k.mu.Lock() // the timer may fire before it is assigned
 	defer k.mu.Unlock()
 	k.timer = time.AfterFunc(first, k.release)
@@ -56,13 +66,14 @@ func (k *Keeper) Close() {
 func (k *Keeper) release() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.closed || k.busy() {
+	if k.closed || k.Busy() {
 		return
 	}
+	k.Rest()
 	debug.FreeOSMemory()
-	if err := dropProgram(); err != nil {
-		tell := k.tell
-		k.tell = func(error) {}
+	if err := dropFiles(); err != nil {
+		tell := k.Tell
+		k.Tell = func(error) {}
 		tell(err)
 	}
 }

@@ -21,11 +21,12 @@ type mapping struct {
 	changed    int    // KiB that aren't what the file has
 }
 
-// dropProgram unmaps the pages of the program that were never written to.
-func dropProgram() error {
-	all, err := programMappings()
+// dropFiles unmaps the pages of files, the program above all, that were never
+// written to.
+func dropFiles() error {
+	all, err := fileMappings()
 	if err != nil {
-		return fmt.Errorf("look at the pages of the program: %w", err)
+		return fmt.Errorf("look at the pages of files: %w", err)
 	}
 	for _, m := range all {
 		if !m.disposable() || m.resident == 0 {
@@ -33,7 +34,7 @@ func dropProgram() error {
 		}
 		_, _, errno := unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED)
 		if errno != 0 {
-			return fmt.Errorf("unmap pages of the program at %x: %w", m.start, errno)
+			return fmt.Errorf("unmap pages of a file at %x: %w", m.start, errno)
 		}
 	}
 	return nil
@@ -45,19 +46,15 @@ func (m mapping) disposable() bool {
 	return strings.HasPrefix(m.permitted, "r-") && m.changed == 0
 }
 
-// programMappings are those of the program's file.
-func programMappings() ([]mapping, error) {
-	var st unix.Stat_t
-	if err := unix.Stat("/proc/self/exe", &st); err != nil {
-		return nil, err
-	}
+// fileMappings are those of files.
+func fileMappings() ([]mapping, error) {
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	var out []mapping
-	var m *mapping // the one whose lines are being read, if it is the program's
+	var m *mapping // the one whose lines are being read, if it is a file's
 	for s := bufio.NewScanner(f); ; {
 		if !s.Scan() {
 			return out, s.Err()
@@ -69,7 +66,7 @@ func programMappings() ([]mapping, error) {
 			if err != nil {
 				return nil, err
 			}
-			if m = nil; found.file == st.Ino {
+			if m = nil; found.file != 0 {
 				out = append(out, found)
 				m = &out[len(out)-1]
 			}

@@ -162,9 +162,17 @@ func (w *Writer) makeRoomLocked(n int64) error {
 	return nil
 }
 
+// memfdCreate is unix.MemfdCreate; a test makes it that of other kernels.
+var memfdCreate = unix.MemfdCreate
+
 // memoryLocked goes on in memory.
 func (w *Writer) memoryLocked() error {
-	fd, err := unix.MemfdCreate("step-log", unix.MFD_CLOEXEC)
+	// Where vm.memfd_noexec is 2, only memory that can't be executed is to be had;
+	// kernels before 6.3 don't know that kind.
+	fd, err := memfdCreate("step-log", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = memfdCreate("step-log", unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return fmt.Errorf("make a log in memory: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // read returns what each stream printed, and in what order.
@@ -144,4 +146,38 @@ func TestBadLogs(t *testing.T) {
 	if err := new(Log).Grow(w.Extent().With([]*os.File{nil})); err == nil || !strings.Contains(err.Error(), "without its file") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// A log begins in memory on kernels that know no memory without execution, and on
+// those that allow no other.
+func TestMemoryOfOtherKernels(t *testing.T) {
+	defer func() { memfdCreate = unix.MemfdCreate }()
+	for name, refuse := range map[string]func(flags int) error{
+		"before 6.3":        func(flags int) error { return errIf(flags&unix.MFD_NOEXEC_SEAL != 0, unix.EINVAL) },
+		"vm.memfd_noexec=2": func(flags int) error { return errIf(flags&unix.MFD_NOEXEC_SEAL == 0, unix.EACCES) },
+	} {
+		memfdCreate = func(name string, flags int) (int, error) {
+			if err := refuse(flags); err != nil {
+				return -1, err
+			}
+			return unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+		}
+		w := NewWriter(t.TempDir(), func() {})
+		if _, err := w.Stream(1).Write([]byte("x\n")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if w.err != nil || w.size == 0 {
+			t.Errorf("%s: size %d, %v", name, w.size, w.err)
+		}
+		if err := w.Close(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func errIf(condition bool, err error) error {
+	if condition {
+		return err
+	}
+	return nil
 }

@@ -4,7 +4,10 @@
 package cgrouptest
 
 import (
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -35,4 +38,41 @@ func V2(t *testing.T) string {
 		}
 	})
 	return dir
+}
+
+// CountsPeak reports whether this kernel counts the peak of a group's memory:
+// version 1 always does, version 2 from Linux 5.19 on. Some group must have the
+// memory controller.
+func CountsPeak(t *testing.T) bool {
+	t.Helper()
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(own)) {
+		if fields := strings.Split(line, ":"); strings.Contains(","+fields[1]+",", ",memory,") {
+			return true
+		}
+	}
+	var found, counts bool
+	err = filepath.WalkDir(V2(t), func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // a group that has ended
+			return nil
+		}
+		if err != nil || entry.Name() != "memory.current" {
+			return err
+		}
+		_, err = os.Stat(filepath.Join(filepath.Dir(path), "memory.peak"))
+		if found = true; err == nil {
+			counts = true
+		}
+		return fs.SkipAll
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !found {
+		t.Fatal("no version 2 group has the memory controller, with which the executor's tests run")
+	}
+	return counts
 }
