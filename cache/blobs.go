@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -165,7 +164,7 @@ func (m *Manager) removeBlobs(b *store.Batch, digests []digest.Digest) (problems
 // storeBlob ends an ingest and makes the blob r's. desc is what it must be
 // like; a digest and size that it lacks are filled in. diffID is that of the
 // bytes, "" if they aren't compressed.
-func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Descriptor, diffID digest.Digest) (ocispec.Descriptor, error) {
+func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Descriptor, diffID digest.Digest) error {
 	m.blobsMu.RLock()
 	info, err := w.Commit(desc.Size, desc.Digest)
 	if err == nil {
@@ -181,11 +180,11 @@ func (m *Manager) storeBlob(r *record, w *snapshot.BlobWriter, desc ocispec.Desc
 	}
 	m.blobsMu.RUnlock()
 	if err != nil {
-		return desc, err
+		return err
 	}
 	m.flush(flushChanged)
 	m.grown()
-	return desc, nil
+	return nil
 }
 
 // attachLocked notes that the stored blob desc, which takes disk bytes, is a
@@ -250,43 +249,6 @@ func (m *Manager) dropBlob(d digest.Digest, why error) {
 		m.log.Error("remove corrupt blob", "blob", d, "error", err)
 	}
 	m.putLocked(b, flushChanged)
-	m.db.Write(b)
-}
-
-// Hold protects blobs from removal, stored or yet to be stored, until release
-// is called. Who writes into the blob store itself holds the digest first.
-func (m *Manager) Hold(digests ...digest.Digest) (release func()) {
-	m.blobsMu.RLock()
-	m.mu.Lock()
-	for _, d := range digests {
-		m.blobUse[d]++
-		m.holds[d]++
-	}
-	m.mu.Unlock()
-	m.blobsMu.RUnlock()
-	held := slices.Clone(digests)
-	return sync.OnceFunc(func() { m.unhold(held) })
-}
-
-func (m *Manager) unhold(digests []digest.Digest) {
-	m.blobsMu.Lock()
-	defer m.blobsMu.Unlock()
-	b := &store.Batch{}
-	var free []digest.Digest
-	m.mu.Lock()
-	for _, d := range digests {
-		if m.holds[d]--; m.holds[d] <= 0 {
-			delete(m.holds, d)
-		}
-		free = m.unuseBlobLocked(free, d)
-	}
-	m.mu.Unlock()
-	if len(free) == 0 {
-		return
-	}
-	if err := joinProblems("release held blobs", m.removeBlobs(b, free)); err != nil {
-		m.log.Error("release held blobs", "error", err)
-	}
 	m.db.Write(b)
 }
 

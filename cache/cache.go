@@ -24,10 +24,11 @@
 //
 // Locks, in the order in which they are taken:
 //
-//	writes  orders the batches that change persisted records
-//	blobsMu shared while a blob is stored and attached to a record, or looked
-//	        for, exclusive while blobs that nothing points at are removed
-//	mu      guards all records and indexes; never held across I/O
+//	surveying is held while a survey finds out which entry is whose
+//	writes    orders the batches that change persisted records
+//	blobsMu   shared while a blob is stored and attached to a record, or looked
+//	          for, exclusive while blobs that nothing points at are removed
+//	mu        guards all records and indexes; never held across I/O
 //
 // A flight's own lock is never held together with any of these.
 package cache
@@ -103,7 +104,12 @@ type Options struct {
 // BlobSource fetches the bytes of a blob that isn't stored yet. Open may be
 // called at any time while a build that gave the source runs. The reader is
 // closed, from another goroutine, to interrupt a read when nobody wants the
-// bytes any more.
+// bytes any more. A source that also has a method
+//
+//	Failed(desc ocispec.Descriptor, err error) error
+//
+// hears of each blob that couldn't be had from it, also of those that stalled or
+// weren't what they should be; it returns the error in its own words.
 type BlobSource interface {
 	Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
 }

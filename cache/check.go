@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 
 	"github.com/kilnbuild/kiln/snapshot"
@@ -15,9 +14,9 @@ import (
 
 // Report is what Check found.
 type Report struct {
-	Records, Snapshots, Blobs, Images int
-	Bytes                             int64    // of blobs, and of snapshots whose size is known
-	Problems                          []string // nothing is wrong if it is empty
+	Records, Snapshots, Blobs int
+	Bytes                     int64    // of blobs, and of snapshots whose size is known
+	Problems                  []string // nothing is wrong if it is empty
 }
 
 func (r *Report) problem(format string, args ...any) {
@@ -82,7 +81,7 @@ func (c *checker) records() {
 	m, rep := c.m, c.report
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	rep.Records, rep.Images = len(m.records), len(m.images)
+	rep.Records = len(m.records)
 	children := map[*record]int{}
 	for id, r := range m.records {
 		if r.id != id || r.state == gone {
@@ -162,6 +161,8 @@ func (c *checker) blobsOf(r *record) {
 // owners checks that everything on disk belongs to a living record.
 func (c *checker) owners() {
 	m, rep := c.m, c.report
+	m.surveying.Lock()
+	defer m.surveying.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	owned := map[string]string{}
@@ -169,7 +170,7 @@ func (c *checker) owners() {
 	use := map[digest.Digest]int{}
 	for _, r := range m.records {
 		all.addLocked(r)
-		for _, d := range all.of[r].blobs {
+		for _, d := range all.list[len(all.list)-1].blobs {
 			use[d]++
 		}
 		if r.owns() {
@@ -179,18 +180,7 @@ func (c *checker) owners() {
 			owned[r.snap] = r.id
 		}
 	}
-	for name, img := range m.images {
-		for _, d := range img.Blobs {
-			use[d]++
-			if _, ok := c.blobs[d]; !ok {
-				rep.problem("blob %s of image %q is gone", d, name)
-			}
-		}
-	}
-	for d, n := range m.holds {
-		use[d] += n
-	}
-	v := liveness(all.contents(slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))))
+	v := liveness(all.contents())
 	for i, e := range all.list {
 		if !v.alive[i] {
 			rep.problem("record %s is dead and still there", e.usage.ID)
@@ -203,7 +193,7 @@ func (c *checker) owners() {
 	}
 	for d := range c.blobs {
 		if _, ok := v.owner[d]; !ok {
-			rep.problem("blob %s belongs to no record, image or hold", d)
+			rep.problem("blob %s belongs to no record", d)
 		}
 	}
 	for d, n := range m.blobUse {
@@ -222,7 +212,6 @@ func (c *checker) owners() {
 func (c *checker) stored() {
 	m, rep := c.m, c.report
 	seen := map[string]bool{}
-	births := map[string]bool{}
 	m.db.Scan(bucketRecords, "", func(id string, value []byte) bool {
 		seen[id] = true
 		m.mu.Lock()
@@ -240,18 +229,12 @@ func (c *checker) stored() {
 	})
 	m.mu.Lock()
 	for id, r := range m.records {
-		births[r.birth] = true
 		if r.persisted && !seen[id] {
 			rep.problem("record %s isn't in the store", id)
 		}
 	}
 	m.mu.Unlock()
-	m.db.Scan(bucketMetadata, "", func(key string, _ []byte) bool {
-		if birth, _, _ := bytes.Cut([]byte(key), []byte("/")); !births[string(birth)] {
-			rep.problem("metadata %s belongs to no record", key)
-		}
-		return true
-	})
+	m.strayMetadata(func(key string) { rep.problem("metadata %s belongs to no record", key) })
 }
 
 // contents reads all blobs and measures all snapshots.
@@ -268,11 +251,14 @@ func (c *checker) contents(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err != nil || !verifier.Verified() {
-			c.report.problem("blob %s doesn't match its digest (error %v)", d, err)
+		switch {
+		case err != nil:
+			c.report.problem("read blob %s: %v", d, err)
+		case !verifier.Verified():
+			c.report.problem("blob %s doesn't match its digest", d)
 		}
 	}
-	entries, _ := c.m.survey()
+	entries := c.m.survey()
 	for _, e := range entries {
 		if e.snap == "" {
 			continue
@@ -288,4 +274,23 @@ func (c *checker) contents(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Remeasure measures all snapshots again and corrects what their records say. It
+// returns how many were off by more than a file system's whims.
+func (m *Manager) Remeasure(ctx context.Context) (corrected int, err error) {
+	for _, e := range m.survey() {
+		known := e.snapSize
+		if e.snap == "" || known == sizeUnknown {
+			continue
+		}
+		if err := m.measureOne(ctx, e); err != nil {
+			return corrected, err
+		}
+		if !near(known, e.snapSize) {
+			corrected++
+		}
+	}
+	m.flush(flushAll)
+	return corrected, nil
 }

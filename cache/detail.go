@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -12,8 +11,8 @@ import (
 // Detail is a record with what keeps it and what will remove it.
 type Detail struct {
 	Usage
-	// Users are the builds, records and images that use it, and what else keeps
-	// it from going with its last user.
+	// Users are the builds and records that use it, and what else keeps it from
+	// going with its last user.
 	Users []string
 	// Rule is the first rule that may remove the record once it is unused for
 	// long enough, "" if none may.
@@ -32,7 +31,7 @@ func (m *Manager) Details(ctx context.Context, filterBy []string, rules []PruneO
 	if err != nil {
 		return nil, fmt.Errorf("parse filters %q: %w", filterBy, err)
 	}
-	entries, _ := m.survey()
+	entries := m.survey()
 	if err := m.measure(ctx, entries); err != nil {
 		return nil, err
 	}
@@ -43,7 +42,7 @@ func (m *Manager) Details(ctx context.Context, filterBy []string, rules []PruneO
 	users := m.users(entries)
 	var out []Detail
 	for _, e := range entries {
-		if !filter.Match(adapt(&e.usage)) {
+		if !filter.Match((*fields)(&e.usage)) {
 			continue
 		}
 		d := Detail{Usage: e.usage, Users: users[e], Rule: subject[e]}
@@ -66,7 +65,7 @@ func (m *Manager) forecast(ctx context.Context, entries []*entry, rules []PruneO
 			return nil, nil, fmt.Errorf("parse filters of %s %q: %w", rule.Rule, rule.Filters, err)
 		}
 		for _, e := range entries {
-			if _, ok := subject[e]; !ok && rule.covers(&e.usage) && filter.Match(adapt(&e.usage)) {
+			if _, ok := subject[e]; !ok && rule.covers(&e.usage) && filter.Match((*fields)(&e.usage)) {
 				subject[e] = rule.Rule
 			}
 		}
@@ -85,16 +84,13 @@ func (m *Manager) forecast(ctx context.Context, entries []*entry, rules []PruneO
 // users says who uses each of entries.
 func (m *Manager) users(entries []*entry) map[*entry][]string {
 	above := map[*entry][]string{} // who builds on one
-	byID := make(map[string]*entry, len(entries))
 	for _, e := range entries {
-		byID[e.usage.ID] = e
 		for _, b := range e.below {
 			above[b] = append(above[b], e.usage.ID)
 		}
 	}
 	out := make(map[*entry][]string, len(entries))
 	m.mu.Lock()
-	images := maps.Clone(m.images)
 	for _, e := range entries {
 		if e.r.handles > 0 {
 			out[e] = append(out[e], "what runs now")
@@ -109,13 +105,6 @@ func (m *Manager) users(entries []*entry) map[*entry][]string {
 				break
 			}
 			out[e] = append(out[e], "record "+id)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(images)) {
-		for _, id := range images[name].Refs {
-			if e := byID[id]; e != nil {
-				out[e] = append(out[e], "image "+name)
-			}
 		}
 	}
 	for _, e := range entries {

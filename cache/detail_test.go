@@ -25,8 +25,6 @@ func TestDetails(t *testing.T) {
 	internal := e.aged(nil, "internal", 1, old, 1, Options{Type: TypeInternal})
 	git := e.aged(nil, "git", 8, old, 1, Options{Type: TypeGit})
 	fresh := e.aged(nil, "fresh", 8, now, 1, Options{Type: TypeGit})
-	named := e.aged(nil, "named", 1, old, 1, Options{})
-	must(t, e.m.SetImage("app:1", Image{Refs: []string{named}}))
 	mount := get(e.m.New(t.Context(), nil, Options{Type: TypeCacheMount, Retain: true, Index: map[string]string{"cachemount.id": "go"}}))(t)
 	must(t, mount.Release(t.Context()))
 	held := get(e.m.New(t.Context(), nil, Options{Description: "held"}))(t)
@@ -54,7 +52,6 @@ func TestDetails(t *testing.T) {
 		"of no rule":    {mount.ID(), []string{"kept for its next use"}, "big", false},
 		"internal":      {internal, []string{"kept as a step's result"}, "small", true},
 		"by age":        {git, []string{"kept as a step's result"}, "git", true},
-		"of one image":  {named, []string{"image app:1", "kept as a step's result"}, "small", true},
 		"too young":     {fresh, []string{"kept as a step's result"}, "git", false},
 		"being written": {held.ID(), []string{"what runs now"}, "big", false},
 	} {
@@ -80,5 +77,4 @@ func TestDetails(t *testing.T) {
 		t.Errorf("pruned %q", got)
 	}
 	must(t, held.Release(t.Context()))
-	must(t, e.m.RemoveImage("app:1"))
 }

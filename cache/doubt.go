@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"syscall"
 	"time"
 
@@ -57,8 +56,8 @@ func (m *Manager) writable(since time.Time) (idle map[string]bool, busy []string
 	return idle, busy
 }
 
-// doubtBlobs removes blobs that were written since the given time, and the names
-// of images that are made of them. It returns how many they are.
+// doubtBlobs removes blobs that were written since the given time, and returns how
+// many they are.
 func (m *Manager) doubtBlobs(since time.Time, why error) int {
 	s, ok := m.blobs.(blobDoubter)
 	if !ok {
@@ -98,19 +97,7 @@ func (m *Manager) forgetBlobs(lost []digest.Digest) {
 	for d := range gone {
 		delete(m.proven, d)
 	}
-	var images []string
-	for name, img := range m.images {
-		if slices.ContainsFunc(img.Blobs, func(d digest.Digest) bool { return gone[d] }) {
-			images = append(images, name)
-		}
-	}
 	m.mu.Unlock()
-	for _, name := range images {
-		m.log.Warn("image has lost a blob, dropped its mark", "image", name)
-		if err := m.RemoveImage(name); err != nil {
-			m.log.Error("drop the mark of an image", "image", name, "error", err)
-		}
-	}
 }
 
 // isFailure says whether the disk failed.

@@ -38,7 +38,10 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor,
 	sources := append(slices.Clone(r.sources), m.offers[desc.Digest]...)
 	m.mu.Unlock()
 	var problems []error
-	for _, src := range sources {
+	for i, src := range sources {
+		if slices.Contains(sources[:i], src) {
+			continue // a build's import is a source of its records, and offers the same
+		}
 		err := m.fetchFrom(ctx, r, desc, src, sink)
 		if err == nil {
 			return nil
@@ -52,6 +55,9 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor,
 		case errors.Is(err, errContent): // the right bytes; no other source has better
 			return m.lostContent(r, desc, err)
 		}
+		if told, ok := src.(failureTold); ok {
+			err = told.Failed(desc, err)
+		}
 		problems = append(problems, err)
 	}
 	if len(problems) == 0 {
@@ -62,6 +68,12 @@ func (m *Manager) fetch(ctx context.Context, r *record, desc ocispec.Descriptor,
 		return err // only this form of it: the files are there
 	}
 	return m.lose(r, err)
+}
+
+// failureTold is a BlobSource that is told when a blob couldn't be had from it,
+// and says so in its own words.
+type failureTold interface {
+	Failed(desc ocispec.Descriptor, err error) error
 }
 
 // errSource marks errors of a BlobSource.
@@ -106,7 +118,7 @@ func (m *Manager) fetchFrom(ctx context.Context, r *record, desc ocispec.Descrip
 	case sinkErr != nil && localTrouble(sinkErr):
 		return sinkErr
 	}
-	if _, err := m.storeBlob(r, w, desc, r.diffID); err != nil {
+	if err := m.storeBlob(r, w, desc, r.diffID); err != nil {
 		return err
 	}
 	if sinkErr == nil {

@@ -202,7 +202,7 @@ func (e *env) empty() {
 	e.t.Helper()
 	rep, err := e.m.Check(context.Background(), false)
 	must(e.t, err)
-	if rep.Records+rep.Snapshots+rep.Blobs+rep.Images > 0 {
+	if rep.Records+rep.Snapshots+rep.Blobs > 0 {
 		e.t.Errorf("left: %+v", *rep)
 	}
 	e.cleared()

@@ -149,7 +149,10 @@ func (m *Manager) make(ctx context.Context, l *record, c Compression) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, ErrLost):
-		return m.lose(l, fmt.Errorf("make %s blob of %s: %w", c.Type, l.id, err))
+		// The files are there: who stands on them has to be told.
+		err = fmt.Errorf("make %s blob of %s: %w", c.Type, l.id, err)
+		m.distrustSnapshot(snap, err)
+		return err
 	}
 	return m.lostSnapshot(ctx, l, fmt.Errorf("make %s blob of %s: %w", c.Type, l.id, err))
 }
@@ -174,6 +177,11 @@ func (m *Manager) convert(ctx context.Context, l *record, from ocispec.Descripto
 		return err
 	})
 	if err != nil {
+		// Bytes that can't be unpacked are the wrong ones, or not: their digest
+		// tells, once all are read.
+		if _, rest := io.Copy(io.Discard, &interruptible{ctx, rc}); errors.Is(rest, ErrLost) {
+			err = rest
+		}
 		return fmt.Errorf("convert layer %s to %s: %w", from.Digest, c.Type, err)
 	}
 	return nil
@@ -195,7 +203,7 @@ func (m *Manager) pack(l *record, c Compression, fill func(io.Writer) error) err
 		if err := fill(w); err != nil {
 			return err
 		}
-		_, err := m.storeBlob(l, w, desc, "")
+		err := m.storeBlob(l, w, desc, "")
 		return err
 	}
 	algorithm := digest.Canonical
@@ -210,7 +218,7 @@ func (m *Manager) pack(l *record, c Compression, fill func(io.Writer) error) err
 	if got := diffID.Digest(); known != "" && got != known {
 		return fmt.Errorf("%w: its files no longer give the diff ID %s but %s", ErrLost, known, got)
 	}
-	_, err = m.storeBlob(l, w, desc, diffID.Digest())
+	err = m.storeBlob(l, w, desc, diffID.Digest())
 	return err
 }
 

@@ -206,77 +206,6 @@ func TestOpenBlobOfAnother(t *testing.T) {
 	r.Release()
 }
 
-// compat: CTL-046
-func TestHold(t *testing.T) {
-	e := newEnv(t)
-	data := []byte(`{"a manifest":true}`)
-	d := digest.FromBytes(data)
-	put := func() {
-		w := get(e.blobs.Create())(t)
-		get(w.Write(data))(t)
-		get(w.Commit(int64(len(data)), d))(t)
-		must(t, w.Close())
-	}
-	stored := func() bool { _, err := e.blobs.Stat(d); return err == nil }
-
-	first, second := e.m.Hold(d), e.m.Hold(d, d)
-	put()
-	must(t, e.m.Prune(t.Context(), PruneOptions{All: true}, nil))
-	first()
-	first()
-	if !stored() {
-		t.Fatal("a held blob is gone")
-	}
-	must(t, e.m.SetImage("app", Image{Descriptor: ocispec.Descriptor{Digest: d}, Blobs: []digest.Digest{d, d}}))
-	second()
-	e.restart()
-	if !stored() {
-		t.Fatal("the blob of an image is gone")
-	}
-	if img, ok := e.m.Image("app"); !ok || img.Descriptor.Digest != d {
-		t.Errorf("image %+v, %t", img, ok)
-	}
-	must(t, e.m.RemoveImage("app"))
-	must(t, e.m.RemoveImage("app"))
-	if stored() {
-		t.Error("the blob outlives its image")
-	}
-	wantErr(t, e.m.SetImage("app", Image{Blobs: []digest.Digest{d}}), ErrLost, "not found")
-	if err := e.m.SetImage("", Image{}); err == nil {
-		t.Error("an image without name")
-	}
-	e.empty()
-}
-
-// An image that a client is told of is on the disk, and one that is there already
-// costs no write.
-func TestImageIsDurable(t *testing.T) {
-	e := newEnv(t)
-	ref := e.layer(nil, Options{}, "a=1")
-	defer ref.Release()
-	img := Image{Refs: []string{ref.ID()}}
-	must(t, e.m.SetImage("app", img))
-	must(t, e.m.AwaitImage(t.Context(), "app"))
-	for _, name := range []string{"app", "other"} {
-		must(t, e.m.SetImage(name, img))
-	}
-	if got := e.m.Images(); !slices.Equal(got, []string{"app", "other"}) {
-		t.Errorf("images %q", got)
-	}
-	must(t, e.m.AwaitImage(t.Context(), "other"))
-	before := e.db.Mark()
-	must(t, e.m.SetImage("app", img))
-	must(t, e.m.AwaitImage(t.Context(), "app"))
-	if after := e.db.Mark(); after != before {
-		t.Errorf("an image that is there is written: %d batches", after-before)
-	}
-	wantErr(t, e.m.AwaitImage(t.Context(), "none"), ErrLost, "none")
-
-	e.m.Distrust([]string{ref.ID()}, errors.New("it was changed"))
-	wantErr(t, e.m.AwaitImage(t.Context(), "app"), ErrLost, ref.ID())
-	must(t, errors.Join(e.m.RemoveImage("app"), e.m.RemoveImage("other")))
-}
-
 // A record that a blob is shared with may go at any time.
 func TestSharedBlobOutlivesOneOwner(t *testing.T) {
 	e := newEnv(t)
@@ -367,4 +296,60 @@ func flip(path string) error {
 	}
 	data[len(data)/2] ^= 1
 	return os.WriteFile(path, data, 0o600)
+}
+
+// A stored blob that was damaged, anywhere, is lost when it is to be converted,
+// and made again from the files the next time.
+func TestConvertDamagedBlob(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	gz := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	size := int(gz.Blob.Size)
+	for _, at := range []int{0, 12, size / 2, size - 6, size - 1} {
+		path := filepath.Join(e.root, "blobs", "sha256", gz.Blob.Digest.Encoded())
+		data := get(os.ReadFile(path))(t)
+		data[at] ^= 0x40
+		must(t, os.Chmod(path, 0o600))
+		must(t, os.WriteFile(path, data, 0o600))
+		e.m.mu.Lock()
+		clear(e.m.proven)
+		e.m.mu.Unlock()
+		force := Compression{Type: "zstd", OCI: true, Force: true}
+		_, err := r.Layers(t.Context(), force)
+		wantErr(t, err, ErrLost, gz.Blob.Digest.String())
+		for _, l := range get(r.Layers(t.Context(), force))(t) {
+			e.untar(r, l)
+			e.m.dropBlob(l.Blob.Digest, errors.New("test"))
+		}
+		if again := get(r.Layers(t.Context(), Compression{}))(t)[0]; again.Blob.Digest != gz.Blob.Digest {
+			t.Fatalf("made as %s again, was %s", again.Blob.Digest, gz.Blob.Digest)
+		}
+	}
+	r.Release()
+	e.empty()
+}
+
+// Files that aren't what their layer was made of are of no use to those that
+// stand on them either.
+func TestFilesOfAnotherLayer(t *testing.T) {
+	e := newEnv(t)
+	r := e.layer(nil, Options{}, "a=1")
+	top := e.layer(r, Options{}, "b=1")
+	gz := get(r.Layers(t.Context(), Compression{}))(t)[0]
+	e.m.mu.Lock()
+	path := filepath.Join(e.root, "snapshots", r.r.snap, "fs", "a")
+	e.m.mu.Unlock()
+	st := get(os.Stat(path))(t)
+	must(t, os.WriteFile(path, []byte("2"), 0o644))
+	must(t, os.Chtimes(path, st.ModTime(), st.ModTime())) // as if nothing had happened
+	e.m.dropBlob(gz.Blob.Digest, errors.New("test"))
+	_, err := r.Layers(t.Context(), Compression{})
+	wantErr(t, err, ErrLost, "no longer give the diff ID")
+	for _, ref := range []*Ref{r, top} {
+		_, err := ref.Mounts(t.Context())
+		wantErr(t, err, ErrLost)
+		wantErr(t, ref.Whole(), ErrLost)
+		ref.Release()
+	}
+	e.empty()
 }

@@ -6,8 +6,6 @@ import "github.com/opencontainers/go-digest"
 // Records go by their place in it.
 type contents struct {
 	records []fact // oldest first
-	shared  []int  // records that images name
-	blobs   []digest.Digest
 }
 
 // nobody is the place of a record that doesn't exist.
@@ -22,40 +20,25 @@ type fact struct {
 	broken bool // its files are missing
 }
 
-// mark adds what images and holds point at. at is the place of a record.
-func (c *contents) mark(images []Image, holds []digest.Digest, at func(id string) int) {
-	for _, img := range images {
-		for _, id := range img.Refs {
-			if i := at(id); i != nobody {
-				c.shared = append(c.shared, i)
-			}
-		}
-		c.blobs = append(c.blobs, img.Blobs...)
-	}
-	c.blobs = append(c.blobs, holds...)
-}
-
 // verdict says what lives, by the place of a record, and why.
 type verdict struct {
-	alive  []bool
-	inUse  []bool // held, or below what is held (CTL-104)
-	shared []bool // named by an image, or below what is (CTL-105)
+	alive []bool
+	inUse []bool // held, or below what is held (CTL-104)
 	// broken is what can't live, because it or something it needs is missing.
 	broken []bool
 	// owner is the record that accounts for a blob: the oldest living one that
-	// points at it, nobody if only an image or a hold does. A blob that isn't in
-	// here is dead.
+	// points at it. A blob that isn't in here is dead.
 	owner map[digest.Digest]int
 }
 
-// liveness is the rule: a record lives while a handle, a child record, a key's
-// result or a user's mark points at it, unless it is broken; a blob lives
-// while a living record, an image or a hold points at it. Collecting garbage,
-// du, prune and fsck all ask it. It takes time in proportion to contents.
+// liveness is the rule: a record lives while a handle, a child record or a key's
+// result points at it, or it is retained, unless it is broken; a blob lives while
+// a living record points at it. Collecting garbage, du, prune and fsck all ask it.
+// It takes time in proportion to contents.
 func liveness(c contents) verdict {
 	n := len(c.records)
 	v := verdict{
-		alive: make([]bool, n), inUse: make([]bool, n), shared: make([]bool, n), broken: make([]bool, n),
+		alive: make([]bool, n), inUse: make([]bool, n), broken: make([]bool, n),
 		owner: map[digest.Digest]int{},
 	}
 	v.spreadBroken(c)
@@ -69,21 +52,12 @@ func liveness(c contents) verdict {
 			spread(v.alive, i, below)
 		}
 	}
-	for _, i := range c.shared {
-		if !v.broken[i] {
-			spread(v.shared, i, below)
-			spread(v.alive, i, below)
-		}
-	}
-	for _, d := range c.blobs {
-		v.owner[d] = nobody
-	}
 	for i := range c.records {
 		if !v.alive[i] {
 			continue
 		}
 		for _, d := range c.records[i].blobs {
-			if owner, ok := v.owner[d]; !ok || owner == nobody {
+			if _, ok := v.owner[d]; !ok {
 				v.owner[d] = i
 			}
 		}

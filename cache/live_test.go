@@ -18,10 +18,7 @@ func TestLiveness(t *testing.T) {
 	d := func(s string) digest.Digest { return digest.FromString(s) }
 	tests := map[string]struct {
 		in            []named
-		images        []Image
-		holds         []digest.Digest
 		alive, inUse  []string
-		shared        []string
 		broken, blobs []string // blobs as "blob=owner"
 	}{
 		"nothing keeps it": {in: []named{{id: "a"}}},
@@ -41,19 +38,12 @@ func TestLiveness(t *testing.T) {
 			in:     []named{{id: "b", needs: []string{"a"}, fact: fact{kept: true}}},
 			broken: []string{"b"},
 		},
-		"an image shares and keeps": { // compat: CTL-105
-			in:     []named{{id: "a"}, {id: "b", needs: []string{"a"}}, {id: "c", fact: fact{kept: true}}},
-			images: []Image{{Refs: []string{"b", "none"}}},
-			alive:  []string{"a", "b", "c"}, shared: []string{"a", "b"},
-		},
 		"the oldest living record accounts for a blob": {
-			in:     []named{{id: "dead", fact: fact{blobs: []digest.Digest{d("x")}}}, {id: "a", fact: fact{kept: true, blobs: []digest.Digest{d("x")}}}, {id: "b", fact: fact{kept: true, blobs: []digest.Digest{d("x"), d("y")}}}},
-			images: []Image{{Blobs: []digest.Digest{d("y"), d("z")}}},
-			holds:  []digest.Digest{d("h")},
-			alive:  []string{"a", "b"}, blobs: []string{"h=", "x=a", "y=b", "z="},
+			in:    []named{{id: "dead", fact: fact{blobs: []digest.Digest{d("x")}}}, {id: "a", fact: fact{kept: true, blobs: []digest.Digest{d("x")}}}, {id: "b", fact: fact{kept: true, blobs: []digest.Digest{d("x"), d("y")}}}},
+			alive: []string{"a", "b"}, blobs: []string{"x=a", "y=b"},
 		},
 	}
-	names := map[digest.Digest]string{d("x"): "x", d("y"): "y", d("z"): "z", d("h"): "h"}
+	names := map[digest.Digest]string{d("x"): "x", d("y"): "y"}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
 			at := func(id string) int { return slices.IndexFunc(tc.in, func(n named) bool { return n.id == id }) }
@@ -64,7 +54,6 @@ func TestLiveness(t *testing.T) {
 				}
 				c.records = append(c.records, n.fact)
 			}
-			c.mark(tc.images, tc.holds, at)
 			v := liveness(c)
 			sorted := func(marked []bool) (ids []string) {
 				for i, n := range tc.in {
@@ -76,16 +65,12 @@ func TestLiveness(t *testing.T) {
 			}
 			var blobs []string
 			for b, owner := range v.owner {
-				text := names[b] + "="
-				if owner != nobody {
-					text += tc.in[owner].id
-				}
-				blobs = append(blobs, text)
+				blobs = append(blobs, names[b]+"="+tc.in[owner].id)
 			}
 			slices.Sort(blobs)
 			for what, pair := range map[string][2][]string{
 				"alive": {sorted(v.alive), tc.alive}, "in use": {sorted(v.inUse), tc.inUse},
-				"shared": {sorted(v.shared), tc.shared}, "broken": {sorted(v.broken), tc.broken}, "blobs": {blobs, tc.blobs},
+				"broken": {sorted(v.broken), tc.broken}, "blobs": {blobs, tc.blobs},
 			} {
 				if !slices.Equal(pair[0], pair[1]) {
 					t.Errorf("%s: got %v, want %v", what, pair[0], pair[1])

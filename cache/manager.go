@@ -52,6 +52,7 @@ type Manager struct {
 	extracting flights[*record]
 	fetching   flights[digest.Digest]
 	making     flights[blobKey]
+	surveying  sync.Mutex    // guards record.place
 	pruning    chan struct{} // holds a token while a Prune runs
 	stall      time.Duration // stallBound; tests have less patience
 
@@ -63,13 +64,12 @@ type Manager struct {
 
 	mu          sync.Mutex // guards the fields below and all records; never held across I/O
 	records     map[string]*record
+	order       order                     // of records
 	byChain     map[digest.Digest]*record // has that chain ID and a snapshot
 	byBlobChain map[digest.Digest]*record
 	byIndex     map[indexKey]map[*record]struct{}
-	blobUse     map[digest.Digest]int   // records, images and holds that point at a blob
+	blobUse     map[digest.Digest]int   // records that point at a blob
 	proven      map[digest.Digest]proof // stored blobs whose bytes were right
-	images      map[string]Image
-	holds       map[digest.Digest]int
 	offers      map[digest.Digest][]BlobSource
 	dirty       map[*record]struct{} // persisted records that changed
 	used        map[*record]struct{} // persisted records whose last use or size isn't written
@@ -104,8 +104,6 @@ func newManager(cfg Config) *Manager {
 		byIndex:     map[indexKey]map[*record]struct{}{},
 		blobUse:     map[digest.Digest]int{},
 		proven:      map[digest.Digest]proof{},
-		images:      map[string]Image{},
-		holds:       map[digest.Digest]int{},
 		offers:      map[digest.Digest][]BlobSource{},
 		dirty:       map[*record]struct{}{},
 		used:        map[*record]struct{}{},
@@ -256,28 +254,6 @@ func (m *Manager) Search(key, value string) []string {
 	}
 	m.mu.Unlock()
 	return ids
-}
-
-// atOnce is how many records are gone through while mu is held: builds wait for
-// no more than that, however many there are.
-const atOnce = 256
-
-// eachRecord calls fn, with mu held, for every record. It lets go of mu between
-// some and the next, so that it doesn't show all records as of one moment: those
-// that come or go meanwhile may be among them or not, and one that is reopened
-// may be there twice.
-func (m *Manager) eachRecord(fn func(r *record)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n := 0
-	for _, r := range m.records { // what is removed before its turn doesn't come
-		if n++; n%atOnce == 0 {
-			m.breathe()
-		}
-		if r.state != gone {
-			fn(r)
-		}
-	}
 }
 
 // lifeLen is the length of Manager.life.

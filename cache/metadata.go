@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"strings"
+
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/opencontainers/go-digest"
 )
@@ -69,5 +71,33 @@ func (m *Manager) deleteMetadata(b *store.Batch, births ...string) {
 				return true
 			})
 		}
+	})
+}
+
+// DropStrayMetadata removes metadata that belongs to no record, of which there is
+// none unless the database was damaged, and returns how much it was. Nothing else
+// may use the cache at the time.
+func (m *Manager) DropStrayMetadata() (dropped int) {
+	b := &store.Batch{}
+	m.strayMetadata(func(key string) {
+		dropped++
+		b.Delete(bucketMetadata, key)
+	})
+	m.db.Write(b)
+	return dropped
+}
+
+func (m *Manager) strayMetadata(fn func(key string)) {
+	births := map[string]bool{}
+	m.mu.Lock()
+	for _, r := range m.records {
+		births[r.birth] = true
+	}
+	m.mu.Unlock()
+	m.db.Scan(bucketMetadata, "", func(key string, _ []byte) bool {
+		if birth, _, _ := strings.Cut(key, "/"); !births[birth] {
+			fn(key)
+		}
+		return true
 	})
 }

@@ -2,9 +2,11 @@ package cache
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // A lazy layer whose build has ended is fetched from whoever offers it, while it
@@ -43,6 +45,28 @@ func TestOffer(t *testing.T) {
 	r = get(e.m.GetByBlob(t.Context(), l, nil, nil, Options{}))(t)
 	if err := r.Extract(t.Context()); !errors.Is(err, ErrLost) {
 		t.Errorf("extracted what nobody has: %v", err)
+	}
+	r.Release()
+}
+
+// told is a source that has nothing, and says so in its own words.
+type told struct{ *memSource }
+
+func (told) Failed(desc ocispec.Descriptor, err error) error {
+	return fmt.Errorf("the source of %s: %w", desc.Digest, err)
+}
+
+// A source of a record that offers its layers too is asked once, and tells what
+// became of it.
+func TestSourceIsAskedOnce(t *testing.T) {
+	e := newEnv(t)
+	there, none := newSource(), told{newSource()}
+	l := there.add(t, "gzip", tarOf(t, "a=1"))
+	defer e.m.Offer([]digest.Digest{l.Blob.Digest}, none)()
+	r := get(e.m.GetByBlob(t.Context(), l, nil, none, Options{}))(t)
+	wantErr(t, r.Extract(t.Context()), ErrLost, "the source of "+l.Blob.Digest.String())
+	if none.count() != 1 {
+		t.Errorf("it was asked %d times", none.count())
 	}
 	r.Release()
 }

@@ -3,9 +3,7 @@ package cache
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -35,18 +33,17 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 
 // loader turns what is on disk into records.
 type loader struct {
-	m        *Manager
-	adopt    []Interrupted
-	snaps    []snapshot.Info // parents first
-	snapOf   map[string]snapshot.Info
-	blobs    map[digest.Digest]snapshot.BlobInfo
-	stored   map[string]*storedRecord
-	order    []string       // oldest first
-	damaged  []string       // records that can't be read
-	unmarked []string       // images that are marked no more
-	place    map[string]int // in order
-	verdict  verdict
-	made     map[string]*record
+	m       *Manager
+	adopt   []Interrupted
+	snaps   []snapshot.Info // parents first
+	snapOf  map[string]snapshot.Info
+	blobs   map[digest.Digest]snapshot.BlobInfo
+	stored  map[string]*storedRecord
+	order   []string       // oldest first
+	damaged []string       // records that can't be read
+	place   map[string]int // in order
+	verdict verdict
+	made    map[string]*record
 }
 
 // sweep removes files that have no record of their own stores.
@@ -100,7 +97,7 @@ func newLife(snaps []snapshot.Info) string {
 	}
 }
 
-// read decodes the records and images.
+// read decodes the records.
 func (l *loader) read(context.Context) error {
 	for _, d := range decodeAll(l.m.db) {
 		if d.err != nil {
@@ -113,24 +110,6 @@ func (l *loader) read(context.Context) error {
 	}
 	slices.SortStableFunc(l.order, func(a, b string) int {
 		return int(min(1, max(-1, l.stored[a].Created-l.stored[b].Created)))
-	})
-	l.m.db.Scan(bucketImages, "", func(name string, value []byte) bool {
-		var img Image
-		if err := json.Unmarshal(value, &img); err != nil {
-			l.m.log.Error("image mark is unreadable, dropped it", "image", name, "error", err)
-			l.unmarked = append(l.unmarked, name)
-			return true
-		}
-		if i := slices.IndexFunc(img.Blobs, func(d digest.Digest) bool { return l.blobs[d].Digest == "" }); i >= 0 {
-			l.m.log.Warn("image has lost a blob, dropped its mark", "image", name, "blob", img.Blobs[i])
-			l.unmarked = append(l.unmarked, name)
-			return true
-		}
-		l.m.images[name] = img
-		for _, d := range img.Blobs {
-			l.m.blobUse[d]++
-		}
-		return true
 	})
 	return nil
 }
@@ -155,7 +134,7 @@ func decodeAll(db *store.DB) []*decoded {
 	for part := range slices.Chunk(all, len(all)/cores+1) {
 		wg.Go(func() {
 			for _, d := range part {
-				d.err = json.Unmarshal(d.value, &d.storedRecord)
+				d.err = decodeRecord(d.value, &d.storedRecord)
 				d.value = nil
 			}
 		})
@@ -186,7 +165,6 @@ func (l *loader) judge(context.Context) error {
 		}
 		c.records = append(c.records, f)
 	}
-	c.mark(slices.Collect(maps.Values(l.m.images)), nil, l.at)
 	l.verdict = liveness(c)
 	for i, id := range l.order {
 		if l.verdict.alive[i] {
@@ -322,9 +300,6 @@ func (l *loader) clean(context.Context) error {
 	b := &store.Batch{}
 	for _, id := range l.damaged {
 		b.Delete(bucketRecords, id)
-	}
-	for _, name := range l.unmarked {
-		b.Delete(bucketImages, name)
 	}
 	m.dropped = l.damaged
 	for _, id := range l.order {

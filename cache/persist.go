@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/plainjson"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/opencontainers/go-digest"
@@ -18,7 +19,6 @@ import (
 const (
 	bucketRecords  = "ref"
 	bucketMetadata = "refmeta" // by metadataKey
-	bucketImages   = "image"
 )
 
 // storedRecord is a record as it is stored under its id.
@@ -45,6 +45,59 @@ type storedRecord struct {
 type storedBlob struct {
 	Desc   ocispec.Descriptor `json:"d"`
 	Stored bool               `json:"s,omitempty"`
+}
+
+// decodeRecord reads what encodeLocked has written.
+func decodeRecord(data []byte, s *storedRecord) error {
+	if plainjson.Object(data, s.set) {
+		return nil
+	}
+	*s = storedRecord{}
+	return json.Unmarshal(data, s)
+}
+
+// set sets a field to a value of JSON, and says whether it could.
+func (s *storedRecord) set(name, value []byte) bool {
+	switch string(name) {
+	case "p":
+		return plainjson.Texts(value, &s.Parents)
+	case "l":
+		return plainjson.Texts(value, &s.Layers)
+	case "s":
+		return plainjson.Text(value, &s.Snap)
+	case "w":
+		return plainjson.Text(value, &s.Twin)
+	case "m":
+		return plainjson.Flag(value, &s.Mutable)
+	case "r":
+		return plainjson.Flag(value, &s.Retain)
+	case "o":
+		return plainjson.Flag(value, &s.Open)
+	case "d":
+		return plainjson.Text(value, &s.Desc)
+	case "t":
+		return plainjson.Text(value, &s.Type)
+	case "c":
+		return plainjson.Number(value, &s.Created)
+	case "u":
+		return plainjson.Number(value, &s.LastUsed)
+	case "n":
+		return plainjson.Number(value, &s.Uses)
+	case "z":
+		s.Size = new(int64)
+		return plainjson.Number(value, s.Size)
+	case "i":
+		return plainjson.Text(value, &s.DiffID)
+	case "b":
+		s.Blobs = nil
+		return plainjson.Other(value, &s.Blobs)
+	case "x":
+		s.Index = nil
+		return plainjson.Other(value, &s.Index)
+	case "a":
+		return plainjson.Text(value, &s.Birth)
+	}
+	return false
 }
 
 // encodeLocked returns what is stored of r.

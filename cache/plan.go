@@ -27,11 +27,9 @@ func (m *Manager) plan(ctx context.Context, list []*entry, opts PruneOptions, fi
 	}
 	surplus := int64(0) // what has to go; 0 is everything that may
 	if opts.limited() {
-		total := int64(0) // bytes of records that no image shares
+		total := int64(0)
 		for _, e := range list {
-			if !e.usage.Shared {
-				total += e.usage.Size
-			}
+			total += e.usage.Size
 		}
 		keep, err := m.target(ctx, opts, total)
 		if err != nil || total <= keep {
@@ -97,11 +95,9 @@ func (s *simulation) evict(bytes int64) (order []*entry) {
 
 // remove returns what is freed, in bytes that count.
 func (s *simulation) remove(e *entry) (freed int64) {
-	if !e.usage.Shared {
-		freed = max(e.snapSize, 0)
-	}
+	freed = max(e.snapSize, 0)
 	for i, d := range e.blobs {
-		if s.blobUse[d]--; s.blobUse[d] == 0 && !e.usage.Shared {
+		if s.blobUse[d]--; s.blobUse[d] == 0 {
 			freed += e.sizes[i]
 		}
 	}
@@ -181,7 +177,7 @@ func candidates(list []*entry, opts PruneOptions, filter filters.Filter) []*entr
 		switch {
 		case u.InUse, !opts.covers(u):
 		case opts.KeepDuration > 0 && used.After(cutoff):
-		case filter.Match(adapt(u)):
+		case filter.Match((*fields)(u)):
 			out = append(out, e)
 		}
 	}
@@ -190,7 +186,7 @@ func candidates(list []*entry, opts PruneOptions, filter filters.Filter) []*entr
 
 // covers reports whether records of this kind may go (CTL-108).
 func (o *PruneOptions) covers(u *Usage) bool {
-	return o.All || !u.Shared && u.Type != TypeInternal && u.Type != TypeFrontend
+	return o.All || u.Type != TypeInternal && u.Type != TypeFrontend
 }
 
 // rank scores the entries of list, lowest first to go: by where they stand in

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 // PruneOptions say what may go (CTL-107 to -111). Sizes are bytes.
 type PruneOptions struct {
 	Filters       []string
-	All           bool // internal, frontend and shared records too
+	All           bool // internal and frontend records too
 	KeepDuration  time.Duration
 	ReservedSpace int64
 	MaxUsedSpace  int64
@@ -64,7 +65,7 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	entries, _ := m.survey()
+	entries := m.survey()
 	for i, rule := range rules {
 		victims, err := m.plan(ctx, entries, rule, parsed[i])
 		if err != nil {
@@ -76,7 +77,7 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 		if err := m.evictAll(ctx, victims, rule.Rule, removed); err != nil {
 			return err
 		}
-		entries, _ = m.survey()
+		entries = m.survey()
 	}
 	m.flush(flushAll) // of what is left
 	return nil
@@ -95,6 +96,7 @@ func (m *Manager) evictAll(ctx context.Context, victims []*entry, rule string, r
 			if err := m.evict(batch, rule, removed); err != nil {
 				return err
 			}
+			runtime.Gosched() // those who waited for the locks come first
 		}
 		if err := writing.Wait(); err != nil {
 			return err

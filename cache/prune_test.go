@@ -169,11 +169,9 @@ func TestPruneTypes(t *testing.T) {
 	e.aged(nil, "regular", 1, now, 1, Options{})
 	e.aged(nil, "internal", 1, now, 1, Options{Type: TypeInternal})
 	e.aged(nil, "frontend", 1, now, 1, Options{Type: TypeFrontend})
-	shared := e.aged(nil, "shared", 1, now, 1, Options{})
-	must(t, e.m.SetImage("app", Image{Refs: []string{shared}}))
 	held := e.layer(nil, Options{Description: "held"}, "x=1")
 	e.persist(held)
-	if got := e.names("shared"); !slices.Equal(got, []string{"shared"}) {
+	if got := e.names("shared"); len(got) > 0 { // there is no store of images
 		t.Errorf("shared: %q", got) // compat: CTL-105
 	}
 	if got := e.prune(PruneOptions{Filters: []string{"description==internal"}}); got != nil {
@@ -185,13 +183,10 @@ func TestPruneTypes(t *testing.T) {
 	if got := e.prune(PruneOptions{All: true, Filters: []string{"type==frontend"}}); !slices.Equal(got, []string{"frontend"}) {
 		t.Errorf("removed %q", got)
 	}
-	got := e.prune(PruneOptions{All: true})
-	slices.Sort(got)
-	if !slices.Equal(got, []string{"internal", "shared"}) {
+	if got := e.prune(PruneOptions{All: true}); !slices.Equal(got, []string{"internal"}) {
 		t.Errorf("removed %q", got)
 	}
 	held.Release()
-	must(t, e.m.RemoveImage("app"))
 	e.prune(PruneOptions{All: true})
 	e.empty()
 }
@@ -379,7 +374,7 @@ func TestPruneRace(t *testing.T) {
 	ra := get(e.m.Get(t.Context(), a))(t)
 	b := e.aged(ra, "b", 1, time.Unix(2, 0), 1, Options{})
 	ra.Release()
-	entries, _ := e.m.survey()
+	entries := e.m.survey()
 	slices.Reverse(entries) // the child first
 	rb := get(e.m.Get(t.Context(), b))(t)
 	must(t, e.m.evict(entries, "", func(u Usage) error { t.Errorf("removed %s", u.Description); return nil }))

@@ -71,6 +71,10 @@ type record struct {
 	birth string
 	meta  map[string]*metaValue // not yet in the store
 
+	shelf *shelf // see order
+	slot  int    // on the shelf
+	place int    // in the survey that is being made; guarded by Manager.surveying
+
 	dirty      bool // changed since it was last put in a batch
 	version    int  // counts changes
 	persisting int  // batches given to Persist's callers that aren't durable yet
@@ -181,6 +185,7 @@ func (r *record) findBlob(d digest.Digest) *blob {
 // addLocked makes r known. The caller gets the first handle.
 func (m *Manager) addLocked(r *record) {
 	m.records[r.id] = r
+	m.order.add(r)
 	r.handles = 1
 	for _, n := range r.needs() {
 		n.children++
@@ -248,6 +253,7 @@ func (m *Manager) doomedLocked(r *record) bool {
 func (m *Manager) forgetLocked(r *record) {
 	r.state = gone
 	delete(m.records, r.id)
+	m.order.remove(r)
 	delete(m.dirty, r)
 	delete(m.used, r)
 	m.unindexLocked(r)

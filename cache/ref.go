@@ -118,6 +118,24 @@ func (r *Ref) Lost() error {
 	return nil
 }
 
+// Whole returns ErrLost if the record, or a layer that it is made of, is known to
+// be out of use. Who makes something of a record without a look at its files has
+// to ask: what is made of it is out of use, too.
+func (r *Ref) Whole() error {
+	if r == nil {
+		return nil
+	}
+	layers := append(r.r.stack(), r.r)
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	for _, l := range layers {
+		if l.lost != nil {
+			return fmt.Errorf("%w: %s is out of use: %w", ErrLost, l.id, l.lost)
+		}
+	}
+	return nil
+}
+
 // Mounts extracts if needed and says how to make the record visible,
 // read-only. The mounts are good while the handle is held.
 func (r *Ref) Mounts(ctx context.Context) ([]mount.Mount, error) {

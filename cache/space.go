@@ -12,7 +12,6 @@ import (
 type Space struct {
 	Records  int64 // what DiskUsage lists
 	Writing  int64 // mutable records in use, whose usage is 0, and blobs that aren't complete
-	Images   int64 // configs and manifests of images
 	Removed  int64 // of removed records, about to be deleted
 	Database int64
 	Reserve  int64 // kept free, for the database on a full disk
@@ -22,7 +21,7 @@ type Space struct {
 
 // Total is all.
 func (s Space) Total() int64 {
-	return s.Records + s.Writing + s.Images + s.Removed + s.Database + s.Reserve + s.Logs + s.Other
+	return s.Records + s.Writing + s.Removed + s.Database + s.Reserve + s.Logs + s.Other
 }
 
 // measured is a store that takes more than what it lists.
@@ -42,7 +41,7 @@ func (m *Manager) Space(ctx context.Context, logs string) (Space, error) {
 }
 
 func (m *Manager) space(ctx context.Context, logs string) (s Space, err error) {
-	entries, ownerless := m.survey()
+	entries := m.survey()
 	if err := m.measure(ctx, entries); err != nil {
 		return s, err
 	}
@@ -51,11 +50,6 @@ func (m *Manager) space(ctx context.Context, logs string) (s Space, err error) {
 	}
 	if s.Writing, err = m.writing(ctx); err != nil {
 		return s, err
-	}
-	for _, d := range ownerless {
-		if info, err := m.blobs.Stat(d); err == nil { // a hold may be for one that isn't stored yet
-			s.Images += info.Disk
-		}
 	}
 	database, reserve, known, err := m.db.Size()
 	if err != nil {

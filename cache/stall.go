@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -12,6 +13,9 @@ import (
 // for: how long a transfer may take is for whoever wants it to say. Until the
 // first byte a source has bounds of its own.
 const stallBound = 2 * time.Minute
+
+// ErrStalled: a source sent nothing for too long.
+var ErrStalled = errors.New("nothing came")
 
 // lively is a reader that ends when nothing comes for longer than bound.
 type lively struct {
@@ -30,7 +34,7 @@ func (l *lively) Read(p []byte) (int, error) {
 	timer.Stop()
 	if err != nil && err != io.EOF && stalled.Load() {
 		// Not the error that the stop caused, which looks like a cancellation.
-		err = fmt.Errorf("nothing came for %s", l.bound)
+		err = fmt.Errorf("%w for %s", ErrStalled, l.bound)
 	}
 	return n, err
 }

@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -28,7 +26,6 @@ type Usage struct {
 	UsageCount  int
 	Description string
 	Type        RecordType
-	Shared      bool
 	Index       map[string]string // what Options.Index said; not to be changed
 }
 
@@ -42,13 +39,12 @@ func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Dur
 		return nil, fmt.Errorf("parse filters %q: %w", filterBy, err)
 	}
 	cutoff := time.Now().Add(-age)
-	var found []*entry
-	all, _ := m.survey()
-	for _, e := range all {
-		recent := age > 0 && e.usage.LastUsedAt.After(cutoff)
-		if !recent && filter.Match(adapt(&e.usage)) {
-			found = append(found, e)
-		}
+	found := m.survey()
+	if len(filterBy) > 0 || age > 0 {
+		found = slices.DeleteFunc(found, func(e *entry) bool {
+			recent := age > 0 && e.usage.LastUsedAt.After(cutoff)
+			return recent || !filter.Match((*fields)(&e.usage))
+		})
 	}
 	if err := m.measure(ctx, found); err != nil {
 		return nil, err
@@ -60,36 +56,35 @@ func (m *Manager) DiskUsage(ctx context.Context, filterBy []string, age time.Dur
 	return out, nil
 }
 
-// adapt gives filters the fields of a record: those of the protocol, and what
-// the record is found by, such as cachemount.id.
-func adapt(u *Usage) filters.Adaptor {
-	return filters.AdapterFunc(func(path []string) (string, bool) {
-		if len(path) != 1 {
-			v, ok := u.Index[strings.Join(path, ".")]
-			return v, ok
-		}
-		switch path[0] {
-		case "id":
-			return u.ID, true
-		case "parents":
-			return strings.Join(u.Parents, ";"), len(u.Parents) > 0
-		case "description":
-			return u.Description, u.Description != ""
-		case "inuse":
-			return "", u.InUse
-		case "mutable":
-			return "", u.Mutable
-		case "immutable":
-			return "", !u.Mutable
-		case "type":
-			return string(u.Type), true
-		case "shared":
-			return "", u.Shared
-		case "private":
-			return "", !u.Shared
-		}
-		return "", false
-	})
+// fields are a record as filters see it: the fields of the protocol, and what the
+// record is found by, such as cachemount.id.
+type fields Usage
+
+// Field implements filters.Adaptor.
+func (u *fields) Field(path []string) (string, bool) {
+	if len(path) != 1 {
+		v, ok := u.Index[strings.Join(path, ".")]
+		return v, ok
+	}
+	switch path[0] {
+	case "id":
+		return u.ID, true
+	case "parents":
+		return strings.Join(u.Parents, ";"), len(u.Parents) > 0
+	case "description":
+		return u.Description, u.Description != ""
+	case "inuse":
+		return "", u.InUse
+	case "mutable":
+		return "", u.Mutable
+	case "immutable":
+		return "", !u.Mutable
+	case "type":
+		return string(u.Type), true
+	case "private": // shared is what a store of images refers to (CTL-105)
+		return "", true
+	}
+	return "", false
 }
 
 // entry is a record as of one moment.
@@ -106,79 +101,96 @@ type entry struct {
 	blobs      []digest.Digest
 	sizes      []int64 // of blobs that are stored, 0 of others
 
-	place int      // among the entries
 	below []*entry // those of needs, nil for what isn't there any more
 	plan  prospect // in the plan that is being made
 }
 
 // entries are those of many records. Few of them move, or are made one by one:
-// there are surveys of 100,000.
+// there are surveys of 100,000. Who has one holds Manager.surveying until its
+// contents are known.
 type entries struct {
 	list []*entry
-	of   map[*record]*entry
 	room []entry
 }
 
 func newEntries(n int) *entries {
-	return &entries{list: make([]*entry, 0, n), of: make(map[*record]*entry, n), room: make([]entry, 0, n)}
+	return &entries{list: make([]*entry, 0, n), room: make([]entry, 0, n)}
 }
 
-// addLocked adds r as it is, unless it is there already.
+// addLocked adds r as it is.
 func (s *entries) addLocked(r *record) {
-	if s.of[r] != nil {
-		return
-	}
 	if len(s.room) == cap(s.room) {
 		s.room = make([]entry, 0, atOnce)
 	}
-	s.room = append(s.room, entry{})
+	s.room = s.room[:len(s.room)+1]
 	e := &s.room[len(s.room)-1]
 	fillLocked(e, r)
-	s.of[r] = e
+	r.place = len(s.list)
 	s.list = append(s.list, e)
 }
 
-// survey describes all records, oldest first, and names the blobs that only
-// images and holds point at.
-func (m *Manager) survey() (list []*entry, ownerless []digest.Digest) {
-	s, images, holds := m.copyRecords()
-	slices.SortFunc(s.list, func(a, b *entry) int {
-		return cmp.Or(a.usage.CreatedAt.Compare(b.usage.CreatedAt), cmp.Compare(a.usage.ID, b.usage.ID))
-	})
-	v := liveness(s.contents(images, holds))
+// at is the place of r among the entries, nobody if it has none.
+func (s *entries) at(r *record) int {
+	if r.place < len(s.list) && s.list[r.place].r == r {
+		return r.place
+	}
+	return nobody
+}
+
+// sort puts the oldest first. They nearly are already.
+func (s *entries) sort() {
+	older := func(a, b *entry) int {
+		if c := a.usage.CreatedAt.Compare(b.usage.CreatedAt); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.usage.ID, b.usage.ID)
+	}
+	if slices.IsSortedFunc(s.list, older) {
+		return
+	}
+	slices.SortStableFunc(s.list, older) // looks at little of what is in order
+	for i, e := range s.list {
+		e.r.place = i
+	}
+}
+
+// survey describes all records, oldest first.
+func (m *Manager) survey() []*entry {
+	m.surveying.Lock()
+	s := m.copyRecords()
+	s.sort()
+	c := s.contents()
+	m.surveying.Unlock()
+	v := liveness(c)
 	for i, e := range s.list {
 		u := &e.usage
-		u.InUse, u.Shared = v.inUse[i], v.shared[i]
+		u.InUse = v.inUse[i]
 		for j, d := range e.blobs {
 			if v.owner[d] == i {
 				u.Size += e.sizes[j]
 			}
 		}
 	}
-	for d, owner := range v.owner {
-		if owner == nobody {
-			ownerless = append(ownerless, d)
-		}
-	}
-	return s.list, ownerless
+	return s.list
 }
 
 // copyRecords copies what there is, and does nothing else, under the lock.
-func (m *Manager) copyRecords() (s *entries, images []Image, holds []digest.Digest) {
+func (m *Manager) copyRecords() *entries {
 	m.mu.Lock()
-	images, holds = slices.Collect(maps.Values(m.images)), slices.Collect(maps.Keys(m.holds))
 	n := len(m.records)
 	m.mu.Unlock()
-	s = newEntries(n)
+	s := newEntries(n)
 	m.eachRecord(s.addLocked)
-	return s, images, holds
+	return s
 }
 
+// fillLocked describes r in e, which is empty.
 func fillLocked(e *entry, r *record) {
-	*e = entry{r: r, snapSize: r.snapSize, uses: r.uses, version: r.version, needs: r.needs(), held: r.handles > 0, kept: r.kept(), usage: Usage{
-		ID: r.id, Mutable: r.state == mutable, CreatedAt: r.opts.CreatedAt,
-		LastUsedAt: r.lastUsed, UsageCount: r.uses, Description: r.opts.Description, Type: r.opts.Type, Index: r.opts.Index,
-	}}
+	e.r, e.snapSize, e.uses, e.version = r, r.snapSize, r.uses, r.version
+	e.needs, e.held, e.kept = r.needs(), r.handles > 0, r.kept()
+	u := &e.usage
+	u.ID, u.Mutable, u.CreatedAt, u.LastUsedAt, u.UsageCount = r.id, r.state == mutable, r.opts.CreatedAt, r.lastUsed, r.uses
+	u.Description, u.Type, u.Index = r.opts.Description, r.opts.Type, r.opts.Index
 	switch {
 	case !r.owns(), r.state == mutable && r.handles > 0:
 		e.snapSize = 0
@@ -197,19 +209,19 @@ func fillLocked(e *entry, r *record) {
 
 // contents is what liveness wants to know. It finds the places of entries, what
 // is below them, and the names of their parents.
-func (s *entries) contents(images []Image, holds []digest.Digest) contents {
+func (s *entries) contents() contents {
 	n := 0
-	for i, e := range s.list {
-		e.place = i
+	for _, e := range s.list {
 		n += len(e.needs)
 	}
 	places, below, parents := make([]int, 0, n), make([]*entry, 0, n), make([]string, 0, n)
 	c := contents{records: make([]fact, len(s.list))}
 	for i, e := range s.list {
 		for j, need := range e.needs {
-			b, place := s.of[need], nobody
-			if b != nil {
-				place = b.place
+			var b *entry
+			place := s.at(need)
+			if place != nobody {
+				b = s.list[place]
 			}
 			places, below = append(places, place), append(below, b)
 			if b != nil && j < len(e.r.parents) { // the rest is its twin
@@ -219,19 +231,6 @@ func (s *entries) contents(images []Image, holds []digest.Digest) contents {
 		c.records[i] = fact{needs: take(&places), blobs: e.blobs, held: e.held, kept: e.kept}
 		e.below, e.usage.Parents = take(&below), take(&parents)
 	}
-	ids := sync.OnceValue(func() map[string]int { // only for those who have images
-		ids := make(map[string]int, len(s.list))
-		for i, e := range s.list {
-			ids[e.usage.ID] = i
-		}
-		return ids
-	})
-	c.mark(images, holds, func(id string) int {
-		if i, ok := ids()[id]; ok {
-			return i
-		}
-		return nobody
-	})
 	return c
 }
 

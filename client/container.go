@@ -71,7 +71,7 @@ func (c *Container) Run(ctx context.Context, p Process) error {
 		return fmt.Errorf("run a process in container %s: %w", c.id, err)
 	}
 	s := &processStream{stream: stream, p: p}
-	err = s.run(ctx, c.id)
+	err = s.run(c.id)
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -88,7 +88,7 @@ type processStream struct {
 	stream gwpb.LLBBridge_ExecProcessClient
 }
 
-func (s *processStream) run(ctx context.Context, container string) error {
+func (s *processStream) run(container string) error {
 	init := s.p.Init.CloneVT()
 	init.ContainerID, init.Fds = container, nil
 	for fd, used := range []bool{s.p.Stdin != nil, s.p.Stdout != nil, s.p.Stderr != nil} {

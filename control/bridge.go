@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/frontend/gateway"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
@@ -26,9 +27,9 @@ type bridgeRouter struct {
 	server *Server
 }
 
-// route returns the server of the build that ctx names, and ctx bound to the
-// build's life.
-func (r *bridgeRouter) route(ctx context.Context) (*gateway.Server, context.Context, func(), error) {
+// route returns the build that ctx names, which its client drives, and ctx bound
+// to the build's life.
+func (r *bridgeRouter) route(ctx context.Context) (*build.Build, context.Context, func(), error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	ids := md.Get(buildIDKey)
 	if len(ids) == 0 || ids[0] == "" {
@@ -38,7 +39,9 @@ func (r *bridgeRouter) route(ctx context.Context) (*gateway.Server, context.Cont
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	switch {
+	switch err := b.Refused(); {
+	case err != nil:
+		return nil, nil, nil, &build.RefusedError{Why: err}
 	case b.Ended():
 		return nil, nil, nil, errdefs.NewUnknownJobError(ids[0])
 	case b.Gateway() == nil:
@@ -46,17 +49,22 @@ func (r *bridgeRouter) route(ctx context.Context) (*gateway.Server, context.Cont
 	}
 	bound, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(b.Context(), func() { cancel(context.Cause(b.Context())) })
-	return b.Gateway(), bound, func() { stop(); cancel(nil) }, nil
+	return b, bound, func() { stop(); cancel(nil) }, nil
 }
 
 // call routes one unary call.
 func call[Req, Resp any](ctx context.Context, r *bridgeRouter, req Req, method func(*gateway.Server, context.Context, Req) (Resp, error)) (resp Resp, err error) {
-	srv, ctx, done, err := r.route(ctx)
+	b, ctx, done, err := r.route(ctx)
 	if err != nil {
 		return resp, err
 	}
 	defer done()
-	return method(srv, ctx, req)
+	resp, err = method(b.Gateway(), ctx, req)
+	if err != nil && b.Context().Err() != nil {
+		// What it was in the midst of may know that the build has ended, but not why.
+		err = context.Cause(b.Context())
+	}
+	return resp, err
 }
 
 func (r *bridgeRouter) Ping(ctx context.Context, req *gwpb.PingRequest) (*gwpb.PongResponse, error) {
@@ -112,12 +120,12 @@ func (r *bridgeRouter) ReleaseContainer(ctx context.Context, req *gwpb.ReleaseCo
 }
 
 func (r *bridgeRouter) ExecProcess(stream gwpb.LLBBridge_ExecProcessServer) error {
-	srv, ctx, done, err := r.route(stream.Context())
+	b, ctx, done, err := r.route(stream.Context())
 	if err != nil {
 		return err
 	}
 	defer done()
-	return srv.ExecProcess(boundStream{stream, ctx})
+	return b.Gateway().ExecProcess(boundStream{stream, ctx})
 }
 
 // boundStream is a stream that ends with the build, too.

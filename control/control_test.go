@@ -66,8 +66,26 @@ func TestRefusedRequests(t *testing.T) {
 	wantCode(t, err, codes.AlreadyExists, "11")
 }
 
+// Nor is one that is registered before it turns out that it may not be done.
+func TestDriverOfARefusedBuild(t *testing.T) {
+	d := newDaemon(t, time.Hour)
+	for field, req := range map[string]*control.SolveRequest{
+		"Entitlements": {Ref: "e", Entitlements: []string{"all"}},
+		"exporter":     {Ref: "x", Exporters: []*control.Exporter{{Type: "nonesuch"}}},
+	} {
+		_, err := d.control().Solve(t.Context(), req)
+		if err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("error %v", err)
+		}
+		_, driven := d.bridge().Ping(inBuild(t.Context(), req.Ref), &gwpb.PingRequest{})
+		if driven == nil || driven.Error() != err.Error() {
+			t.Errorf("who drives it hears %v, who asked for it %v", driven, err)
+		}
+	}
+}
+
 // A build that was refused is not waited for, and has nothing to tell beside
-// the answer to Solve. Who wants to drive it hears of no job. compat: CTL-092
+// the answer to Solve. Who wants to drive it hears why.
 func TestStatusOfARefusedRequest(t *testing.T) {
 	d := newDaemon(t, time.Hour)
 	_, err := d.control().Solve(t.Context(), &control.SolveRequest{Ref: "r", CompatibilityVersion: 7})
@@ -78,7 +96,7 @@ func TestStatusOfARefusedRequest(t *testing.T) {
 		t.Errorf("a refused build tells %v", all)
 	}
 	_, err = d.bridge().Ping(inBuild(t.Context(), "r"), &gwpb.PingRequest{})
-	wantCode(t, err, codes.NotFound, "no such job r")
+	wantCode(t, err, codes.InvalidArgument, "CompatibilityVersion")
 	// The id is free for a request that is good.
 	_, err = d.control().Solve(t.Context(), &control.SolveRequest{Ref: "r", Definition: definition(t, mkfile("/f", ""))})
 	must(t, err)
@@ -130,6 +148,7 @@ func TestStatusFromTheBeginning(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument, "Ref is missing")
 }
 
+// compat: CTL-092
 func TestForgottenBuilds(t *testing.T) {
 	d := newDaemon(t, 0)
 	_, err := d.control().Solve(t.Context(), &control.SolveRequest{Ref: "r", Frontend: "fake"})

@@ -45,6 +45,18 @@ USER daemon
 RUN true
 `
 
+const onlyStageFile = `FROM REGISTRY/library/base:latest
+COPY src /src
+RUN echo NAME
+USER daemon
+RUN true
+`
+
+// onlyStage gives p a Dockerfile of one stage, whose steps show no stage.
+func (p *project) onlyStage() {
+	p.write("Dockerfile", strings.NewReplacer("REGISTRY", p.reg.host, "NAME", p.name).Replace(onlyStageFile))
+}
+
 // newProject is one whose steps no other has.
 func newProject(t testing.TB, d *daemon, reg *registry, name string) *project {
 	p := &project{t: t, d: d, reg: reg, dir: t.TempDir(), name: strings.ReplaceAll(name, " ", "-"), opts: map[string]string{}}
@@ -133,7 +145,8 @@ type mutation struct {
 	before func(p *project) // the first build
 	change func(p *project)
 	step   string // in which the cause must be named: a part of its name
-	cause  cause  // and it must be certain
+	cause  cause  // and it must be certain, unless
+	unsure bool   // it is only probable
 	also   []cause
 }
 
@@ -210,19 +223,25 @@ var mutations = []mutation{
 	{name: "mode", change: func(p *project) { p.edit("--chown=1:1", "--chown=1:1 --chmod=600") }, step: "COPY --chown", cause: cause{explanation.Definition, "mode", "0600"}},
 	{name: "COPY became ADD", change: func(p *project) { p.edit("COPY src", "ADD src") }, step: "ADD src", cause: cause{explanation.Definition, "unpacking", "on"}},
 	{name: "network", change: func(p *project) { p.edit("RUN true", "RUN --network=none true") }, step: "RUN --network=none true", cause: cause{explanation.Definition, "network", "none"}},
-	{name: "cache mount", change: func(p *project) { p.edit("RUN true", "RUN --mount=type=cache,target=/c true") }, step: "target=/c", cause: cause{explanation.Definition, "mount /c", "cache"},
-		also: []cause{{explanation.Definition, "mount /", ""}}},
-	{name: "secret", change: func(p *project) { p.edit("RUN true", "RUN --mount=type=secret,id=s,env=TOKEN true") }, step: "id=s", cause: cause{explanation.Definition, "secret variable TOKEN", "s"},
-		also: []cause{{explanation.Definition, "mount /", ""}}},
+	{name: "cache mount", change: func(p *project) { p.edit("RUN true", "RUN --mount=type=cache,target=/c true") }, step: "target=/c", cause: cause{explanation.Definition, "mount /c", "cache"}},
+	{name: "cache mount shared otherwise", before: func(p *project) { p.edit("RUN true", "RUN --mount=type=cache,target=/c true") },
+		change: func(p *project) { p.edit("target=/c true", "target=/c,sharing=locked true") }, step: "target=/c", cause: cause{explanation.Definition, "mount /c", "sharing of its own"}},
+	{name: "secret", change: func(p *project) { p.edit("RUN true", "RUN --mount=type=secret,id=s,env=TOKEN true") }, step: "id=s", cause: cause{explanation.Definition, "secret variable TOKEN", "s"}},
 	{name: "shell", change: func(p *project) { p.edit("USER daemon", "SHELL [\"/bin/busybox\", \"sh\", \"-c\"]\nUSER daemon") }, step: last, cause: cause{explanation.Command, "", ""}},
 	{name: "extra host", change: func(p *project) { p.opts["add-hosts"] = "db=10.0.0.1" }, step: runEcho, cause: cause{explanation.Definition, "extra host db", ""}},
 	{name: "ulimit", change: func(p *project) { p.opts["ulimit"] = "nofile=100:200" }, step: runEcho, cause: cause{explanation.Definition, "ulimit nofile", "100:200"}},
-	{name: "shared memory", change: func(p *project) { p.opts["shm-size"] = "1048576" }, step: runEcho, cause: cause{explanation.Definition, "mount /dev/shm", "1048576"},
-		also: []cause{{explanation.Definition, "mount /", ""}}},
+	{name: "shared memory", change: func(p *project) { p.opts["shm-size"] = "1048576" }, step: runEcho, cause: cause{explanation.Definition, "mount /dev/shm", "1048576"}},
 	{name: "hostname", change: func(p *project) { p.opts["build-arg:BUILDKIT_SANDBOX_HOSTNAME"] = "box" }, step: runEcho, cause: cause{explanation.Definition, "hostname", "box"}},
 	{name: "inline file", before: func(p *project) { p.edit("USER daemon", "COPY <<EOT /inline\nhello NAME\nEOT\nUSER daemon") },
 		change: func(p *project) { p.edit("hello NAME", "goodbye NAME") }, step: "COPY <<EOT", cause: file("EOT", "changed"),
 		also: []cause{{explanation.Definition, "content", ""}}},
+
+	{name: "first mount of the only stage", before: (*project).onlyStage,
+		change: func(p *project) { p.edit("RUN true", "RUN --mount=type=cache,target=/c true") }, step: "target=/c", cause: cause{explanation.Definition, "mount /c", "cache"}, unsure: true},
+	{name: "last mount of the only stage", before: func(p *project) {
+		p.onlyStage()
+		p.edit("RUN true", "RUN --mount=type=cache,target=/c true")
+	}, change: func(p *project) { p.edit("--mount=type=cache,target=/c ", "") }, step: "RUN true", cause: cause{explanation.Definition, "mount /c", ""}, unsure: true},
 
 	// Which steps there are.
 	{name: "instruction inserted", change: func(p *project) { p.edit("COPY src", "RUN mkdir /added\nCOPY src") }, step: copySrc,
@@ -285,7 +304,7 @@ func (m mutation) check(t *testing.T, b *explanation.Build) {
 	if i < 0 {
 		t.Fatalf("no step %q ran", m.step)
 	}
-	if !slices.ContainsFunc(b.Steps[i].Causes, func(c explanation.Cause) bool { return m.cause.is(c) && c.Certain }) {
+	if !slices.ContainsFunc(b.Steps[i].Causes, func(c explanation.Cause) bool { return m.cause.is(c) && c.Certain == !m.unsure }) {
 		t.Errorf("%s %s; want %+v", b.Steps[i].Name, b.Steps[i].Sentence(), m.cause)
 	}
 	for _, s := range b.Steps {

@@ -94,7 +94,7 @@ func newDaemonWith(t testing.TB, linger time.Duration, explained bool) *daemon {
 	workers := func() []*apitypes.WorkerRecord { return []*apitypes.WorkerRecord{WorkerRecord(w)} }
 	d.builds = build.NewEngine(build.Config{
 		Worker:    w,
-		Export:    export.Config{Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
+		Export:    export.Config{Cache: w.Cache(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
 		Frontends: map[string]frontend.Frontend{"fake": d.frontend, "dockerfile.v0": dockerfile.Frontend{}}, Explain: why, Workers: workers, LLBCaps: ops.Caps(),
 		Entitlements: []string{"network.host", "device"}, Linger: linger, Log: log, Started: started, Ended: ended,
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"maps"
 	"strings"
 
 	"github.com/kilnbuild/kiln/control/build"
@@ -112,9 +113,7 @@ func withoutStored(events []progress.Event) (rest []progress.Event, logs map[str
 func historyRecord(b *build.Build) *control.BuildHistoryRecord {
 	req := b.Request()
 	attrs := make(map[string]string, len(req.Opts))
-	for k, v := range req.Opts {
-		attrs[k] = v
-	}
+	maps.Copy(attrs, req.Opts)
 	return &control.BuildHistoryRecord{
 		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: attrs, Exporters: withoutSecrets(req.Exporters),
 		CreatedAt: timestamppb.New(b.Started()),

@@ -70,7 +70,6 @@ func spaceParts(s cache.Space) []client.SpacePart {
 	return []client.SpacePart{
 		{Name: "Records", Bytes: s.Records},
 		{Name: "Being written", Bytes: s.Writing},
-		{Name: "Image configs and manifests", Bytes: s.Images},
 		{Name: "Being deleted", Bytes: s.Removed},
 		{Name: "Database", Bytes: s.Database},
 		{Name: "Reserve for a full disk", Bytes: s.Reserve},

@@ -11,8 +11,7 @@ import (
 func (s *Server) Solve(ctx context.Context, in *control.SolveRequest) (*control.SolveResponse, error) {
 	req, err := build.ParseRequest(in)
 	if err != nil {
-		s.cfg.Builds.Refuse(in.Ref)
-		return nil, err
+		return nil, s.cfg.Builds.Refuse(in.Ref, err)
 	}
 	for _, w := range req.Warnings {
 		s.front.Log.Warn("a part of the request has no effect", "build", req.Ref, "what", w)

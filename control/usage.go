@@ -66,7 +66,7 @@ func usageToProto(u cache.Usage) *control.UsageRecord {
 	out := &control.UsageRecord{
 		ID: u.ID, Mutable: u.Mutable, InUse: u.InUse, Size: u.Size, Parents: u.Parents,
 		CreatedAt: timestamppb.New(u.CreatedAt), UsageCount: int64(u.UsageCount),
-		Description: text(u.Description), RecordType: string(u.Type), Shared: u.Shared,
+		Description: text(u.Description), RecordType: string(u.Type),
 	}
 	if !u.LastUsedAt.IsZero() {
 		out.LastUsedAt = timestamppb.New(u.LastUsedAt)

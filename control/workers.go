@@ -44,8 +44,8 @@ func workerFields(w *apitypes.WorkerRecord) filters.Adaptor {
 	})
 }
 
-// Version is what clients are told of this daemon (CTL-122).
-func Version() *apitypes.BuildkitVersion {
+// buildkitVersion is what clients are told of this daemon (CTL-122).
+func buildkitVersion() *apitypes.BuildkitVersion {
 	return &apitypes.BuildkitVersion{
 		Package: version.Package, Version: version.Protocol(), Revision: version.Revision,
 		DockerfileVersion: version.Dockerfile,
@@ -54,7 +54,7 @@ func Version() *apitypes.BuildkitVersion {
 
 // Info tells the daemon's version.
 func (s *Server) Info(context.Context, *control.InfoRequest) (*control.InfoResponse, error) {
-	return &control.InfoResponse{BuildkitVersion: Version()}, nil
+	return &control.InfoResponse{BuildkitVersion: buildkitVersion()}, nil
 }
 
 // Worker is what a record tells of a worker.
@@ -67,7 +67,7 @@ type Worker interface {
 
 // WorkerRecord describes w as clients list it (CTL-121).
 func WorkerRecord(w Worker) *apitypes.WorkerRecord {
-	rec := &apitypes.WorkerRecord{ID: w.ID(), Labels: w.Labels(), BuildkitVersion: Version()}
+	rec := &apitypes.WorkerRecord{ID: w.ID(), Labels: w.Labels(), BuildkitVersion: buildkitVersion()}
 	for _, p := range w.Platforms() {
 		rec.Platforms = append(rec.Platforms, pb.PlatformFromSpec(p))
 	}

@@ -162,6 +162,7 @@ func (c *Container) process(ctx context.Context, p ContainerProcess) (proc execu
 		meta.Hostname = c.req.Hostname
 	}
 	proc = c.set.process(meta, append(env, secrets...))
+	proc.Ulimits = withoutCores(proc.Ulimits, c.set.list, p.SecretEnv)
 	proc.Network, proc.Security = netMode(c.req.Network), securityMode(p.Security)
 	proc.Terminal, proc.Started = p.Terminal, p.Started
 	proc.Stdin, proc.Stdout, proc.Stderr = p.Stdin, p.Stdout, p.Stderr

@@ -21,7 +21,7 @@ import (
 func (b *realBench) container(t *testing.T, who asker, mounts []*pb.Mount, inputs ...*cache.Ref) *Container {
 	t.Helper()
 	c, err := b.NewContainer(t.Context(), context.Background(), ContainerRequest{
-		Name: "c", Group: SessionGroup(who),
+		Name: "c", Group: sessionGroup(who),
 		Mounts: append([]*pb.Mount{rootMount()}, mounts...), Inputs: append([]*cache.Ref{b.rootfs}, inputs...),
 	})
 	if err != nil {
@@ -90,7 +90,7 @@ func read(t *testing.T, c *Container, mount int, name string) string {
 func TestContainer(t *testing.T) {
 	b := newRealBench(t, "")
 	who := b.session(sessiontest.Secrets{"s": "hush"}.Service())
-	data := b.ref(nil, files{"d/f": "data"})
+	data := b.ref(nil, fileSet{"d/f": "data"})
 	c := b.container(t, who, []*pb.Mount{
 		{Input: 1, Dest: "/ro", Readonly: true},
 		{Input: 1, Dest: "/sub", Selector: "d"},
@@ -146,7 +146,7 @@ func TestContainer(t *testing.T) {
 	if _, _, _, err := c.View(0); !errors.Is(err, errContainerClosed) {
 		t.Errorf("error %v, want %v", err, errContainerClosed)
 	}
-	wantFiles(t, "the input", Result{data}, files{"d/f": "data"})
+	wantFiles(t, "the input", Result{data}, fileSet{"d/f": "data"})
 	// The cache mount stays.
 	printed, err := b.sh(who, "cat /c/f", []*pb.Mount{{Input: -1, Dest: "/c", Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "shared"}}})
 	if err != nil || printed != "c\n" {
@@ -200,7 +200,7 @@ func TestContainerCloses(t *testing.T) {
 // compat: GW-063
 func TestContainersRefused(t *testing.T) {
 	b := newExecBench(t, nil)
-	base := b.ref(nil, files{"a": "b"})
+	base := b.ref(nil, fileSet{"a": "b"})
 	for name, c := range map[string]struct {
 		req  ContainerRequest
 		code codes.Code

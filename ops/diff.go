@@ -45,7 +45,12 @@ func (d *diffOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Resul
 	}
 	opts := cache.Options{Description: d.name}
 	ref, ok := d.cache.Diff(ctx, lower.ref, upper.ref, opts)
-	if !ok {
+	if ok {
+		if err := ref.Whole(); err != nil {
+			ref.Release()
+			return nil, lostInput(upper.input, err)
+		}
+	} else {
 		if ref, err = d.compare(ctx, lower, upper, opts); err != nil {
 			return nil, err
 		}

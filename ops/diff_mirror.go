@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
+	"maps"
 	"os"
 	"path"
-	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
@@ -32,12 +32,17 @@ func mirror(ctx context.Context, from, to fileRoot) error {
 
 // empty removes all that is in the tree.
 func empty(root fileRoot) error {
-	names, err := fileNames(root.fd)
+	fd, err := files.OpenDir(root.fd, ".") // what is mounted can't be listed itself
 	if err != nil {
 		return fileErr("list", "/", err)
 	}
-	for name := range names {
-		if err := fileRemoveAll(root.fd, name); err != nil {
+	defer unix.Close(fd)
+	names, err := files.Names(fd)
+	if err != nil {
+		return fileErr("list", "/", err)
+	}
+	for _, name := range names {
+		if err := files.RemoveAll(root.fd, name); err != nil {
 			return fileErr("remove", "/"+name, err)
 		}
 	}
@@ -63,7 +68,7 @@ func (m *treeMirror) contents(d *filePair) (changed bool, err error) {
 	}
 	for name := range have {
 		if !want[name] {
-			if err := fileRemoveAll(d.dst, name); err != nil {
+			if err := files.RemoveAll(d.dst, name); err != nil {
 				return true, fileErr("remove", path.Join(d.at, name), err)
 			}
 			changed = true
@@ -90,7 +95,7 @@ func (m *treeMirror) entry(d *filePair, name string, exists bool) (changed bool,
 			return false, fileErr("lstat", path.Join(d.at, name), err)
 		}
 	}
-	if !fileIsDir(want) {
+	if !files.IsDir(&want) {
 		if exists {
 			same, err := sameFile(d, name, &want, &have)
 			if err != nil || same {
@@ -99,7 +104,7 @@ func (m *treeMirror) entry(d *filePair, name string, exists bool) (changed bool,
 		}
 		return true, m.file(d, name, name, fileGoType(want.Mode))
 	}
-	if exists && !fileIsDir(have) {
+	if exists && !files.IsDir(&have) {
 		if err := unix.Unlinkat(d.dst, name, 0); err != nil {
 			return true, fileErr("remove", path.Join(d.at, name), err)
 		}
@@ -117,12 +122,11 @@ func (m *treeMirror) entry(d *filePair, name string, exists bool) (changed bool,
 // directory is entry for a directory that both have, or for d itself as ".".
 func (m *treeMirror) directory(d *filePair, name string) (changed bool, err error) {
 	sub := &filePair{from: path.Join(d.from, name), at: path.Join(d.at, name), inherits: true}
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	if sub.srcFD, err = unix.Openat(d.srcFD, name, flags, 0); err != nil {
+	if sub.srcFD, err = files.OpenDir(d.srcFD, name); err != nil {
 		return false, fileErr("open", sub.from, err)
 	}
 	defer unix.Close(sub.srcFD)
-	if sub.dst, err = unix.Openat(d.dst, name, flags, 0); err != nil {
+	if sub.dst, err = files.OpenDir(d.dst, name); err != nil {
 		return false, fileErr("open", sub.at, err)
 	}
 	defer unix.Close(sub.dst)
@@ -140,7 +144,7 @@ func (m *treeMirror) metadata(d *filePair, changed bool) (bool, error) {
 	if err := errors.Join(unix.Fstat(d.srcFD, &want), unix.Fstat(d.dst, &have)); err != nil {
 		return true, fileErr("stat", d.at, err)
 	}
-	from, to := fileFDXattrs(d.srcFD), fileFDXattrs(d.dst)
+	from, to := files.XattrsOf(d.srcFD), files.XattrsOf(d.dst)
 	attributes := sameXattrs(from, to)
 	if sameMetadata(&want, &have) && attributes && (!changed || want.Mtim == have.Mtim) {
 		return changed, nil
@@ -152,7 +156,7 @@ func (m *treeMirror) metadata(d *filePair, changed bool) (bool, error) {
 		return true, fileErr("chmod", d.at, err)
 	}
 	if !attributes {
-		for key := range readXattrs(to) {
+		for key := range fileReadXattrs(to) {
 			if err := unix.Fremovexattr(d.dst, key); err != nil && err != unix.ENODATA {
 				return true, fileErr("remove attribute "+key+" of", d.at, err)
 			}
@@ -172,11 +176,11 @@ func sameFile(d *filePair, name string, want, have *unix.Stat_t) (bool, error) {
 	}
 	switch want.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		a, err := fileReadlink(d.srcFD, name)
+		a, err := files.Readlink(d.srcFD, name)
 		if err != nil {
 			return false, fileErr("readlink", path.Join(d.from, name), err)
 		}
-		b, err := fileReadlink(d.dst, name)
+		b, err := files.Readlink(d.dst, name)
 		if err != nil {
 			return false, fileErr("readlink", path.Join(d.at, name), err)
 		}
@@ -188,97 +192,25 @@ func sameFile(d *filePair, name string, want, have *unix.Stat_t) (bool, error) {
 			return false, nil
 		}
 		if want.Mtim.Nsec == 0 {
-			if same, err := sameBytes(d, name); err != nil || !same {
+			if same, err := files.SameContent(d.srcFD, d.dst, name); err != nil || !same {
 				return false, fileErr("compare", path.Join(d.at, name), err)
 			}
 		}
 	}
-	return sameXattrs(fileNameXattrs(d.srcFD, name), fileNameXattrs(d.dst, name)), nil
+	return sameXattrs(files.XattrsAt(d.srcFD, name), files.XattrsAt(d.dst, name)), nil
 }
 
 func sameMetadata(a, b *unix.Stat_t) bool {
 	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid
 }
 
-func sameBytes(d *filePair, name string) (bool, error) {
-	a, err := openForRead(d.srcFD, name)
-	if err != nil {
-		return false, err
-	}
-	defer a.Close()
-	b, err := openForRead(d.dst, name)
-	if err != nil {
-		return false, err
-	}
-	defer b.Close()
-	const chunk = 64 << 10
-	bufA, bufB := make([]byte, chunk), make([]byte, chunk)
-	for {
-		n, errA := io.ReadFull(a, bufA)
-		m, errB := io.ReadFull(b, bufB)
-		if !bytes.Equal(bufA[:n], bufB[:m]) {
-			return false, nil
-		}
-		for _, err := range []error{errA, errB} {
-			if err == io.EOF || err == io.ErrUnexpectedEOF {
-				return true, nil
-			}
-			if err != nil {
-				return false, err
-			}
-		}
-	}
-}
-
-func openForRead(dir int, name string) (*os.File, error) {
-	fd, err := fileOpenAt(dir, name)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-func sameXattrs(a, b fileXattrs) bool {
-	left, right := readXattrs(a), readXattrs(b)
-	if len(left) != len(right) {
-		return false
-	}
-	for key, value := range left {
-		if other, ok := right[key]; !ok || other != value {
-			return false
-		}
-	}
-	return true
-}
-
-// readXattrs returns the attributes that a build may set; none where the file
-// system has none.
-func readXattrs(x fileXattrs) map[string]string {
-	var buf [512]byte
-	names, ok := fileGrow(buf[:], x.list)
-	if !ok || len(names) == 0 {
-		return nil
-	}
-	out := map[string]string{}
-	for key := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
-		if !fileXattrAllowed(key) {
-			continue
-		}
-		if value, ok := fileGrow(nil, func(dst []byte) (int, error) { return x.get(key, dst) }); ok {
-			out[key] = string(value)
-		}
-	}
-	return out
+func sameXattrs(a, b files.Xattrs) bool {
+	return maps.EqualFunc(fileReadXattrs(a), fileReadXattrs(b), bytes.Equal)
 }
 
 // fileNames are the names in the open directory dir.
 func fileNames(dir int) (map[string]bool, error) {
-	f, err := fileReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
+	names, err := files.Names(dir)
 	if err != nil {
 		return nil, err
 	}

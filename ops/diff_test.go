@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
@@ -41,25 +42,25 @@ func (b *execBench) diff(lower, upper *cache.Ref, lowerIsInput, upperIsInput boo
 // compat: LLB-081, LLB-014
 func TestDiff(t *testing.T) {
 	b := newExecBench(t, nil)
-	base := b.ref(nil, files{"a": "1", "d/x": "1"})
-	mid := b.ref(base, files{"b": "2"})
-	top := b.ref(mid, files{"a": "3", "c": "3"})
-	other := b.ref(nil, files{"a": "1", "o": "1"})
+	base := b.ref(nil, fileSet{"a": "1", "d/x": "1"})
+	mid := b.ref(base, fileSet{"b": "2"})
+	top := b.ref(mid, fileSet{"a": "3", "c": "3"})
+	other := b.ref(nil, fileSet{"a": "1", "o": "1"})
 	for _, c := range []struct {
 		name           string
 		lower, upper   *cache.Ref
 		noLower, noUpp bool
-		want           files // nil is scratch
+		want           fileSet // nil is scratch
 	}{
 		{name: "nothing", noLower: true, noUpp: true},
 		{name: "scratch inputs"},
 		{name: "equal", lower: top, upper: top},
-		{name: "from nothing", noLower: true, upper: mid, want: files{"a": "1", "d/x": "1", "b": "2"}},
-		{name: "from scratch", upper: mid, want: files{"a": "1", "d/x": "1", "b": "2"}},
-		{name: "one layer", lower: mid, upper: top, want: files{"a": "3", "c": "3"}},
-		{name: "two layers", lower: base, upper: top, want: files{"a": "3", "b": "2", "c": "3"}},
-		{name: "unrelated", lower: base, upper: other, want: files{"o": "1"}},
-		{name: "to nothing", lower: base, noUpp: true, want: files{}},
+		{name: "from nothing", noLower: true, upper: mid, want: fileSet{"a": "1", "d/x": "1", "b": "2"}},
+		{name: "from scratch", upper: mid, want: fileSet{"a": "1", "d/x": "1", "b": "2"}},
+		{name: "one layer", lower: mid, upper: top, want: fileSet{"a": "3", "c": "3"}},
+		{name: "two layers", lower: base, upper: top, want: fileSet{"a": "3", "b": "2", "c": "3"}},
+		{name: "unrelated", lower: base, upper: other, want: fileSet{"o": "1"}},
+		{name: "to nothing", lower: base, noUpp: true, want: fileSet{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := b.diff(c.lower, c.upper, !c.noLower, !c.noUpp)
@@ -84,7 +85,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-func filesOf(t *testing.T, r solver.Result) files {
+func filesOf(t *testing.T, r solver.Result) fileSet {
 	t.Helper()
 	view, err := r.(Result).Ref.Open(context.Background())
 	if err != nil {
@@ -229,12 +230,14 @@ func describe(t *testing.T, ref *cache.Ref) map[string]string {
 		if p != root {
 			text += " " + info.ModTime().UTC().String()
 		}
-		attrs := readXattrs(fileXattrs{
-			list: func(dst []byte) (int, error) { return unix.Llistxattr(p, dst) },
-			get:  func(key string, dst []byte) (int, error) { return unix.Lgetxattr(p, key, dst) },
-		})
+		dir, err := os.Open(filepath.Dir(p))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		attrs := fileReadXattrs(files.XattrsAt(int(dir.Fd()), filepath.Base(p)))
 		for _, key := range slices.Sorted(maps.Keys(attrs)) {
-			text += " " + key + "=" + attrs[key]
+			text += " " + key + "=" + string(attrs[key])
 		}
 		rel, err := filepath.Rel(root, p)
 		out[rel] = text

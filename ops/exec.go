@@ -81,7 +81,7 @@ func (e *execOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.R
 // once is an execution. If its process fails, what is left of it is returned
 // with the error.
 func (e *execOp) once(ctx context.Context, asker solver.Asker, identity string, in []*cache.Ref) (_ []solver.Result, left *solver.Remains, err error) {
-	s := e.newStep(SessionGroup(asker), in)
+	s := e.newStep(sessionGroup(asker), in)
 	s.identity = identity
 	defer func() { err = errors.Join(err, s.close(ctx)) }()
 
@@ -122,6 +122,7 @@ func (s *step) run(ctx context.Context, env []string) error {
 	p.Network, p.Security = netMode(s.op.Network), securityMode(s.op.Security)
 	p.Resources = resources(s.resources)
 	p.Timeout, p.QuietTimeout = s.limits.Step, s.limits.Quiet
+	p.Ulimits = withoutCores(p.Ulimits, s.op.Mounts, s.op.Secretenv)
 	if err := s.execute(ctx, p, view.follow); err != nil {
 		view.flush()
 		return s.failure(ctx, err)

@@ -42,7 +42,7 @@ func TestCacheMountPersists(t *testing.T) {
 	runs := 0
 	b := newExecBench(t, func(_ context.Context, _ executor.Process, at map[string]string) error {
 		got := tree(t, at["/c"])
-		if want := map[int]files{0: {}, 1: {"n": "0"}}[runs]; !maps.Equal(got, want) {
+		if want := map[int]fileSet{0: {}, 1: {"n": "0"}}[runs]; !maps.Equal(got, want) {
 			t.Errorf("run %d finds %v, want %v", runs, got, want)
 		}
 		write(t, at["/c"]+"n", "0")
@@ -78,8 +78,8 @@ func TestCacheMountOnBase(t *testing.T) {
 		write(t, at["/c"]+"out", p.Args[0]+tree(t, at["/c"])["out"])
 		return nil
 	})
-	one, two := b.ref(nil, files{"base": "1"}), b.ref(nil, files{"base": "2"})
-	step := func(name string, base *cache.Ref) files {
+	one, two := b.ref(nil, fileSet{"base": "1"}), b.ref(nil, fileSet{"base": "2"})
+	step := func(name string, base *cache.Ref) fileSet {
 		m := cacheMount("/c", "id", pb.CacheSharingOpt_SHARED)
 		m.Input, m.Output = 0, 1
 		op := b.op(&pb.ExecOp{Meta: &pb.Meta{Args: []string{name}}, Mounts: []*pb.Mount{scratchRoot, m}}, 1, nil)
@@ -99,17 +99,17 @@ func TestCacheMountOnBase(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		base *cache.Ref
-		want files
+		want fileSet
 	}{
-		{"a", one, files{"base": "1", "out": "a"}},
-		{"b", two, files{"base": "2", "out": "b"}},
-		{"c", one, files{"base": "1", "out": "ca"}},
+		{"a", one, fileSet{"base": "1", "out": "a"}},
+		{"b", two, fileSet{"base": "2", "out": "b"}},
+		{"c", one, fileSet{"base": "1", "out": "ca"}},
 	} {
 		if got := step(c.name, c.base); !maps.Equal(got, c.want) {
 			t.Errorf("after %s the mount holds %v, want %v", c.name, got, c.want)
 		}
 	}
-	wantFiles(t, "base", Result{one}, files{"base": "1"})
+	wantFiles(t, "base", Result{one}, fileSet{"base": "1"})
 }
 
 // compat: LLB-045
@@ -128,7 +128,7 @@ func TestCacheMountShared(t *testing.T) {
 			}
 			return nil
 		})
-		base := b.ref(nil, files{"base": "1"})
+		base := b.ref(nil, fileSet{"base": "1"})
 		var steps sync.WaitGroup
 		for _, name := range []string{"a", "b"} {
 			m := cacheMount("/c", "id", pb.CacheSharingOpt_SHARED)
@@ -254,7 +254,7 @@ func TestCacheMountOnceInAStep(t *testing.T) {
 
 // compat: LLB-007
 func TestIgnoreCacheEmptiesCacheMounts(t *testing.T) {
-	var found []files
+	var found []fileSet
 	b := newExecBench(t, func(_ context.Context, p executor.Process, at map[string]string) error {
 		found = append(found, tree(t, at["/c"]))
 		write(t, at["/c"]+p.Args[0], "x")
@@ -272,7 +272,7 @@ func TestIgnoreCacheEmptiesCacheMounts(t *testing.T) {
 	step("e", "m", true, two)  // another build: emptied again
 	step("f", "", false, one)  // without a name: by its path
 	step("g", "", true, one)
-	want := []files{{}, {}, {"b": "x"}, {"b": "x", "c": "x"}, {}, {}, {}}
+	want := []fileSet{{}, {}, {"b": "x"}, {"b": "x", "c": "x"}, {}, {}, {}}
 	for i := range want {
 		if !maps.Equal(found[i], want[i]) {
 			t.Errorf("step %d found %v, want %v", i, found[i], want[i])
@@ -285,7 +285,7 @@ func TestPruneCacheMountInUse(t *testing.T) {
 	ctx := context.Background()
 	m := newTestCache(t)
 	c := newCacheMounts(m)
-	base := newRef(t, m, nil, files{"base": "1"})
+	base := newRef(t, m, nil, fileSet{"base": "1"})
 	defer base.Release()
 	for _, want := range []cacheWant{
 		{id: "s", sharing: pb.CacheSharingOpt_SHARED},

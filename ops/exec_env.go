@@ -2,6 +2,7 @@ package ops
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/session"
@@ -41,12 +42,7 @@ func (l *Loader) secretEnv(ctx context.Context, g session.Group, list []*pb.Secr
 }
 
 func hasVariable(env []string, name string) bool {
-	for _, e := range env {
-		if strings.HasPrefix(e, name+"=") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
 }
 
 func proxyEnv(p *pb.ProxyEnv) []string {

@@ -2,6 +2,7 @@ package ops
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -15,14 +16,16 @@ func (e *execOp) facets() []Facet {
 	op := keyForm(e.op)
 	m := op.Meta
 	f.private("command", strings.Join(m.Args, "\x00"))
-	for i, kv := range m.Env {
-		name, value, _ := strings.Cut(kv, "=")
-		if duplicateEnv(m.Env[:i], name) {
+	names := envNames(m.Env)
+	for i, name := range names {
+		_, value, _ := strings.Cut(m.Env[i], "=")
+		if slices.Contains(names[:i], name) {
 			name += fmt.Sprintf(" (%d)", i)
 		}
 		f.private("env "+name, value)
 	}
-	f.private("order of the environment", envOrder(m.Env))
+	// The key tells apart what is said in another order.
+	f.private("order of the environment", strings.Join(names, "\x00"))
 	f.add("working directory", m.Cwd)
 	f.add("user", m.User)
 	f.add("hostname", m.Hostname)
@@ -47,28 +50,19 @@ func (e *execOp) facets() []Facet {
 		f.add("device "+d.Name, fmt.Sprintf("optional=%v", d.Optional))
 	}
 	for i, mount := range op.Mounts {
-		f.add(mountName(op.Mounts[:i], mount), mountText(mount))
+		if !isUsualRoot(mount) {
+			f.add(mountName(op.Mounts[:i], mount), mountText(mount))
+		}
 	}
 	return f
 }
 
-func duplicateEnv(before []string, name string) bool {
-	for _, kv := range before {
-		if n, _, _ := strings.Cut(kv, "="); n == name {
-			return true
-		}
-	}
-	return false
-}
-
-// envOrder is the names alone: the key tells apart what is said in another
-// order.
-func envOrder(env []string) string {
+func envNames(env []string) []string {
 	names := make([]string, len(env))
 	for i, kv := range env {
 		names[i], _, _ = strings.Cut(kv, "=")
 	}
-	return strings.Join(names, "\x00")
+	return names
 }
 
 func mountName(before []*pb.Mount, m *pb.Mount) string {
@@ -81,6 +75,12 @@ func mountName(before []*pb.Mount, m *pb.Mount) string {
 	return name
 }
 
+// isUsualRoot says whether m is the root that nearly every step has. Nobody
+// wrote it, and the key has it only if there are other mounts, so it is no facet.
+func isUsualRoot(m *pb.Mount) bool {
+	return isPlainRoot(m) && m.Input == 0 && m.Output == 0 && m.ContentCache == pb.MountContentCache_DEFAULT
+}
+
 // mountText is m in words. What it mounts is an input's matter.
 func mountText(m *pb.Mount) string {
 	words := []string{strings.ToLower(m.MountType.String())}
@@ -91,20 +91,24 @@ func mountText(m *pb.Mount) string {
 	if m.Input != int64(pb.Empty) {
 		add("input=%d", m.Input)
 	}
-	if m.Output != int64(pb.SkipOutput) {
+	if m.Output != usualOutput(m) {
 		add("output=%d", m.Output)
 	}
-	if t := m.TmpfsOpt; t != nil {
+	if t := m.TmpfsOpt; t != nil && t.Size != 0 {
 		add("size=%d", t.Size)
 	}
 	if c := m.CacheOpt; c != nil {
-		add("id=%s sharing=%s", c.ID, strings.ToLower(c.Sharing.String()))
+		if c.ID == "" { // as keyForm leaves it
+			add("with an id or sharing of its own")
+		} else {
+			add("id=%s", c.ID)
+		}
 	}
 	if s := m.SecretOpt; s != nil {
-		add("id=%s uid=%d gid=%d mode=%o optional=%v", s.ID, s.Uid, s.Gid, s.Mode, s.Optional)
+		add("%s", grantText(s.ID, s.Uid, s.Gid, s.Mode, s.Optional))
 	}
 	if s := m.SSHOpt; s != nil {
-		add("id=%s uid=%d gid=%d mode=%o optional=%v", s.ID, s.Uid, s.Gid, s.Mode, s.Optional)
+		add("%s", grantText(s.ID, s.Uid, s.Gid, s.Mode, s.Optional))
 	}
 	if m.ContentCache != pb.MountContentCache_DEFAULT {
 		add("content=%s", strings.ToLower(m.ContentCache.String()))
@@ -113,6 +117,24 @@ func mountText(m *pb.Mount) string {
 		add("result=%s", m.ResultID)
 	}
 	return strings.Join(words, " ")
+}
+
+// usualOutput is what clients say of a mount like m that makes none.
+func usualOutput(m *pb.Mount) int64 {
+	switch m.MountType {
+	case pb.MountType_SECRET, pb.MountType_SSH:
+		return 0
+	}
+	return int64(pb.SkipOutput)
+}
+
+// grantText is a secret, or an agent, in words.
+func grantText(id string, uid, gid, mode uint32, optional bool) string {
+	text := fmt.Sprintf("id=%s uid=%d gid=%d mode=%o", id, uid, gid, mode)
+	if optional {
+		text += " optional"
+	}
+	return text
 }
 
 // reads are the parts of an input that its mounts make matter by content.

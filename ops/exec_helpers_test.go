@@ -24,11 +24,11 @@ func newTestCache(t testing.TB) *cache.Manager {
 	return cachetest.Open(t, t.TempDir()).Manager
 }
 
-// files are a tree's regular files by path.
-type files map[string]string
+// fileSet is a tree's regular files by path.
+type fileSet map[string]string
 
 // newRef commits a record on parent with the given files written to it.
-func newRef(t testing.TB, m *cache.Manager, parent *cache.Ref, content files) *cache.Ref {
+func newRef(t testing.TB, m *cache.Manager, parent *cache.Ref, content fileSet) *cache.Ref {
 	t.Helper()
 	ctx := context.Background()
 	u, err := m.New(ctx, parent, cache.Options{})
@@ -63,9 +63,9 @@ func write(t testing.TB, path, text string) {
 }
 
 // tree reads all regular files below dir.
-func tree(t testing.TB, dir string) files {
+func tree(t testing.TB, dir string) fileSet {
 	t.Helper()
-	out := files{}
+	out := fileSet{}
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
@@ -82,7 +82,7 @@ func tree(t testing.TB, dir string) files {
 }
 
 // wantFiles compares what a result holds.
-func wantFiles(t testing.TB, what string, r solver.Result, want files) {
+func wantFiles(t testing.TB, what string, r solver.Result, want fileSet) {
 	t.Helper()
 	view, err := r.(Result).Ref.Open(context.Background())
 	if err != nil {
@@ -193,7 +193,7 @@ func results(in ...*cache.Ref) []solver.Result {
 }
 
 // ref is newRef, released with the test.
-func (b *execBench) ref(parent *cache.Ref, content files) *cache.Ref {
+func (b *execBench) ref(parent *cache.Ref, content fileSet) *cache.Ref {
 	b.t.Helper()
 	ref := newRef(b.t, b.cache, parent, content)
 	b.t.Cleanup(ref.Release)

@@ -60,7 +60,7 @@ func newRealBench(t testing.TB, binary string) *realBench {
 	if err != nil {
 		t.Fatalf("this test needs a static busybox in /bin: %v", err)
 	}
-	b.rootfs = b.ref(nil, files{"bin/busybox": string(busybox), "etc/passwd": "root:x:0:0::/:/bin/sh\n"})
+	b.rootfs = b.ref(nil, fileSet{"bin/busybox": string(busybox), "etc/passwd": "root:x:0:0::/:/bin/sh\n"})
 	b.rootfs = b.change(b.rootfs, func(dir string) {
 		if err := makeExecutable(filepath.Join(dir, "bin/busybox")); err != nil {
 			t.Fatal(err)
@@ -125,7 +125,7 @@ func (b *realBench) sh(who asker, script string, mounts []*pb.Mount, inputs ...*
 func TestRealMounts(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *realBench) {
 		who := b.session(sessiontest.Secrets{"s": "hush"}.Service(), fakeAgent{known: "key"})
-		in := b.ref(nil, files{"sub/f": "part", "g": "whole"})
+		in := b.ref(nil, fileSet{"sub/f": "part", "g": "whole"})
 		out, err := b.sh(who, `set -e
 			cat /run/secret; echo; stat -c '%u %g %a' /run/secret
 			touch /run/secret 2>/dev/null && echo writable
@@ -156,7 +156,7 @@ func TestRealMounts(t *testing.T) {
 // writes, so it is one file system.
 func TestRealSharedCacheMount(t *testing.T) {
 	eachRuntime(t, func(t *testing.T, b *realBench) {
-		base := b.ref(nil, files{"base": "from the base"})
+		base := b.ref(nil, fileSet{"base": "from the base"})
 		m := cacheMount("/c", "id", pb.CacheSharingOpt_SHARED)
 		m.Input = 1
 		var steps sync.WaitGroup
@@ -177,7 +177,7 @@ func TestRealSharedCacheMount(t *testing.T) {
 		if got := strings.Fields(out); err != nil || strings.Join(got, " ") != "back base there" {
 			t.Errorf("afterwards it holds %q, %v", got, err)
 		}
-		if got := tree(t, mustView(t, base)); !maps.Equal(got, files{"base": "from the base"}) {
+		if got := tree(t, mustView(t, base)); !maps.Equal(got, fileSet{"base": "from the base"}) {
 			t.Errorf("the base became %v", got)
 		}
 	})
@@ -217,7 +217,7 @@ func BenchmarkExec(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	bench.rootfs = bench.ref(nil, files{"bin/busybox": string(busybox)})
+	bench.rootfs = bench.ref(nil, fileSet{"bin/busybox": string(busybox)})
 	bench.rootfs = bench.change(bench.rootfs, func(dir string) {
 		if err := makeExecutable(filepath.Join(dir, "bin/busybox")); err != nil {
 			b.Fatal(err)

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/kilnbuild/kiln/executor"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
@@ -92,6 +94,18 @@ func writePrivate(path string, data []byte, opt *pb.SecretOpt, mode os.FileMode)
 		return rootless.Here().Explain(err, int(opt.Uid), int(opt.Gid))
 	}
 	return os.Chmod(path, mode)
+}
+
+// withoutCores keeps the kernel from writing the memory of a process with secrets
+// to a disk when it crashes, unless limits say how much of it may be: 0 bounds
+// files, 1 also what a program gets that the machine has for it (core(5)).
+func withoutCores(limits []executor.Ulimit, mounts []*pb.Mount, env []*pb.SecretEnv) []executor.Ulimit {
+	const core = "core"
+	secret := len(env) > 0 || slices.ContainsFunc(mounts, func(m *pb.Mount) bool { return m.MountType == pb.MountType_SECRET })
+	if !secret || slices.ContainsFunc(limits, func(l executor.Ulimit) bool { return l.Name == core }) {
+		return limits
+	}
+	return append(limits, executor.Ulimit{Name: core, Soft: 1, Hard: 1})
 }
 
 // secret asks the sessions of g for a secret (SES-070). ok is false for one

@@ -107,6 +107,33 @@ func TestSecretsLeaveNoTrace(t *testing.T) {
 	b.run(b.op(&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot, secretMount("/run/a", &pb.SecretOpt{ID: "a", Mode: 0o400})}}, 0, nil), who)
 }
 
+// The memory of a process with secrets isn't written anywhere, unless it asks
+// for that.
+func TestNoCoresOfSecrets(t *testing.T) {
+	b := newExecBench(t, nil)
+	who := b.session(sessiontest.Secrets{"a": "alpha"}.Service())
+	file := []*pb.Mount{scratchRoot, secretMount("/run/a", &pb.SecretOpt{ID: "a", Mode: 0o400})}
+	ulimit := func(core int64) *pb.Meta {
+		return &pb.Meta{Args: []string{"x"}, Ulimit: []*pb.Ulimit{{Name: "core", Soft: core, Hard: core}}}
+	}
+	none, asked := []executor.Ulimit{{Name: "core", Soft: 1, Hard: 1}}, []executor.Ulimit{{Name: "core", Soft: 4096, Hard: 4096}}
+	for name, c := range map[string]struct {
+		op   *pb.ExecOp
+		want []executor.Ulimit
+	}{
+		"no secret":     {&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot}}, nil},
+		"file":          {&pb.ExecOp{Mounts: file}, none},
+		"variable":      {&pb.ExecOp{Mounts: []*pb.Mount{scratchRoot}, Secretenv: []*pb.SecretEnv{{ID: "a", Name: "A"}}}, none},
+		"limit of ours": {&pb.ExecOp{Mounts: file, Meta: ulimit(4096)}, asked},
+	} {
+		b.exec.runs = nil
+		b.run(b.op(c.op, 0, nil), who)
+		if got := b.exec.runs[0].Ulimits; !slices.Equal(got, c.want) {
+			t.Errorf("%s: limits %v, want %v", name, got, c.want)
+		}
+	}
+}
+
 func TestMissingSecret(t *testing.T) {
 	b := newExecBench(t, nil)
 	who := b.session(sessiontest.Secrets{}.Service())

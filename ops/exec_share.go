@@ -41,7 +41,7 @@ func (e *execOp) SharingKey(ctx context.Context, asker solver.Asker) (string, er
 		return "", fmt.Errorf("encode op for its sharing key: %w", err)
 	}
 	add([]byte("op"), dt)
-	group := SessionGroup(asker)
+	group := sessionGroup(asker)
 	for _, want := range e.wantedSecrets() {
 		data, ok, err := e.loader.secret(ctx, group, want.id, want.optional)
 		if err != nil {

@@ -78,7 +78,7 @@ func TestExecBinds(t *testing.T) {
 		}
 		return nil
 	})
-	base, ro := b.ref(nil, files{"base": "base file"}), b.ref(nil, files{"ro": "ro file", "sub/x": "part"})
+	base, ro := b.ref(nil, fileSet{"base": "base file"}), b.ref(nil, fileSet{"ro": "ro file", "sub/x": "part"})
 	op := b.op(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}, Cwd: "/src"}, Mounts: []*pb.Mount{
 		{Input: 0, Dest: "/", Output: 0},
 		{Input: 1, Dest: "/ro", Output: 1, Readonly: true},
@@ -91,14 +91,14 @@ func TestExecBinds(t *testing.T) {
 	if len(out) != 4 {
 		t.Fatalf("%d outputs, want 4", len(out))
 	}
-	wantFiles(t, "root", out[0], files{"base": "base file", "new": "root"})
+	wantFiles(t, "root", out[0], fileSet{"base": "base file", "new": "root"})
 	if out[1].ID() != ro.ID() {
 		t.Errorf("the output of a read-only mount is %s, want its input %s", out[1].ID(), ro.ID())
 	}
-	wantFiles(t, "rw", out[2], files{"base": "base file", "new": "rw"})
-	wantFiles(t, "scratch", out[3], files{"new": "scratch"})
-	wantFiles(t, "base", Result{base}, files{"base": "base file"})
-	wantFiles(t, "ro", Result{ro}, files{"ro": "ro file", "sub/x": "part"})
+	wantFiles(t, "rw", out[2], fileSet{"base": "base file", "new": "rw"})
+	wantFiles(t, "scratch", out[3], fileSet{"new": "scratch"})
+	wantFiles(t, "base", Result{base}, fileSet{"base": "base file"})
+	wantFiles(t, "ro", Result{ro}, fileSet{"ro": "ro file", "sub/x": "part"})
 
 	readonly := map[string]bool{}
 	for _, m := range b.exec.runs[0].Mounts {
@@ -124,11 +124,11 @@ func TestExecReadonlyRoot(t *testing.T) {
 		write(t, at["/out"]+"made", "it")
 		return nil
 	})
-	base := b.ref(nil, files{"base": "x"})
+	base := b.ref(nil, fileSet{"base": "x"})
 	op := b.op(&pb.ExecOp{Mounts: []*pb.Mount{{Input: 0, Dest: "/", Output: -1, Readonly: true}, {Input: -1, Dest: "/out", Output: 0}}}, 1, nil)
 	out := b.run(op, asker{}, base)
-	wantFiles(t, "output", out[0], files{"made": "it"})
-	wantFiles(t, "base", Result{base}, files{"base": "x"})
+	wantFiles(t, "output", out[0], fileSet{"made": "it"})
+	wantFiles(t, "base", Result{base}, fileSet{"base": "x"})
 }
 
 // compat: LLB-046
@@ -202,7 +202,7 @@ func TestExecRemains(t *testing.T) {
 		write(t, at["/thrown"]+"half", "done")
 		return &executor.ExitError{Code: 1}
 	})
-	base := b.ref(nil, files{"base": "x"})
+	base := b.ref(nil, fileSet{"base": "x"})
 	op := b.op(&pb.ExecOp{Mounts: []*pb.Mount{
 		{Input: 0, Dest: "/ro", Output: 0, Readonly: true},
 		{Input: 0, Dest: "/thrown", Output: -1},
@@ -217,8 +217,8 @@ func TestExecRemains(t *testing.T) {
 		t.Fatalf("error without remains: %v", err)
 	}
 	defer left.Release()
-	before, after := files{"base": "x"}, files{"base": "x", "half": "done"}
-	for i, want := range []files{before, after, after, nil, before, nil} {
+	before, after := fileSet{"base": "x"}, fileSet{"base": "x", "half": "done"}
+	for i, want := range []fileSet{before, after, after, nil, before, nil} {
 		if want == nil {
 			if left.Inputs[i] != nil || left.Left[i] != nil {
 				t.Errorf("mount %d left %v of %v", i, left.Left[i], left.Inputs[i])
@@ -234,7 +234,7 @@ func TestExecRemains(t *testing.T) {
 // at Close (in newTestCache) finds what does.
 func TestExecGivesBackOnFailure(t *testing.T) {
 	b := newExecBench(t, func(context.Context, executor.Process, map[string]string) error { return &executor.ExitError{Code: 1} })
-	base := b.ref(nil, files{"base": "x"})
+	base := b.ref(nil, fileSet{"base": "x"})
 	op := b.op(&pb.ExecOp{Mounts: []*pb.Mount{
 		{Input: 0, Dest: "/", Output: 0},
 		{Input: 0, Dest: "/ro", Output: 1, Readonly: true},
@@ -265,7 +265,7 @@ func TestExecLostInput(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newExecBench(t, nil)
-			base, gone, whole := b.ref(nil, files{"a": "1"}), b.ref(nil, files{"gone": "1"}), b.ref(nil, files{"b": "1"})
+			base, gone, whole := b.ref(nil, fileSet{"a": "1"}), b.ref(nil, fileSet{"gone": "1"}), b.ref(nil, fileSet{"b": "1"})
 			b.removeFiles("gone")
 			op := b.op(&pb.ExecOp{Mounts: []*pb.Mount{{Input: 0, Dest: "/", Output: 0}, c.mount}}, 3, nil)
 			out, err := op.Exec(context.Background(), asker{}, results(base, gone, whole))

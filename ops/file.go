@@ -16,7 +16,6 @@ import (
 type fileOp struct {
 	vertex
 	slots
-	files  slots
 	op     *pb.FileOp
 	inputs int
 	cache  *cache.Manager
@@ -33,23 +32,12 @@ func (l *Loader) newFileOp(v vertex, op *pb.FileOp) (solver.Op, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fileOp{vertex: v, slots: l.slots, files: l.files, op: op, inputs: inputs, cache: l.cfg.Cache, plan: plan}, nil
+	return &fileOp{vertex: v, slots: l.slots, op: op, inputs: inputs, cache: l.cfg.Cache, plan: plan}, nil
 }
 
-// Acquire waits until few enough others run, and few enough file ops: thousands
-// that become possible at once would each hold memory and be in each other's way.
-func (f *fileOp) Acquire(ctx context.Context) (release func(), err error) {
-	leave, err := f.slots.Acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	done, err := f.files.Acquire(ctx)
-	if err != nil {
-		leave()
-		return nil, err
-	}
-	return func() { done(); leave() }, nil
-}
+// Small has a build run a few file ops at a time: thousands that become possible
+// at once would each hold memory and be in each other's way.
+func (f *fileOp) Small() {}
 
 // CacheMap identifies the op by its actions and, where it only reads inputs, by
 // what it reads of them.

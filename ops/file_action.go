@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
@@ -134,7 +135,7 @@ func (r fileRoot) rm(p string, allowNotFound bool) error {
 		return err
 	}
 	defer unix.Close(dir)
-	return fileErr("rm", at, fileRemoveAll(dir, name))
+	return fileErr("rm", at, files.RemoveAll(dir, name))
 }
 
 // fileCleanPath makes p absolute and clean but keeps "/" and "/." at its end,

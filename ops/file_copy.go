@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/patternmatcher"
 	mode "github.com/tonistiigi/dchapes-mode"
@@ -69,7 +70,7 @@ func (c *fileCopy) run(ctx context.Context) error {
 			return err
 		}
 		if len(sources) == 0 && !c.action.AllowEmptyWildcard {
-			return fmt.Errorf("%s not found", src)
+			return &noMatchError{src}
 		}
 	}
 	for _, s := range sources {
@@ -106,6 +107,12 @@ type fileMissingError struct{ path string }
 
 func (e *fileMissingError) Error() string        { return fmt.Sprintf("%q: not found", e.path) }
 func (e *fileMissingError) Is(target error) bool { return target == fs.ErrNotExist }
+
+// noMatchError is a pattern that nothing matches.
+type noMatchError struct{ pattern string }
+
+func (e *noMatchError) Error() string        { return e.pattern + " not found" }
+func (e *noMatchError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // checkParent refuses a destination whose parent doesn't exist (LLB-072).
 func (c *fileCopy) checkParent(dest string) error {
@@ -156,7 +163,7 @@ func (c *fileCopy) copy(ctx context.Context, src, dest string) (err error) {
 		return err
 	}
 	into := path.Dir(target)
-	if _, err := c.dst.lstat(target); errors.Is(err, unix.ENOENT) && fileIsDir(st) && c.action.DirCopyContents {
+	if _, err := c.dst.lstat(target); errors.Is(err, unix.ENOENT) && files.IsDir(&st) && c.action.DirCopyContents {
 		into = target
 	}
 	if err := mkdirAll(into); err != nil {
@@ -190,13 +197,11 @@ func (c *fileCopy) target(dest, src string, st unix.Stat_t) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if fileIsDir(st) && !c.action.DirCopyContents || !fileIsDir(st) && fileIsDir(dst) {
+	if files.IsDir(&st) && !c.action.DirCopyContents || !files.IsDir(&st) && files.IsDir(&dst) {
 		return path.Join(dest, path.Base(src)), nil
 	}
 	return dest, nil
 }
-
-func fileIsDir(st unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
 
 // filePatterns are what below the source is copied (LLB-074).
 type filePatterns struct {

@@ -221,7 +221,10 @@ func (r *fileRun) apply(ctx context.Context, a *pb.FileAction, root fileRoot) er
 		if err != nil {
 			return err
 		}
-		return c.run(ctx)
+		if err := c.run(ctx); err != nil {
+			return r.missed(ctx, int(a.SecondaryInput), x.Copy.Src, err)
+		}
+		return nil
 	}
 	return fmt.Errorf("internal error: action of kind %T was checked but can't be run", a.Action)
 }

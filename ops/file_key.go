@@ -104,9 +104,10 @@ func fileActionReads(a *pb.FileAction, inputs int, reads map[int][]fileSelector)
 		add(by.Input, fileSelector{path: fileGroup, opts: contenthash.Options{FollowLinks: true}})
 	}
 	if c := a.GetCopy(); c != nil {
+		_, pattern := contenthash.SplitWildcards(c.Src)
 		add(a.SecondaryInput, fileSelector{path: c.Src, opts: contenthash.Options{
 			FollowLinks:     c.FollowSymlink,
-			Wildcard:        c.AllowWildcard && fileHasWildcards(c.Src),
+			Wildcard:        c.AllowWildcard && pattern != "",
 			IncludePatterns: c.IncludePatterns,
 			ExcludePatterns: c.ExcludePatterns,
 			RequiredPaths:   c.RequiredPaths,

@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	mode "github.com/tonistiigi/dchapes-mode"
 	"golang.org/x/sys/unix"
@@ -123,23 +124,6 @@ func (r fileRoot) touchAll(dirs []string, stamp fileStamp) error {
 	return nil
 }
 
-// fileGoMode is a mode of stat(2) as Go has it.
-func fileGoMode(m uint32) fs.FileMode {
-	out := fs.FileMode(m & 0o777)
-	for _, b := range []struct {
-		unix uint32
-		mode fs.FileMode
-	}{{unix.S_ISUID, fs.ModeSetuid}, {unix.S_ISGID, fs.ModeSetgid}, {unix.S_ISVTX, fs.ModeSticky}} {
-		if m&b.unix != 0 {
-			out |= b.mode
-		}
-	}
-	if m&unix.S_IFMT == unix.S_IFDIR {
-		out |= fs.ModeDir
-	}
-	return out
-}
-
 // fileChmod is how a copy changes permissions (LLB-068): by a chmod expression,
 // to fixed bits, or not at all.
 type fileChmod struct {
@@ -151,18 +135,11 @@ type fileChmod struct {
 func (c fileChmod) of(m uint32) uint32 {
 	switch {
 	case c.set != nil:
-		applied := c.set.Apply(fileGoMode(m))
-		bits := uint32(applied.Perm())
-		if applied&fs.ModeSetuid != 0 {
-			bits |= unix.S_ISUID
+		kind := fs.FileMode(0)
+		if m&unix.S_IFMT == unix.S_IFDIR {
+			kind = fs.ModeDir
 		}
-		if applied&fs.ModeSetgid != 0 {
-			bits |= unix.S_ISGID
-		}
-		if applied&fs.ModeSticky != 0 {
-			bits |= unix.S_ISVTX
-		}
-		return bits
+		return files.Perm(c.set.Apply(files.GoPerm(m) | kind))
 	case c.fixed != -1:
 		return uint32(c.fixed) & 0o7777
 	}
@@ -177,31 +154,6 @@ func (c fileChmod) parents() uint32 {
 	return 0o755
 }
 
-// fileXattrs are the system calls on the extended attributes of one file.
-type fileXattrs struct {
-	list func(dst []byte) (int, error)
-	get  func(key string, dst []byte) (int, error)
-	set  func(key string, value []byte) error
-}
-
-func fileFDXattrs(fd int) fileXattrs {
-	return fileXattrs{
-		list: func(dst []byte) (int, error) { return unix.Flistxattr(fd, dst) },
-		get:  func(key string, dst []byte) (int, error) { return unix.Fgetxattr(fd, key, dst) },
-		set:  func(key string, value []byte) error { return unix.Fsetxattr(fd, key, value, 0) },
-	}
-}
-
-// fileNameXattrs is for links and special files, which can't be opened.
-func fileNameXattrs(dir int, name string) fileXattrs {
-	p := fileProcPath(dir) + "/" + name
-	return fileXattrs{
-		list: func(dst []byte) (int, error) { return unix.Llistxattr(p, dst) },
-		get:  func(key string, dst []byte) (int, error) { return unix.Lgetxattr(p, key, dst) },
-		set:  func(key string, value []byte) error { return unix.Lsetxattr(p, key, value, 0) },
-	}
-}
-
 // fileXattrAllowed reports whether a build may set the attribute. Those of
 // overlay change what a mount of the layer shows, so they never come from files.
 func fileXattrAllowed(key string) bool {
@@ -210,39 +162,28 @@ func fileXattrAllowed(key string) bool {
 
 // fileCopyXattrs copies extended attributes as far as both filesystems have
 // them and we may set them (LLB-077).
-func fileCopyXattrs(to, from fileXattrs) {
-	var buf [512]byte
-	names, ok := fileGrow(buf[:], from.list)
-	if !ok || len(names) == 0 {
-		return
-	}
-	for key := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
-		if !fileXattrAllowed(key) {
-			continue
-		}
-		if value, ok := fileGrow(nil, func(dst []byte) (int, error) { return from.get(key, dst) }); ok {
-			// Best effort by contract: the result is the same file without it.
-			_ = to.set(key, value)
-		}
+func fileCopyXattrs(to, from files.Xattrs) {
+	for key, value := range fileReadXattrs(from) {
+		// Best effort by contract: the result is the same file without it.
+		_ = to.Set(key, value)
 	}
 }
 
-// fileGrow calls read with a buffer that is large enough, buf if it is.
-func fileGrow(buf []byte, read func(dst []byte) (int, error)) ([]byte, bool) {
-	for {
-		if len(buf) > 0 {
-			n, err := read(buf)
-			if err == nil {
-				return buf[:n], true
-			}
-			if err != unix.ERANGE {
-				return nil, false
-			}
-		}
-		n, err := read(nil)
-		if err != nil {
-			return nil, false
-		}
-		buf = make([]byte, n+64)
+// fileReadXattrs returns the attributes that a build may set; none where the file
+// system has none, or we may not read them.
+func fileReadXattrs(x files.Xattrs) map[string][]byte {
+	names, err := x.Names()
+	if err != nil || len(names) == 0 {
+		return nil
 	}
+	out := map[string][]byte{}
+	for _, key := range names {
+		if !fileXattrAllowed(key) {
+			continue
+		}
+		if value, ok, err := x.Get(key); ok && err == nil {
+			out[key] = value
+		}
+	}
+	return out
 }

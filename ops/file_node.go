@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,17 +36,17 @@ func (t *fileTree) place(d *filePair, name string, make func() error) error {
 	if err := unix.Fstatat(d.dst, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	if fileIsDir(st) && !t.action.AlwaysReplaceExistingDestPaths {
+	if files.IsDir(&st) && !t.action.AlwaysReplaceExistingDestPaths {
 		return fmt.Errorf("cannot replace directory %s with file", path.Join(d.at, name))
 	}
-	if err := fileRemoveAll(d.dst, name); err != nil {
+	if err := files.RemoveAll(d.dst, name); err != nil {
 		return err
 	}
 	return make()
 }
 
 func (t *fileTree) regular(d *filePair, name, as string) error {
-	src, err := fileOpenAt(d.srcFD, name)
+	src, err := files.OpenFile(d.srcFD, name)
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,7 @@ func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err e
 			err = cerr
 		}
 	}()
-	if err := t.mover.move(t.ctx, dst, src, st); err != nil {
+	if err := t.copier.Copy(t.ctx, dst, src, st); err != nil {
 		return err
 	}
 	ids := t.ids(st)
@@ -128,12 +129,12 @@ func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err e
 			return err
 		}
 	}
-	fileCopyXattrs(fileFDXattrs(dst), fileFDXattrs(src))
+	fileCopyXattrs(files.XattrsOf(dst), files.XattrsOf(src))
 	return unix.UtimesNanoAt(d.dst, as, t.times(st), unix.AT_SYMLINK_NOFOLLOW)
 }
 
 func (t *fileTree) symlink(d *filePair, name, as string) error {
-	link, err := fileReadlink(d.srcFD, name)
+	link, err := files.Readlink(d.srcFD, name)
 	if err != nil {
 		return err
 	}
@@ -179,6 +180,6 @@ func (t *fileTree) describe(d *filePair, name, as string, st *unix.Stat_t) error
 			return err
 		}
 	}
-	fileCopyXattrs(fileNameXattrs(d.dst, as), fileNameXattrs(d.srcFD, name))
+	fileCopyXattrs(files.XattrsAt(d.dst, as), files.XattrsAt(d.srcFD, name))
 	return unix.UtimesNanoAt(d.dst, as, t.times(st), unix.AT_SYMLINK_NOFOLLOW)
 }

@@ -5,9 +5,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,7 +75,7 @@ func (r fileRoot) resolve(p string, last bool) (string, error) {
 	return at, nil
 }
 
-// rel is a resolved path relative to the root.
+// fileRel is a resolved path relative to the root.
 func fileRel(p string) string {
 	if p == "/" {
 		return "."
@@ -85,10 +85,7 @@ func fileRel(p string) string {
 
 // open opens the resolved path p without following links.
 func (r fileRoot) open(p string, flags uint64) (int, error) {
-	return unix.Openat2(r.fd, fileRel(p), &unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	return files.OpenBeneath(r.fd, fileRel(p), flags)
 }
 
 // openDir opens the directory at the resolved path p.
@@ -119,21 +116,8 @@ func (r fileRoot) readlink(p string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(dir)
-	link, err := fileReadlink(dir, name)
+	link, err := files.Readlink(dir, name)
 	return link, fileErr("readlink", p, err)
-}
-
-func fileReadlink(dir int, name string) (string, error) {
-	for size := 256; ; size *= 2 {
-		b := make([]byte, size)
-		n, err := unix.Readlinkat(dir, name, b)
-		if err != nil {
-			return "", err
-		}
-		if n < size {
-			return string(b[:n]), nil
-		}
-	}
 }
 
 // openRegular opens the regular file at the resolved path p for reading. A
@@ -156,22 +140,11 @@ func (r fileRoot) openRegular(p string) (*os.File, error) {
 		return nil, err
 	}
 	defer unix.Close(dir)
-	file, err := fileOpenAt(dir, name)
+	file, err := files.OpenFile(dir, name)
 	if err != nil {
 		return nil, fileErr("open", p, err)
 	}
 	return os.NewFile(uintptr(file), p), nil
-}
-
-// fileOpenAt opens a regular file for reading, without a write to its access
-// time where we may ask for that.
-func fileOpenAt(dir int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(dir, name, flags|unix.O_NOATIME, 0)
-	if err == unix.EPERM {
-		fd, err = unix.Openat(dir, name, flags, 0)
-	}
-	return fd, err
 }
 
 // fileReadDir opens the directory dir anew, for listing. dir stays open.
@@ -180,40 +153,5 @@ func fileReadDir(dir int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), fileProcPath(fd)), nil
-}
-
-// fileProcPath is a path of an open file, for the few system calls that can't
-// be told a directory.
-func fileProcPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
-// fileRemoveAll removes name in dir and all below it. A name that isn't there
-// is fine.
-func fileRemoveAll(dir int, name string) error {
-	err := unix.Unlinkat(dir, name, 0)
-	if err == nil || err == unix.ENOENT {
-		return nil
-	}
-	if err != unix.EISDIR && err != unix.EPERM {
-		return err
-	}
-	sub, oerr := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if oerr == unix.ENOTDIR {
-		return err // what unlink said
-	}
-	if oerr != nil {
-		return oerr
-	}
-	f := os.NewFile(uintptr(sub), fileProcPath(sub))
-	defer f.Close()
-	entries, oerr := f.ReadDir(-1)
-	if oerr != nil {
-		return oerr
-	}
-	for _, e := range entries {
-		if err := fileRemoveAll(sub, e.Name()); err != nil {
-			return fileErr("remove", e.Name(), err)
-		}
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	return os.NewFile(uintptr(fd), files.Path(fd)), nil
 }

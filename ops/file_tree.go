@@ -1,8 +1,6 @@
 package ops
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,11 +9,10 @@ import (
 	"os"
 	"path"
 	"runtime"
-	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +29,7 @@ type fileTree struct {
 	ctx      context.Context // of the goroutines that copy
 	cancel   context.CancelCauseFunc
 	patterns filePatterns
-	mover    fileMover
+	copier   files.Copier
 	umask    uint32
 	uid, gid int // of what this process makes
 	jobs     chan fileBatch
@@ -87,23 +84,7 @@ const (
 	fileFinishAll
 )
 
-var fileUmask = sync.OnceValue(readUmask)
-
-// readUmask returns the bits that new files don't get, all if it isn't known.
-func readUmask() uint32 {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0o777
-	}
-	for line := range bytes.Lines(status) {
-		if v, ok := bytes.CutPrefix(line, []byte("Umask:")); ok {
-			if n, err := strconv.ParseUint(string(bytes.TrimSpace(v)), 8, 32); err == nil {
-				return uint32(n)
-			}
-		}
-	}
-	return 0o777
-}
+var fileUmask = sync.OnceValue(files.Umask)
 
 // tree copies what is at from, described by st, to target, whose parent exists.
 // asked is from as it was asked for.
@@ -117,7 +98,7 @@ func (c *fileCopy) tree(ctx context.Context, asked, from string, st unix.Stat_t,
 		umask: fileUmask(), uid: os.Geteuid(), gid: os.Getegid(),
 		links: map[fileInode]*fileFirst{},
 	}
-	if fileIsDir(st) {
+	if files.IsDir(&st) {
 		return t.copyDir(ctx, from, target)
 	}
 	return t.copyOne(from, st, target)
@@ -178,32 +159,41 @@ func (t *fileTree) makeTop(top *filePair) error {
 	if top.at == "/" {
 		return t.openTop(top, fileFinishTime)
 	}
-	dir, name, err := t.dst.openParent(top.at)
+	dir, _, err := t.dst.openParent(top.at)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	err = unix.Mkdirat(dir, name, 0o700)
+	if top.fresh, err = t.mkdir(dir, top); err != nil {
+		return err
+	}
+	if top.fresh {
+		return t.openTop(top, fileFinishAll)
+	}
+	return t.openTop(top, fileFinishTime)
+}
+
+// mkdir makes d's copy in the directory in, and reports whether it is new. What is
+// there already stays, unless it is no directory and may be replaced.
+func (t *fileTree) mkdir(in int, d *filePair) (fresh bool, err error) {
+	err = unix.Mkdirat(in, d.name, 0o700)
 	if err == unix.EEXIST && t.action.AlwaysReplaceExistingDestPaths {
 		var st unix.Stat_t
-		if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fileErr("lstat", top.at, err)
+		if err := files.Lstat(in, d.name, &st); err != nil {
+			return false, fileErr("lstat", d.at, err)
 		}
-		if !fileIsDir(st) {
-			if err := unix.Unlinkat(dir, name, 0); err != nil {
-				return fileErr("replace", top.at, err)
-			}
-			err = unix.Mkdirat(dir, name, 0o700)
+		if files.IsDir(&st) {
+			return false, nil
 		}
+		if err := unix.Unlinkat(in, d.name, 0); err != nil {
+			return false, fileErr("replace", d.at, err)
+		}
+		err = unix.Mkdirat(in, d.name, 0o700)
 	}
-	switch err {
-	case nil:
-		top.fresh = true
-		return t.openTop(top, fileFinishAll)
-	case unix.EEXIST:
-		return t.openTop(top, fileFinishTime)
+	if err == unix.EEXIST {
+		return false, nil
 	}
-	return fileErr("mkdir", top.at, err)
+	return err == nil, fileErr("mkdir", d.at, err)
 }
 
 func (t *fileTree) openTop(top *filePair, finish fileFinish) error {
@@ -225,7 +215,7 @@ func fileNotDir(p string, err error) error {
 
 // openSource takes over the open source directory fd.
 func (d *filePair) openSource(fd int) error {
-	d.src, d.srcFD = os.NewFile(uintptr(fd), fileProcPath(fd)), fd
+	d.src, d.srcFD = os.NewFile(uintptr(fd), files.Path(fd)), fd
 	d.refs.Store(1)
 	if err := unix.Fstat(fd, &d.st); err != nil {
 		return errors.Join(fileErr("stat", d.from, err), d.src.Close())
@@ -312,7 +302,7 @@ func (t *fileTree) walk(d *filePair, rel string, info filePatternInfo) error {
 // is made once something in it is.
 func (t *fileTree) enter(d *filePair, name, rel string, copied bool, info filePatternInfo) error {
 	sub := &filePair{parent: d, name: name, from: path.Join(d.from, name), at: path.Join(d.at, name), dst: -1}
-	fd, err := unix.Openat(d.srcFD, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := files.OpenDir(d.srcFD, name)
 	if err != nil {
 		return fileErr("open", sub.from, err)
 	}
@@ -340,24 +330,11 @@ func (t *fileTree) make(d *filePair, selected bool) error {
 		return err
 	}
 	in := d.parent.dst
-	err := unix.Mkdirat(in, d.name, 0o700)
-	if err == unix.EEXIST && t.action.AlwaysReplaceExistingDestPaths {
-		var st unix.Stat_t
-		if err := unix.Fstatat(in, d.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fileErr("lstat", d.at, err)
-		}
-		if !fileIsDir(st) {
-			if err := unix.Unlinkat(in, d.name, 0); err != nil {
-				return fileErr("replace", d.at, err)
-			}
-			err = unix.Mkdirat(in, d.name, 0o700)
-		}
+	var err error
+	if d.fresh, err = t.mkdir(in, d); err != nil {
+		return err
 	}
-	if err != nil && err != unix.EEXIST {
-		return fileErr("mkdir", d.at, err)
-	}
-	d.fresh = err == nil
-	fd, err := unix.Openat(in, d.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := files.OpenDir(in, d.name)
 	if err != nil {
 		return fileNotDir(d.at, err)
 	}
@@ -443,7 +420,7 @@ func (t *fileTree) finishDir(d *filePair) error {
 		if err := unix.Fchmod(d.dst, t.chmod.of(d.st.Mode)); err != nil {
 			return fileErr("chmod", d.at, err)
 		}
-		fileCopyXattrs(fileFDXattrs(d.dst), fileFDXattrs(d.srcFD))
+		fileCopyXattrs(files.XattrsOf(d.dst), files.XattrsOf(d.srcFD))
 	}
 	if d.finish == fileFinishNone {
 		return nil
@@ -478,8 +455,4 @@ func fileGoType(m uint32) fs.FileMode {
 		return fs.ModeSymlink
 	}
 	return fs.ModeIrregular // one that mknod makes
-}
-
-func fileSortEntries(entries []os.DirEntry) {
-	slices.SortFunc(entries, func(a, b os.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
 }

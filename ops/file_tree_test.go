@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -139,7 +140,7 @@ func fileTestDump(t testing.TB, root string, times bool) string {
 			lines = append(lines, name+" h "+prev)
 			return nil
 		}
-		if st.Nlink > 1 && !fileIsDir(st) {
+		if st.Nlink > 1 && !files.IsDir(&st) {
 			first[st.Ino] = name
 		}
 		line, err := fileTestLine(p, name, &st)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -180,9 +181,9 @@ func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Rea
 	if err != nil && err != unix.ENOENT {
 		return err
 	}
-	merge := err == nil && fileIsDir(st) && hdr.Typeflag == tar.TypeDir
+	merge := err == nil && files.IsDir(&st) && hdr.Typeflag == tar.TypeDir
 	if err == nil && !merge {
-		if err := fileRemoveAll(x.parent, name); err != nil {
+		if err := files.RemoveAll(x.parent, name); err != nil {
 			return err
 		}
 		if err := x.enter(path.Dir(p)); err != nil {
@@ -254,51 +255,7 @@ func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, con
 			err = cerr
 		}
 	}()
-	return fileWriteSparse(ctx, fd, content)
-}
-
-var fileZeros [fileSmall]byte
-
-// fileWriteSparse writes what content holds to the new file fd, and leaves
-// holes where it is zero for long: an archive of a few bytes may stand for a
-// file of any size.
-func fileWriteSparse(ctx context.Context, fd int, content io.Reader) error {
-	buf := fileBuffers.Get().(*[]byte)
-	defer fileBuffers.Put(buf)
-	for end := int64(0); ; {
-		n, rerr := fileFill(content, *buf)
-		b := (*buf)[:n]
-		end += int64(n)
-		if n == len(fileZeros) && bytes.Equal(b, fileZeros[:]) {
-			if err := unix.Ftruncate(fd, end); err != nil {
-				return err
-			}
-			if _, err := unix.Seek(fd, end, io.SeekStart); err != nil {
-				return err
-			}
-		} else if err := fileWriteAll(fd, b); err != nil {
-			return err
-		}
-		if rerr == io.EOF {
-			return nil
-		}
-		if rerr != nil {
-			return rerr
-		}
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-	}
-}
-
-// fileFill reads until b is full or there is an error.
-func fileFill(r io.Reader, b []byte) (n int, err error) {
-	for n < len(b) && err == nil {
-		var m int
-		m, err = r.Read(b[n:])
-		n += m
-	}
-	return n, err
+	return files.WriteSparse(ctx, fd, content)
 }
 
 // describe gives the entry its metadata.
@@ -310,13 +267,13 @@ func (x *fileExtract) describe(hdr *tar.Header, p, name string) error {
 	if err := unix.Fchownat(x.parent, name, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return ids.explain(fmt.Errorf("chown to %d:%d: %w", ids.uid, ids.gid, err))
 	}
-	xattrs := fileNameXattrs(x.parent, name)
+	xattrs := files.XattrsAt(x.parent, name)
 	for key, value := range hdr.PAXRecords {
 		key, ok := strings.CutPrefix(key, "SCHILY.xattr.")
 		if !ok || !fileXattrAllowed(key) {
 			continue
 		}
-		err := xattrs.set(key, []byte(value))
+		err := xattrs.Set(key, []byte(value))
 		if err != nil && err != unix.ENOTSUP && err != unix.EPERM { // as far as we may
 			return fmt.Errorf("set extended attribute %s: %w", key, err)
 		}

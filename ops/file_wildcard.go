@@ -1,9 +1,14 @@
 package ops
 
 import (
+	"cmp"
+	"os"
 	"path"
+	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -12,7 +17,7 @@ import (
 // is resolved through links, but one at its end only if follow is set; below
 // it, links aren't followed. Nothing below a match is matched again.
 func (r fileRoot) wildcards(src string, follow bool) ([]string, error) {
-	base, pattern := fileSplitWildcards(src)
+	base, pattern := contenthash.SplitWildcards(path.Join("/", src))
 	if pattern == "" {
 		return []string{base}, nil
 	}
@@ -60,7 +65,7 @@ func (m *fileMatcher) walk(dir int, rel string, depth int) error {
 	if err != nil {
 		return fileErr("read", path.Join(m.base, rel), err)
 	}
-	fileSortEntries(entries)
+	slices.SortFunc(entries, func(a, b os.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
 	for _, e := range entries {
 		name := path.Join(rel, e.Name())
 		if ok, err := path.Match(m.pattern, name); ok && err == nil {
@@ -70,7 +75,7 @@ func (m *fileMatcher) walk(dir int, rel string, depth int) error {
 		if !e.IsDir() || m.depth > 0 && depth >= m.depth {
 			continue
 		}
-		sub, err := unix.Openat(dir, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		sub, err := files.OpenDir(dir, e.Name())
 		if err != nil {
 			return fileErr("open", path.Join(m.base, name), err)
 		}
@@ -81,28 +86,4 @@ func (m *fileMatcher) walk(dir int, rel string, depth int) error {
 		}
 	}
 	return nil
-}
-
-// fileSplitWildcards splits src, cleaned, before the first element that holds a
-// wildcard.
-func fileSplitWildcards(src string) (base, pattern string) {
-	elems := strings.Split(strings.TrimPrefix(path.Join("/", src), "/"), "/")
-	for i, e := range elems {
-		if fileHasWildcards(e) {
-			return "/" + path.Join(elems[:i]...), path.Join(elems[i:]...)
-		}
-	}
-	return "/" + path.Join(elems...), ""
-}
-
-func fileHasWildcards(s string) bool {
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '*', '?', '[':
-			return true
-		case '\\':
-			i++
-		}
-	}
-	return false
 }

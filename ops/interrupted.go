@@ -11,7 +11,6 @@ import (
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/executor/supervisor"
 	"github.com/kilnbuild/kiln/internal/cleanup"
-	"github.com/kilnbuild/kiln/internal/steplog"
 )
 
 // interruptedSteps are the steps of earlier daemons that go on, or have ended,
@@ -106,15 +105,7 @@ func (i *interruptedStep) take(ctx context.Context, l *Loader) error {
 
 // end ends the step, if it still runs, and gives back what it held.
 func (i *interruptedStep) end(ctx context.Context) error {
-	gone, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	cancel() // so that attaching to it is its end
-	_, done, err := i.from.Attach(gone, i.ID, func(steplog.Extent) {})
-	if done != nil {
-		done()
-	}
-	if errors.Is(err, supervisor.ErrUnclaimed) || errors.Is(err, context.Canceled) {
-		err = nil
-	}
+	err := i.from.End(ctx, i.ID)
 	s := mountSet{layers: i.layers, undo: i.undo}
 	return errors.Join(err, s.close(context.WithoutCancel(ctx)))
 }

@@ -90,7 +90,7 @@ func TestUnsafeMountForbidsContent(t *testing.T) {
 // compat: LLB-151
 func TestExecContent(t *testing.T) {
 	b := newExecBench(t, nil)
-	ref := b.ref(nil, files{"a/x": "1", "b": "2", "c": "3"})
+	ref := b.ref(nil, fileSet{"a/x": "1", "b": "2", "c": "3"})
 	sum := func(path string, follow bool) string {
 		d, err := contenthash.Checksum(context.Background(), ref, path, contenthash.Options{FollowLinks: follow})
 		if err != nil {
@@ -131,7 +131,7 @@ func TestExecContent(t *testing.T) {
 // Content and Prepare report a lost input as such.
 func TestLostContent(t *testing.T) {
 	b := newExecBench(t, nil)
-	ref := b.ref(nil, files{"gone": "1"})
+	ref := b.ref(nil, fileSet{"gone": "1"})
 	b.removeFiles("gone")
 	dep := cacheMapOf(t, onSource(t, execOf(&pb.ExecOp{Mounts: []*pb.Mount{{Input: -1, Dest: "/"}, {Dest: "/m", Output: -1, Readonly: true}}}))).Deps[0]
 	var lost *solver.LostError
@@ -247,23 +247,17 @@ func TestSourceExec(t *testing.T) {
 // compat: LLB-083, LLB-014, LLB-C81
 func TestPassthrough(t *testing.T) {
 	p := &passthroughOp{op: &pb.PassthroughOp{Id: "p", Outputs: []int64{1, 0, 1}}}
-	in := []solver.Result{Result{}, named("x")}
-	out, err := p.Exec(context.Background(), asker{}, in)
+	x := newExecBench(t, nil).ref(nil, fileSet{"x": ""})
+	out, err := p.Exec(context.Background(), asker{}, results(nil, x))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var ids []string
 	for _, r := range out {
 		ids = append(ids, r.ID())
+		r.Release()
 	}
-	if want := []string{"x", scratchID, "x"}; !slices.Equal(ids, want) {
+	if want := []string{x.ID(), scratchID, x.ID()}; !slices.Equal(ids, want) {
 		t.Errorf("outputs are %q, want %q", ids, want)
 	}
 }
-
-// named is a result that is nothing but its id.
-type named string
-
-func (n named) ID() string           { return string(n) }
-func (n named) Clone() solver.Result { return n }
-func (n named) Release()             {}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
@@ -21,7 +22,6 @@ type Loader struct {
 	cfg     Config
 	sources map[string]Source // by scheme
 	slots   slots
-	files   slots // of file ops alone
 	caches  *cacheMounts
 	logs    logLimits
 	secrets []byte // key of the hashes by which steps with secrets are compared
@@ -29,17 +29,12 @@ type Loader struct {
 	interrupted interruptedSteps
 }
 
-// parallelFiles is how many file ops run at once: more than keep a disk busy, few
-// enough to hold no memory worth speaking of.
-const parallelFiles = 64
-
 // NewLoader returns a loader for ops that work with cfg.
 func NewLoader(cfg Config) (*Loader, error) {
 	l := &Loader{
 		cfg:     cfg,
 		sources: map[string]Source{},
 		slots:   newSlots(cfg.Parallelism),
-		files:   newSlots(parallelFiles),
 		caches:  newCacheMounts(cfg.Cache),
 		secrets: make([]byte, 32),
 	}
@@ -188,10 +183,5 @@ func (n *node) output(index int64) (solver.Edge, error) {
 
 // schemes lists what the daemon can fetch from, for messages.
 func (l *Loader) schemes() string {
-	names := make([]string, 0, len(l.sources))
-	for scheme := range l.sources {
-		names = append(names, scheme)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
+	return strings.Join(slices.Sorted(maps.Keys(l.sources)), ", ")
 }

@@ -347,10 +347,6 @@ func TestLoadTakesMetadata(t *testing.T) {
 	if v.Group == nil || v.Group.ID != "g" || v.Group.Name != "group" || !v.Group.Weak {
 		t.Errorf("group is %+v", v.Group)
 	}
-	op, desc := Describe(v)
-	if op.GetSource().GetIdentifier() != "test://base" || desc["other"] != "x" {
-		t.Errorf("Describe gives %v, %v", op, desc)
-	}
 }
 
 func TestLoadNoCacheMarksEveryOp(t *testing.T) {

@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"errors"
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/solver"
@@ -29,10 +28,12 @@ func (m *mergeOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Resu
 		return nil, err
 	}
 	var parents []*cache.Ref
-	var used []int // the input of each parent
 	for i, ref := range all {
+		if err := wholeInput(i, ref); err != nil {
+			return nil, err
+		}
 		if ref != nil {
-			parents, used = append(parents, ref), append(used, i)
+			parents = append(parents, ref)
 		}
 	}
 	switch len(parents) {
@@ -42,10 +43,6 @@ func (m *mergeOp) Exec(ctx context.Context, _ solver.Asker, inputs []solver.Resu
 		return []solver.Result{Result{parents[0].Clone()}}, nil
 	}
 	merged, err := m.cache.Merge(ctx, parents, cache.Options{Description: m.name})
-	if errors.Is(err, cache.ErrLost) {
-		// The cache doesn't say which of them it is.
-		return nil, &solver.LostError{Inputs: used, Err: err}
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -38,8 +38,8 @@ type Build struct {
 	pruned  prunedMounts // cache mounts that ignore-cache steps emptied (LLB-007)
 }
 
-// SessionGroup gives the sessions of everyone who waits for an answer.
-func SessionGroup(asker solver.Asker) session.Group { return group{asker} }
+// sessionGroup gives the sessions of everyone who waits for an answer.
+func sessionGroup(asker solver.Asker) session.Group { return group{asker} }
 
 type group struct{ asker solver.Asker }
 

@@ -147,6 +147,9 @@ func (s *step) resume(ctx context.Context) (resumed bool, err error) {
 	view := newLogView(progress.From(ctx), s.loader.logs, i.Started)
 	defer view.close() //nolint:errcheck // it was read only
 	_, s.done, err = i.from.Attach(ctx, i.ID, view.follow)
+	if errors.Is(err, supervisor.ErrLeft) { // once more
+		return true, errors.Join(s.failure(ctx, err), s.leave(ctx))
+	}
 	if errors.Is(err, supervisor.ErrUnclaimed) && ctx.Err() == nil {
 		err := s.mountSet.close(ctx) // it was too late, and runs anew
 		s.undo = cleanup.Stack{}

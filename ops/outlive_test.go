@@ -91,7 +91,7 @@ func TestWhatOutlivesTheDaemon(t *testing.T) {
 // hears when the result is safe.
 func TestNoteOfStep(t *testing.T) {
 	b := newExecBench(t, nil)
-	base := b.ref(nil, files{"f": "1"})
+	base := b.ref(nil, fileSet{"f": "1"})
 	var n stepNote
 	sup := &fakeSupervisor{run: func(_ context.Context, _ executor.Process, note []byte) error { return json.Unmarshal(note, &n) }}
 	b.cfg.Supervisor = sup
@@ -124,7 +124,7 @@ func TestNoteOfStep(t *testing.T) {
 // cache has no handle left in the end.
 func TestLeftStep(t *testing.T) {
 	b := newExecBench(t, nil)
-	base := b.ref(nil, files{"f": "1"})
+	base := b.ref(nil, fileSet{"f": "1"})
 	var n stepNote
 	b.cfg.Supervisor = &fakeSupervisor{run: func(_ context.Context, _ executor.Process, note []byte) error {
 		return errors.Join(supervisor.ErrLeft, context.Canceled, json.Unmarshal(note, &n))
@@ -148,7 +148,7 @@ func TestLeftStep(t *testing.T) {
 // interrupt makes the loader hold a step that uses a ref and a cache mount.
 func (b *execBench) interrupt(t *testing.T, unclaimed time.Duration, layers ...noteLayer) *cache.Ref {
 	t.Helper()
-	ref := b.ref(nil, files{"f": "1"})
+	ref := b.ref(nil, fileSet{"f": "1"})
 	dir, err := b.caches.acquire(t.Context(), cacheWant{id: "c", sharing: pb.CacheSharingOpt_LOCKED})
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,15 @@ func (p *passthroughOp) CacheMap(context.Context, solver.Asker, int) (*solver.Ca
 }
 
 func (p *passthroughOp) Exec(_ context.Context, _ solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
+	all, err := refs(inputs)
+	if err != nil {
+		return nil, err
+	}
+	for _, input := range p.op.Outputs {
+		if err := wholeInput(int(input), all[input]); err != nil {
+			return nil, err
+		}
+	}
 	out := make([]solver.Result, len(p.op.Outputs))
 	for i, input := range p.op.Outputs {
 		out[i] = inputs[input].Clone()

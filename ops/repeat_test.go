@@ -55,7 +55,7 @@ func TestRepeatRunsLow(t *testing.T) {
 		if obstacle != "" {
 			t.Fatal(obstacle)
 		}
-		b.run(low.(*execOp), nil, b.ref(nil, files{"a": "1"}))
+		b.run(low.(*execOp), nil, b.ref(nil, fileSet{"a": "1"}))
 		got := b.exec.runs[len(b.exec.runs)-1].Resources
 		if got == nil || got.CPUShares != lowCPUShares || got.Memory != limits.GetMemory() {
 			t.Errorf("limits %v: ran with %+v", limits, got)

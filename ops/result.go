@@ -87,6 +87,11 @@ func lostInput(i int, err error) error {
 	return err
 }
 
+// wholeInput returns a LostError if what is handed on of input i is known to be of
+// no use. Ops that mount nothing ask for it: they don't find out by themselves,
+// and their results would be lost again and again.
+func wholeInput(i int, ref *cache.Ref) error { return lostInput(i, ref.Whole()) }
+
 // extract is the Prepare of inputs whose content the op needs: it fetches them
 // before the op takes a slot.
 func extract(ctx context.Context, _ solver.Asker, input solver.Result) error {

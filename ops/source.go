@@ -48,7 +48,7 @@ func (l *Loader) newSourceOp(v vertex, op *pb.SourceOp) (*sourceOp, error) {
 // who is asked, not what is there: its digest is marked as random, so that
 // only the content that arrives can match (LLB-158).
 func (s *sourceOp) CacheMap(ctx context.Context, asker solver.Asker, index int) (*solver.CacheMap, bool, error) {
-	key, more, err := s.instance.CacheKey(ctx, SessionGroup(asker), index)
+	key, more, err := s.instance.CacheKey(ctx, sessionGroup(asker), index)
 	if err != nil {
 		return nil, false, err
 	}
@@ -65,7 +65,7 @@ func (s *sourceOp) CacheMap(ctx context.Context, asker solver.Asker, index int) 
 // otherwise only within the same sessions. So nobody's files or store are read,
 // and nobody's credentials are used, for somebody else.
 func (s *sourceOp) SharingKey(ctx context.Context, asker solver.Asker) (string, error) {
-	g := SessionGroup(asker)
+	g := sessionGroup(asker)
 	if shared, ok := s.instance.(SharedSource); ok {
 		return shared.SharingKey(ctx, g)
 	}
@@ -79,7 +79,7 @@ func (s *sourceOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver
 	}
 	var ref *cache.Ref
 	err := s.cache.WithRoom(ctx, func() (err error) {
-		ref, err = s.instance.Fetch(ctx, SessionGroup(asker))
+		ref, err = s.instance.Fetch(ctx, sessionGroup(asker))
 		return err
 	})
 	if err != nil {

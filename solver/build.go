@@ -76,8 +76,9 @@ type BuildOptions struct {
 
 // Build is one request's graph. Its methods are safe for concurrent use.
 //
-// One goroutine owns the core and starts a performer for each effect; another
-// performs what goes to the key store, in order. Close ends the owner first, so
+// One goroutine owns the core and starts a performer for each effect, but for
+// those of Small ops, which share a few; another performs what goes to the key
+// store, in order. Close ends the owner first, so
 // that nothing new starts, and then waits for performers.
 type Build struct {
 	solver *Solver
@@ -88,8 +89,11 @@ type Build struct {
 
 	events  *queue[Event]
 	storage *queue[func()] // what goes to the key store
-	work    sync.WaitGroup
-	owner   sync.WaitGroup
+	// Small ops are asked and executed by these, so that who is asked needn't
+	// wait for who is executed.
+	maps, runs crew
+	work       sync.WaitGroup
+	owner      sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below; never held across I/O
 	imports []Import   // only ever added to: records name them by number

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
 	. "github.com/kilnbuild/kiln/solver"
@@ -43,6 +45,18 @@ func (r *recorder) story(v digest.Digest) string {
 		}
 	}
 	return strings.Join(out, "; ")
+}
+
+// started is when v is shown to have started.
+func (r *recorder) started(v *Vertex) (at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if e.Vertex != nil && e.Vertex.Digest == v.Digest && e.Vertex.Started != nil {
+			at = *e.Vertex.Started
+		}
+	}
+	return at
 }
 
 func stage(v *progress.Vertex) string {
@@ -236,7 +250,7 @@ func TestProgressOfInterrupted(t *testing.T) {
 }
 
 // Builds that want the same join: it runs once, and who comes late sees the log
-// from the start. compat: CTL-045, CTL-078, X-2
+// from the start, and that it started then. compat: CTL-045, CTL-078, X-2
 func TestFlightIsShared(t *testing.T) {
 	inSite(t, func(t *testing.T, s *site) {
 		a := s.w.vertex("a", 1)
@@ -244,8 +258,12 @@ func TestFlightIsShared(t *testing.T) {
 		first := s.client(a, BuildOptions{Value: "first"})
 		asker := <-g.entered
 		synctest.Wait()
+		<-time.After(time.Minute) // of the bubble
 		second := s.client(a, BuildOptions{Value: "second"})
 		synctest.Wait()
+		if early, late := first.rec.started(a), second.rec.started(a); !early.Equal(late) {
+			t.Errorf("started %s, and as seen by who came later %s", early, late)
+		}
 		if got := fmt.Sprint(asker.Values()); got != "[first second]" {
 			t.Errorf("waiting: %s", got)
 		}
@@ -545,6 +563,80 @@ func TestLimit(t *testing.T) {
 		}
 		if len(slots) != 0 {
 			t.Error("a slot was never given back")
+		}
+	})
+}
+
+// small is a step of which a build executes a few at a time.
+type small struct{ *step }
+
+func (small) Small() {}
+
+// smallSteps are more than are executed at once, and what stands on them all.
+func (s *site) smallSteps(before func(context.Context, Asker) error) (top *Vertex, all []*Vertex) {
+	var inputs []in
+	for i := range 2*CrewSize + 1 {
+		v := s.w.vertex(fmt.Sprint("small", i), 1)
+		v.Op.(*step).before = before
+		v.Op = small{v.Op.(*step)}
+		all, inputs = append(all, v), append(inputs, in{v: v})
+	}
+	return s.w.vertex("top", 1, inputs...), all
+}
+
+// Of many small ops that are possible at once a few run, and all do in the end.
+func TestManySmallOps(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		var running, tooMany atomic.Int32
+		leave := make(chan struct{})
+		top, all := s.smallSteps(func(context.Context, Asker) error {
+			if running.Add(1) > CrewSize {
+				tooMany.Add(1)
+			}
+			defer running.Add(-1)
+			<-leave
+			return nil
+		})
+		c := s.client(top, BuildOptions{})
+		synctest.Wait()
+		if n := running.Load(); n != CrewSize {
+			t.Errorf("%d run, want %d", n, CrewSize)
+		}
+		close(leave)
+		if err := <-c.err; err != nil {
+			t.Error(err)
+		}
+		c.b.Close()
+		c.cancel()
+		for _, v := range all {
+			if n := s.w.runs[v.Digest]; n != 1 {
+				t.Errorf("%s ran %d times", v.Name, n)
+			}
+		}
+		if n := tooMany.Load(); n > 0 {
+			t.Errorf("%d ops ran beside %d others or more", n, CrewSize)
+		}
+	})
+}
+
+// What nobody wants any more when its turn comes isn't begun.
+func TestSmallOpsAreGivenUp(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		var begun atomic.Int32
+		top, _ := s.smallSteps(func(ctx context.Context, _ Asker) error {
+			begun.Add(1)
+			<-ctx.Done()
+			return context.Cause(ctx)
+		})
+		c := s.client(top, BuildOptions{})
+		synctest.Wait()
+		c.b.Close()
+		if err := <-c.err; !errors.Is(err, ErrClosed) {
+			t.Errorf("error %v", err)
+		}
+		c.cancel()
+		if n := begun.Load(); n != CrewSize {
+			t.Errorf("%d were begun, want %d", n, CrewSize)
 		}
 	})
 }

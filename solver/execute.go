@@ -1,6 +1,7 @@
 package solver
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -17,11 +18,13 @@ func (b *Build) execute(ctx context.Context, eff *Execute) *Executed {
 		}
 	}()
 	ev := &Executed{Execute: eff}
-	key, err := b.flightKey(ctx, eff)
-	if err != nil {
-		ev.Err = err
+	// When its turn comes nobody may want it any more.
+	ev.Err = cmp.Or(context.Cause(b.ctx), context.Cause(ctx))
+	var key flightKey
+	if ev.Err == nil {
+		key, ev.Err = b.flightKey(ctx, eff)
 	}
-	for again := err == nil; again; {
+	for again := ev.Err == nil; again; {
 		again = b.board(ctx, key, eff, ev)
 	}
 	if ctx.Err() != nil && ev.Err != nil {
@@ -145,7 +148,7 @@ func (b *Build) follow(ctx context.Context, f *flight, eff *Execute) {
 		}
 		for _, e := range events {
 			if e.Vertex != nil { // the mark that it really runs
-				b.graph.Start(v)
+				b.graph.Start(v, *e.Vertex.Started)
 				b.tell(func(o Observer) { o.Starts(eff, scope) })
 				continue
 			}

@@ -4,6 +4,8 @@ package solver
 
 var ErrClosed = errClosed
 
+const CrewSize = crewSize
+
 func (l Lookup) NewKeys() []Key { return l.newKeys() }
 
 func (f *Found) Add(other Found, importNumber int) { f.add(other, importNumber) }

@@ -186,7 +186,8 @@ func (s *Solver) run(f *flight, inputs []Result) error {
 		}
 		defer release()
 	}
-	f.log.Write(progress.Event{Vertex: &progress.Vertex{}}) // the mark that it really runs
+	now := time.Now()
+	f.log.Write(progress.Event{Vertex: &progress.Vertex{Started: &now}}) // the mark that it really runs
 	for i, dep := range f.leader.Deps {
 		if dep.Prepare == nil {
 			continue

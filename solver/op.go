@@ -76,6 +76,14 @@ type Limiter interface {
 	Acquire(ctx context.Context) (release func(), err error)
 }
 
+// Small is an Op that runs no process and waits for no other op. There may be
+// thousands that are possible at once, so a build asks and executes only a few of
+// them at a time.
+type Small interface {
+	Op
+	Small()
+}
+
 // Sharer is an Op that may read something of its asker's own, such as secrets.
 type Sharer interface {
 	Op

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/kilnbuild/kiln/internal/progress"
 )
@@ -34,7 +35,7 @@ func (b *Build) perform(eff Effect) {
 		b.tell(func(o Observer) { o.Dropped(eff) })
 		b.storage.put(func() { b.drop(eff) })
 	case *GetCacheMap:
-		b.work.Go(func() { b.events.put(b.cacheMap(eff)) })
+		b.start(&b.maps, eff.Vertex, func() { b.events.put(b.cacheMap(eff)) })
 	case *Load:
 		b.tell(func(o Observer) { o.Loading(eff) })
 		b.work.Go(func() { b.events.put(b.load(eff)) })
@@ -43,12 +44,22 @@ func (b *Build) perform(eff Effect) {
 	case *Execute:
 		var ctx context.Context
 		ctx, eff.stop = context.WithCancelCause(b.ctx)
-		b.work.Go(func() {
+		b.start(&b.runs, eff.Vertex, func() {
 			defer eff.stop(nil)
 			b.events.put(b.execute(ctx, eff))
 		})
 	default:
 		panic(fmt.Sprintf("internal error: effect of unknown kind %T", eff))
+	}
+}
+
+// start has what v's op is needed for done: at once, or, if it is a Small one, by
+// small when its turn comes.
+func (b *Build) start(small *crew, v *Vertex, fn func()) {
+	if _, ok := v.Op.(Small); ok {
+		small.do(&b.work, fn)
+	} else {
+		b.work.Go(fn)
 	}
 }
 
@@ -148,7 +159,7 @@ func (b *Build) cacheMap(eff *GetCacheMap) *GotCacheMap {
 	w := progress.WriterFunc(func(e progress.Event) {
 		start.Do(func() {
 			started = true
-			b.graph.Start(v)
+			b.graph.Start(v, time.Now())
 		})
 		b.opts.Progress.Write(e)
 	})

@@ -26,8 +26,8 @@ type Report struct {
 
 // String counts what was looked at.
 func (r Report) String() string {
-	return fmt.Sprintf("%d records, %d snapshots, %d blobs, %d images, %d bytes; %d links between keys, %d results; %d files of interrupted work; %d problems",
-		r.Cache.Records, r.Cache.Snapshots, r.Cache.Blobs, r.Cache.Images, r.Cache.Bytes, r.Keys.Links, r.Keys.Results, r.Leftovers, len(r.Problems))
+	return fmt.Sprintf("%d records, %d snapshots, %d blobs, %d bytes; %d links between keys, %d results; %d files of interrupted work; %d problems",
+		r.Cache.Records, r.Cache.Snapshots, r.Cache.Blobs, r.Cache.Bytes, r.Keys.Links, r.Keys.Results, r.Leftovers, len(r.Problems))
 }
 
 // Check verifies the state under root, of a worker that isn't running, and
@@ -82,7 +82,7 @@ func Check(ctx context.Context, root string, deep bool) (_ Report, err error) {
 // Repair does for the state under root, of a worker that isn't running, what a
 // start does, and more: the journal is looked at as a whole, the key graph is
 // compared with the records, and if deep, blobs whose content is wrong are
-// dropped. It returns what was repaired, as far as there is something to tell;
+// dropped and snapshots measured. It returns what was repaired, as far as there is something to tell;
 // what is cached in damaged files is lost, anything else stays.
 func Repair(ctx context.Context, root string, deep bool) (done []string, err error) {
 	w, err := stateAt(root)
@@ -112,12 +112,28 @@ func Repair(ctx context.Context, root string, deep bool) (done []string, err err
 	if err := w.openCache(ctx, &undo, nil); err != nil {
 		return done, err
 	}
+	if deep {
+		n, err := w.cache.Remeasure(ctx)
+		if err != nil {
+			return done, err
+		}
+		if n > 0 {
+			tell("sizes of snapshots were wrong and are corrected", "snapshots", n)
+		}
+	}
 	w.openKeys(true)
+	if n := w.cache.DropStrayMetadata(); n > 0 {
+		tell("metadata belonged to no record and is removed", "entries", n)
+	}
 	return done, w.store.SyncSince(ctx, 0) // all of it, or else it isn't repaired
 }
 
 // stateAt is a worker that can open the state under root, which must be there.
 func stateAt(root string) (*Worker, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
 	for _, name := range []string{"kiln.db", "kiln.journal"} {
 		if _, err := os.Stat(filepath.Join(root, name)); err == nil {
 			return &Worker{cfg: Config{Root: root, Log: slog.New(slog.DiscardHandler)}}, nil
@@ -154,16 +170,19 @@ func (w *Worker) dropDamagedBlobs(ctx context.Context, tell func(msg string, arg
 	return nil
 }
 
-// openKeys opens the key graph, and sees to it that what the cache dropped, and
-// with a rebuilt database everything that leads nowhere, is dropped there too.
+// openKeys opens the key graph, and sees to it that what the cache dropped is
+// dropped there too, and with a database that was rebuilt in part everything that
+// leads nowhere: one that is whole is consistent, as every commit leaves it.
 func (w *Worker) openKeys(thorough bool) {
 	w.keys = keys.Open(w.store)
 	w.cache.OnRemove(w.keys.Forget)
 	if !thorough && !w.store.Unproven() {
 		return
 	}
-	if n := w.keys.Repair(ops.Results{Cache: w.cache}.Exists); n > 0 {
-		w.cfg.Log.Warn("entries of the key graph led nowhere and are removed", "entries", n)
+	if thorough || w.store.Partial() {
+		if n := w.keys.Repair(ops.Results{Cache: w.cache}.Exists); n > 0 {
+			w.cfg.Log.Warn("entries of the key graph led nowhere and are removed", "entries", n)
+		}
 	}
 	b := &store.Batch{}
 	b.Proven()

@@ -20,7 +20,7 @@ type GC struct {
 // space target the least useful records go until it is met, without one all
 // that match.
 type GCRule struct {
-	All          bool // internal, frontend and shared records too
+	All          bool // internal and frontend records too
 	Filters      []string
 	KeepDuration time.Duration // what was used within it stays
 

@@ -9,12 +9,13 @@ import (
 )
 
 // BenchmarkStart measures what a start costs for each of many records: until
-// clients are answered (answer), and until they can build (ready). It does so with
+// clients are answered (answer), which should be the same for all together however
+// many they are, and until they can build (ready). It does so with
 // a sound database and with one that is gone (lost), which is rebuilt from the
 // journal, the seven or so entries of each record.
 func BenchmarkStart(b *testing.B) {
 	needRoot(b)
-	for _, n := range []int{1000, 15000} {
+	for _, n := range []int{1000, 15000, 100000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			root := b.TempDir()
 			w := quiet(b, root)

@@ -69,6 +69,7 @@ type Worker struct {
 	readOnly  bool // nothing on disk is changed
 	id        string
 	platforms []ocispec.Platform
+	locked    *os.File // the state directory, until the store has it
 
 	store     *store.DB
 	snapshots *snapshot.Overlay
@@ -104,12 +105,12 @@ func New(ctx context.Context, cfg Config) (*Worker, error) {
 	return w, nil
 }
 
-// Open checks cfg, takes the state under cfg.Root for this process and sees to it
-// that its database is sound. After it the worker can say what it is: ID, Labels,
-// Platforms and GCRules; all else takes Load. It has to be closed.
+// Open checks cfg and takes the state under cfg.Root for this process. After it the
+// worker can say what it is: ID, Labels, Platforms and GCRules; all else takes Load.
+// It has to be closed.
 //
-// What takes time in proportion to what is cached is in Load, but for half a
-// microsecond for each record of the database.
+// What takes time in proportion to what is cached is in Load, and so is whatever a
+// damaged database costs.
 func Open(cfg Config) (_ *Worker, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -121,7 +122,7 @@ func Open(cfg Config) (_ *Worker, err error) {
 	if w.platforms, err = announced(cfg.Platforms); err != nil {
 		return nil, err
 	}
-	if err := w.openStore(&undo, cfg.Log.Warn); err != nil {
+	if err := w.openRoot(&undo); err != nil {
 		return nil, err
 	}
 	if w.rules, err = cfg.GC.rules(w.cfg.Root); err != nil {
@@ -137,12 +138,12 @@ func Open(cfg Config) (_ *Worker, err error) {
 	return w, nil
 }
 
-// Load reads what is cached and cleans up what a crash left behind. The worker
-// has to be closed whether it fails or not.
+// Load sees to it that the database is sound, reads what is cached and cleans up
+// what a crash left behind. The worker has to be closed whether it fails or not.
 func (w *Worker) Load(ctx context.Context) (err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
-	if err := w.openSnapshots(); err != nil {
+	if err := w.openFiles(&undo, w.cfg.Log.Warn); err != nil {
 		return err
 	}
 	if w.earlier, err = supervisor.Find(w.supervisors(), w.executorConfig()); err != nil {
@@ -175,35 +176,38 @@ func (w *Worker) Load(ctx context.Context) (err error) {
 	return nil
 }
 
-// openFiles opens what the cache stands on: store, snapshots, blobs. warn is
-// told what the store found wrong and set aside.
-func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
-	if err := w.openStore(undo, warn); err != nil {
-		return err
-	}
-	return w.openSnapshots()
-}
-
-// openStore opens the store, and has closeFiles undo that and openSnapshots.
-func (w *Worker) openStore(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
-	var err error
+// openRoot takes the state directory, and gives it up when that is undone unless
+// openFiles has handed it on.
+func (w *Worker) openRoot(undo *cleanup.Stack) (err error) {
 	if w.cfg.Root, err = filepath.Abs(w.cfg.Root); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	if err := prepareRoot(w.cfg.Root); err != nil {
 		return err
 	}
-	if w.id, err = workerID(w.cfg.Root); err != nil {
+	if w.locked, err = store.Lock(w.cfg.Root); err != nil {
 		return err
 	}
-	if w.store, err = store.Open(store.Options{Root: w.cfg.Root, Warn: warn, ReadOnly: w.readOnly}); err != nil {
+	undo.Add(func() error {
+		if w.locked == nil {
+			return nil
+		}
+		return w.locked.Close()
+	})
+	w.id, err = workerID(w.cfg.Root)
+	return err
+}
+
+// openFiles opens what the cache stands on: store, snapshots, blobs. warn is
+// told what the store found wrong and set aside.
+func (w *Worker) openFiles(undo *cleanup.Stack, warn func(msg string, args ...any)) error {
+	opts := store.Options{Root: w.cfg.Root, Locked: w.locked, Warn: warn, ReadOnly: w.readOnly}
+	w.locked = nil
+	var err error
+	if w.store, err = store.Open(opts); err != nil {
 		return err
 	}
 	undo.Add(w.closeFiles)
-	return nil
-}
-
-func (w *Worker) openSnapshots() error {
 	snapshots, err := snapshot.NewOverlay(w.cfg.Root, w.store)
 	if err != nil {
 		return fmt.Errorf("open snapshots: %w", err)
@@ -373,9 +377,6 @@ func (w *Worker) Cache() *cache.Manager { return w.cache }
 
 // Keys lead from steps to the cache's records.
 func (w *Worker) Keys() *keys.Store { return w.keys }
-
-// Blobs are the stored layers, configs and manifests.
-func (w *Worker) Blobs() *snapshot.Blobs { return w.blobs }
 
 // Registry talks to image registries.
 func (w *Worker) Registry() *registry.Client { return w.registry }

@@ -78,6 +78,7 @@ func TestRecordOfCache(t *testing.T) {
 	ref.Release()
 
 	m.Shut()
+	contenthash.Rest() // as a daemon that starts has no trees
 	m = cachetest.Open(t, root)
 	if ref, err = m.Get(t.Context(), id); err != nil {
 		t.Fatal(err)

@@ -68,6 +68,16 @@ func (f *forest) plant(id string, root *node, stored stamp, weight int) {
 	f.weigh(t, weight)
 }
 
+// Rest lets go of all trees in memory: who asks next reads them anew from beside
+// their records.
+func Rest() {
+	f := shared
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.trees, f.total = map[string]*list.Element{}, 0
+	f.order.Init()
+}
+
 // forget drops the tree of the record id.
 func (f *forest) forget(id string) {
 	f.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -128,7 +129,7 @@ func (h *hasher) header(fd int, b batch) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	xattrs, err := readXattrs(openXattrs(fd))
+	xattrs, err := readXattrs(files.XattrsOf(fd))
 	if err != nil {
 		return err
 	}
@@ -141,21 +142,21 @@ func (h *hasher) file(ctx context.Context, dirfd int, n *node) (st unix.Stat_t, 
 	if err := unix.Fstatat(dirfd, n.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return st, err
 	}
-	xattrsOf := pathXattrs(procPath(dirfd) + "/" + n.name)
+	xattrsOf := files.XattrsAt(dirfd, n.name)
 	fd := -1
 	if st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size > 0 {
-		if fd, err = openFile(dirfd, n.name); err != nil {
+		if fd, err = files.OpenFile(dirfd, n.name); err != nil {
 			return st, err
 		}
 		defer unix.Close(fd)
-		xattrsOf = openXattrs(fd)
+		xattrsOf = files.XattrsOf(fd)
 	}
 	xattrs, err := readXattrs(xattrsOf)
 	if err != nil {
 		return st, err
 	}
 	if n.kind == symlink && !n.linked {
-		if n.link, err = readlinkat(dirfd, n.name); err != nil {
+		if n.link, err = files.Readlink(dirfd, n.name); err != nil {
 			return st, err
 		}
 		n.linked = true
@@ -218,7 +219,7 @@ func (h *hasher) content(ctx context.Context, fd int) error {
 // entryOf is what of a file on disk enters its digest. Device numbers don't:
 // upstream leaves them out of a scan, though not of what is received.
 func entryOf(st *unix.Stat_t, link string, xattrs map[string][]byte) Entry {
-	e := Entry{Mode: fs.FileMode(st.Mode & 0o777), UID: st.Uid, GID: st.Gid, Size: st.Size, Linkname: link, Xattrs: xattrs}
+	e := Entry{Mode: files.GoPerm(st.Mode), UID: st.Uid, GID: st.Gid, Size: st.Size, Linkname: link, Xattrs: xattrs}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		e.Mode |= fs.ModeDir
@@ -232,15 +233,6 @@ func entryOf(st *unix.Stat_t, link string, xattrs map[string][]byte) Entry {
 		e.Mode |= fs.ModeNamedPipe
 	case unix.S_IFSOCK:
 		e.Mode |= fs.ModeSocket
-	}
-	if st.Mode&unix.S_ISUID != 0 {
-		e.Mode |= fs.ModeSetuid
-	}
-	if st.Mode&unix.S_ISGID != 0 {
-		e.Mode |= fs.ModeSetgid
-	}
-	if st.Mode&unix.S_ISVTX != 0 {
-		e.Mode |= fs.ModeSticky
 	}
 	return e
 }

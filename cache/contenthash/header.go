@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -57,7 +58,7 @@ func Header(e Entry) ([]byte, error) {
 	str := func(key, value string) { b = append(append(b, key...), value...) }
 	num := func(key string, value int64) { b = strconv.AppendInt(append(b, key...), value, 10) }
 	str("name", "")
-	num("mode", tarMode(e.Mode))
+	num("mode", int64(files.Perm(e.Mode)))
 	num("uid", int64(e.UID))
 	num("gid", int64(e.GID))
 	num("size", size)
@@ -71,21 +72,6 @@ func Header(e Entry) ([]byte, error) {
 		str(k, string(e.Xattrs[k]))
 	}
 	return b, nil
-}
-
-// tarMode is the permission bits in their Unix places.
-func tarMode(m fs.FileMode) int64 {
-	mode := int64(m.Perm())
-	if m&fs.ModeSetuid != 0 {
-		mode |= 0o4000
-	}
-	if m&fs.ModeSetgid != 0 {
-		mode |= 0o2000
-	}
-	if m&fs.ModeSticky != 0 {
-		mode |= 0o1000
-	}
-	return mode
 }
 
 func hashedXattrs(xattrs map[string][]byte) []string {

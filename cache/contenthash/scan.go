@@ -8,9 +8,9 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"golang.org/x/sys/unix"
 )
 
@@ -96,7 +96,7 @@ func (s *scanner) list(n *node, at string) error {
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), procPath(fd))
+	f := os.NewFile(uintptr(fd), files.Path(fd))
 	entries, err := f.ReadDir(-1)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("list %s: %w", shown(at), err)
@@ -198,7 +198,7 @@ func (s *scanner) readlink(n *node, at string) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
-	if n.link, err = readlinkat(fd, n.name); err != nil {
+	if n.link, err = files.Readlink(fd, n.name); err != nil {
 		return "", &fs.PathError{Op: "readlink", Path: at, Err: err}
 	}
 	n.linked, s.changed = true, true
@@ -248,30 +248,4 @@ func (s *scanner) collect(n *node, at string, todo *work) error {
 		}
 	}
 	return nil
-}
-
-func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
-// openFile opens a regular file for reading, without a write to its access
-// time where we may ask for that.
-func openFile(dirfd int, name string) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Openat(dirfd, name, flags|unix.O_NOATIME, 0)
-	if err == unix.EPERM {
-		fd, err = unix.Openat(dirfd, name, flags, 0)
-	}
-	return fd, err
-}
-
-func readlinkat(dirfd int, name string) (string, error) {
-	for size := 256; ; size *= 2 {
-		b := make([]byte, size)
-		n, err := unix.Readlinkat(dirfd, name, b)
-		if err != nil {
-			return "", err
-		}
-		if n < size {
-			return string(b[:n]), nil
-		}
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -131,7 +132,7 @@ func (sel *selection) start() (*node, error) {
 	follow := false
 	sel.asked = sel.pattern
 	if sel.opts.Wildcard {
-		literal, rest := splitWildcards(sel.pattern)
+		literal, rest := SplitWildcards(sel.pattern)
 		if !strings.ContainsAny(rest, `[\`) { // a class may match a slash
 			sel.depth = strings.Count(sel.pattern, "/")
 		}
@@ -297,18 +298,17 @@ func (sel *selection) digest(base string) (digest.Digest, error) {
 
 func (p *picked) followed() bool { return p.follow && p.node.kind == symlink }
 
-// splitWildcards splits p before the first element that holds a wildcard.
-func splitWildcards(p string) (literal, rest string) {
+// SplitWildcards splits p before the first element that holds a wildcard: literal
+// is absolute and clean, and all of p if nothing is left.
+func SplitWildcards(p string) (literal, rest string) {
 	elems := strings.Split(p, "/")
-	for i, e := range elems {
-		if containsWildcards(e) {
-			return path.Join(append([]string{"/"}, elems[:i]...)...), path.Join(elems[i:]...)
-		}
+	if i := slices.IndexFunc(elems, hasWildcards); i >= 0 {
+		return path.Join("/", path.Join(elems[:i]...)), path.Join(elems[i:]...)
 	}
 	return path.Join("/", p), ""
 }
 
-func containsWildcards(s string) bool {
+func hasWildcards(s string) bool {
 	for i := 0; i < len(s); i++ {
 		switch s[i] {
 		case '*', '?', '[':

@@ -10,11 +10,13 @@ import (
 type Counts struct{ Links, Results int }
 
 // Check verifies that every link is known from both ends and leads to a result
-// at last, and that every result is known from both ends and exists.
+// at last, that every result is known from both ends and exists, and that nothing
+// else is there.
 func (s *Store) Check(exists func(id string) bool) (c Counts, problems []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	report := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	strays(s.db, func(bucket, key string) { report("%s %x is no entry of the key graph", bucket, key) })
 	leads, dead := s.leading(), map[solver.Key]bool{}
 	s.scan(s.db, links, "", func(k string) bool {
 		c.Links++

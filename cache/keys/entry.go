@@ -30,15 +30,36 @@ func (e entry) at() (bucket, key string) {
 	return bucketKeys, e.key[:keyLen] + string(e.kind) + e.key[keyLen:]
 }
 
-// entryOf is the entry of that kind at key, if it is of that kind.
+// entryOf is the entry of that kind at key, if there is one. Its key is as long
+// as that of such entries.
 func entryOf(k kind, key string) (e entry, ok bool) {
 	if k == byID {
-		return entry{k, key}, true
+		at := len(key) - keyLen - 1
+		return entry{k, key}, at >= 0 && key[at] == 0
 	}
 	if len(key) <= keyLen || kind(key[keyLen]) != k {
 		return entry{}, false
 	}
-	return entry{k, key[:keyLen] + key[keyLen+1:]}, true
+	return entry{k, key[:keyLen] + key[keyLen+1:]}, k == results || len(key) == keyLen+1+tagLen+keyLen
+}
+
+// strays calls fn for all that is in the buckets and is no entry: damage that no
+// page's sum shows.
+func strays(in scanner, fn func(bucket, key string)) {
+	in.Scan(bucketKeys, "", func(key string, value []byte) bool {
+		_, link := entryOf(links, key)
+		_, back := entryOf(backs, key)
+		if _, result := entryOf(results, key); !link && !back && !(result && len(value) == stampLen) {
+			fn(bucketKeys, key)
+		}
+		return true
+	})
+	in.Scan(bucketByID, "", func(key string, _ []byte) bool {
+		if _, ok := entryOf(byID, key); !ok {
+			fn(bucketByID, key)
+		}
+		return true
+	})
 }
 
 func (s *Store) get(e entry) (value []byte, ok bool) { return s.db.Get(e.at()) }

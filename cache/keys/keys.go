@@ -38,6 +38,8 @@ const (
 
 	keyLen = sha256.Size
 	tagLen = 16
+	// stampLen is that of the time that a result has as its value.
+	stampLen = 8
 	// maxID is what fits into a key of the database.
 	maxID = 16 << 10
 )
@@ -78,7 +80,9 @@ func (s *Store) Lookup(l solver.Lookup) (solver.Found, error) {
 		return out
 	}, func(key solver.Key) (out []solver.Record) {
 		eachOf(s.db, results, string(key[:]), func(k string, v []byte) bool {
-			out = append(out, solver.Record{Result: k[keyLen:], CreatedAt: time.Unix(0, int64(binary.BigEndian.Uint64(v)))})
+			if len(v) == stampLen { // or else it is damaged
+				out = append(out, solver.Record{Result: k[keyLen:], CreatedAt: time.Unix(0, int64(binary.BigEndian.Uint64(v)))})
+			}
 			return true
 		})
 		return out

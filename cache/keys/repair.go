@@ -6,7 +6,7 @@ import (
 )
 
 // Repair removes what Check reports: links and results that are known from one
-// end only, results that don't exist, and links that lead to none. It returns
+// end only, results that don't exist, links that lead to none, and what is no entry. It returns
 // how many entries it removed. Nothing else may use the store at the time.
 func (s *Store) Repair(exists func(id string) bool) (removed int) {
 	s.mu.Lock()
@@ -25,6 +25,13 @@ func (s *Store) Repair(exists func(id string) bool) (removed int) {
 		},
 	}
 	b := &store.Batch{}
+	strays(s.db, func(bucket, key string) {
+		removed++
+		b.Delete(bucket, key)
+	})
+	s.db.Write(b)
+
+	b = &store.Batch{}
 	for of, ok := range sound {
 		s.scan(s.db, of, "", func(k string) bool {
 			if !ok(k) {

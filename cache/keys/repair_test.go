@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -85,5 +86,44 @@ func TestRepairDropsResultsThatAreGone(t *testing.T) {
 		}
 	}); !slices.Equal(ids, []string{"here"}) {
 		t.Errorf("found %q", ids)
+	}
+}
+
+// What is in the buckets and no entry is found, removed, and in nobody's way.
+func TestStrays(t *testing.T) {
+	db := openDB(t, t.TempDir())
+	s := Open(db)
+	chain(t, s, "base", "one")
+	key, stamp := strings.Repeat("k", keyLen), make([]byte, stampLen)
+	b := &store.Batch{}
+	for _, k := range []string{"short", key, key + "x", key + "l", key + "lshort", key + "b" + key, key + "l" + key + key} {
+		b.Put(bucketKeys, k, nil)
+	}
+	b.Put(bucketKeys, key+"rbad stamp", []byte("x"))
+	b.Put(bucketByID, "bad stamp\x00"+key, nil)
+	for _, k := range []string{"short", "no end" + key} {
+		b.Put(bucketByID, k, nil)
+	}
+	b.Put(bucketKeys, key+"rgood", stamp)
+	b.Put(bucketByID, "good\x00"+key, nil)
+	db.Write(b)
+	if _, err := s.Lookup(solver.Lookup{Op: "op", Inputs: [][]solver.InputKey{{{Key: solver.Key([]byte(key))}}}}); err != nil {
+		t.Error(err)
+	}
+	all := func(string) bool { return true }
+	if _, problems := s.Check(all); len(problems) != 10 {
+		t.Errorf("%d problems: %q", len(problems), problems)
+	}
+	if n := s.Repair(all); n != 11 { // the end of one of them, too
+		t.Errorf("%d entries are removed", n)
+	}
+	if _, problems := s.Check(all); len(problems) > 0 {
+		t.Errorf("after the repair: %q", problems)
+	}
+	if _, ok := s.get(entry{results, key + "good"}); !ok {
+		t.Error("a good entry is removed")
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -45,8 +45,8 @@ type layer struct {
 	parent *layer
 }
 
-// NewIndex returns an empty one.
-func NewIndex() *Index {
+// newIndex returns an empty one.
+func newIndex() *Index {
 	return &Index{links: map[solver.Key]map[link][]solver.Key{}, records: map[solver.Key][]solver.Record{}}
 }
 

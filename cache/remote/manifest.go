@@ -66,7 +66,7 @@ type Reader func(desc ocispec.Descriptor) ([]byte, error)
 // or an image, or an index of images, with a cache inside. ErrNone if there is
 // none.
 func Read(root ocispec.Descriptor, read Reader) (*Index, error) {
-	x := NewIndex()
+	x := newIndex()
 	doc, err := readDocument(root, read)
 	if err != nil {
 		return nil, err

@@ -294,7 +294,7 @@ func TestIncomplete(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &c); err != nil {
 		t.Fatal(err)
 	}
-	x := NewIndex()
+	x := newIndex()
 	if err := x.Add(c, []ocispec.Descriptor{Describe(layerNamed("a"), made), Describe(layerNamed("c"), made)}); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func FuzzRead(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x := NewIndex()
+		x := newIndex()
 		var there []ocispec.Descriptor
 		for i, l := range c.Layers {
 			if i%3 != 2 {

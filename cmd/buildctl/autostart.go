@@ -107,7 +107,7 @@ func (p private) start(ctx context.Context, timeout time.Duration) error {
 	select {
 	case err := <-up:
 		if err != nil {
-			return fmt.Errorf("%w; its log is %s", err, logPath)
+			return fmt.Errorf("%w; its log is %s; with --timeout, it has longer to start", err, logPath)
 		}
 		return nil
 	case err := <-exited:

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/console"
@@ -100,7 +101,17 @@ func runBuild(ctx context.Context, c *cli.Command) error {
 			return err
 		}
 	}
+	if len(opts.Exports) > 0 && !slices.ContainsFunc(opts.Exports, leaves) {
+		fmt.Fprintln(os.Stderr, "the image is in the daemon's cache alone: --push sends it to its registry, -o type=docker,dest=FILE writes an archive")
+	}
 	return printResult(os.Stdout, resp)
+}
+
+// leaves says whether what is exported is anywhere but in the daemon's cache.
+func leaves(ex client.Export) bool {
+	push, set := ex.Attrs["push"] // an empty one is true
+	yes, err := strconv.ParseBool(push)
+	return ex.Type != "image" || set && (err != nil || yes)
 }
 
 // solve runs the build with its progress drawn on stderr.

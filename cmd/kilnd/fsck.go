@@ -16,9 +16,8 @@ func fsckCommand() *cli.Command {
 		Name:  "fsck",
 		Usage: "check the state directory of a daemon that isn't running",
 		Description: "Checks every page of the database and the journal, every record with its parents, snapshots and blobs, and every cache key, " +
-			"and prints counts. Nothing is changed without --repair.",
+			"and prints counts. Nothing is changed without --repair. The state directory is that of --root or of the config file, as the daemon's.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "root", Usage: "path to state directory", Value: rootless.Defaults().Root},
 			&cli.BoolFlag{Name: "deep", Usage: "also read every blob and compare its digest, and measure every snapshot"},
 			&cli.BoolFlag{Name: "repair", Usage: "rebuild a damaged database, drop what has lost its files, and check again"},
 		},
@@ -27,7 +26,12 @@ func fsckCommand() *cli.Command {
 }
 
 func fsck(ctx context.Context, c *cli.Command) error {
-	root, deep := c.String("root"), c.Bool("deep")
+	// The state directory is the daemon's, however that is told of it.
+	cfg, _, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	root, deep := cfg.Root, c.Bool("deep")
 	if err := rootless.Enter(); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/control"
 	"github.com/kilnbuild/kiln/control/build"
 	"github.com/kilnbuild/kiln/control/explain"
@@ -90,6 +91,7 @@ func serve(ctx context.Context, cfg *config, warnings []string) (err error) {
 		undo.Add(func() error { return ignoreClosed(debug.Close()) })
 	}
 	undo.AddFunc(reapOrphans(ctx, log))
+	footprint.Pace()
 	w, err := worker.Open(workerConfig(cfg, log))
 	if err != nil {
 		return err
@@ -227,7 +229,7 @@ func (d *daemon) open(w *worker.Worker, rec *record.Recorder) {
 	d.builds = build.NewEngine(build.Config{
 		Worker: w,
 		Export: export.Config{
-			Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
+			Cache: w.Cache(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0],
 		},
 		Frontends:    map[string]frontend.Frontend{"dockerfile.v0": dockerfile.Frontend{}},
 		Workers:      workersOf(w),
@@ -245,7 +247,7 @@ func (d *daemon) open(w *worker.Worker, rec *record.Recorder) {
 	})
 	d.memory = footprint.Keep(memoryAfterStart, footprint.Config{
 		Busy: func() bool { return len(d.builds.Running()) > 0 },
-		Rest: func() {},
+		Rest: func() { d.explain.Rest(); contenthash.Rest() },
 		Tell: func(err error) { log.Warn("memory of the idle daemon stays larger than it needs to be", "error", err) },
 	})
 	d.control.Open(control.Config{

@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker/export"
+	"github.com/kilnbuild/kiln/worker/remotecache"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
@@ -44,6 +45,7 @@ type Build struct {
 
 	mu       sync.Mutex // guards the fields below; never held across I/O
 	outcome  Outcome
+	refused  error // why it ended before anybody could drive it
 	done     bool
 	warnings int
 	deadline *time.Timer // that of the build's limit of time, if there is one
@@ -130,6 +132,13 @@ func (b *Build) Ended() bool {
 	return b.done
 }
 
+// Refused is why the build ended before anybody could drive it; nil if it didn't.
+func (b *Build) Refused() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refused
+}
+
 func (b *Build) write(e progress.Event) {
 	if e.Warning != nil {
 		b.mu.Lock()
@@ -156,15 +165,11 @@ func (b *Build) guarded() (resp map[string]string, err error) {
 
 // run does the whole build (CTL-040): frontend, force, export, finalize.
 func (b *Build) run() (map[string]string, error) {
-	if err := b.checkEntitlements(); err != nil {
-		return nil, err
-	}
-	exporters, err := b.exporters()
+	exporters, caches, err := b.prepare()
 	if err != nil {
-		return nil, err
-	}
-	caches, err := b.cacheExporters()
-	if err != nil {
+		b.mu.Lock()
+		b.refused = err
+		b.mu.Unlock()
 		return nil, err
 	}
 	for _, im := range b.req.CacheImports {
@@ -175,6 +180,18 @@ func (b *Build) run() (map[string]string, error) {
 		return nil, err
 	}
 	return b.deliver(exporters, caches, res)
+}
+
+// prepare makes what the result will be given to, if all that is asked for is
+// allowed and known.
+func (b *Build) prepare() (exporters []export.Exporter, caches []*remotecache.Exporter, err error) {
+	if err := b.checkEntitlements(); err != nil {
+		return nil, nil, err
+	}
+	if exporters, err = b.exporters(); err == nil {
+		caches, err = b.cacheExporters()
+	}
+	return exporters, caches, err
 }
 
 // result gets the lazy result from whoever makes it.

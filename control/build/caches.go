@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -44,7 +45,7 @@ func (l *imports) add(typ string, attrs map[string]string) {
 	}
 	l.known[string(id)] = true
 	name := importName(typ, attrs)
-	im, err := remotecache.NewImport(l.b.cacheConfig(), name, typ, attrs, l.b.client())
+	im, err := remotecache.NewImport(l.b.cacheConfig(), name, typ, attrs, l.b.client(), func(err error) { l.failed(name, err) })
 	if err == nil {
 		l.all = append(l.all, im)
 		l.b.solver.AddImport(solver.Import{Name: name, Keys: im, Results: im})
@@ -207,9 +208,7 @@ func (b *Build) exportCaches(ctx context.Context, exporters []*remotecache.Expor
 	}
 	out := map[string]string{}
 	for _, r := range resp {
-		for k, v := range r {
-			out[k] = v
-		}
+		maps.Copy(out, r)
 	}
 	return out, nil
 }

@@ -59,15 +59,15 @@ type Engine struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a build's work
 	builds   map[string]*Build
-	refused  map[string]bool // refs of requests that never became builds
-	arrived  chan struct{}   // closed and replaced when a build registers or a ref is refused
+	refused  map[string]error // refs of requests that never became builds, and why
+	arrived  chan struct{}    // closed and replaced when a build registers or a ref is refused
 	draining bool
 	running  sync.WaitGroup
 }
 
 // NewEngine returns an engine without builds.
 func NewEngine(cfg Config) *Engine {
-	return &Engine{cfg: cfg, builds: map[string]*Build{}, refused: map[string]bool{}, arrived: make(chan struct{})}
+	return &Engine{cfg: cfg, builds: map[string]*Build{}, refused: map[string]error{}, arrived: make(chan struct{})}
 }
 
 // Run registers req as a build, runs it to its end and returns the response.
@@ -94,16 +94,14 @@ func (e *Engine) register(ctx context.Context, req Request) (*Build, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.draining {
-		e.refuseLocked(req.Ref)
-		return nil, status.Error(codes.Unavailable, "the daemon is shutting down and takes no new builds")
+		return nil, e.refuseLocked(req.Ref, status.Error(codes.Unavailable, "the daemon is shutting down and takes no new builds"))
 	}
 	if _, ok := e.builds[req.Ref]; ok {
 		return nil, status.Errorf(codes.AlreadyExists, "Ref: a build %s runs or has just run; choose another id", req.Ref)
 	}
 	limits, err := e.cfg.Limits.With(req.Opts)
 	if err != nil {
-		e.refuseLocked(req.Ref)
-		return nil, invalid("%v", err)
+		return nil, e.refuseLocked(req.Ref, invalid("%v", err))
 	}
 	b := newBuild(ctx, e, req, limits)
 	e.builds[req.Ref] = b
@@ -118,25 +116,26 @@ func (e *Engine) wakeLocked() {
 	e.arrived = make(chan struct{})
 }
 
-// Refuse notes that the request named ref will not become a build, so that
-// nobody goes on waiting for it.
-func (e *Engine) Refuse(ref string) {
+// Refuse notes why the request named ref will not become a build, so that
+// nobody goes on waiting for it. It returns why.
+func (e *Engine) Refuse(ref string, why error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.refuseLocked(ref)
+	return e.refuseLocked(ref, why)
 }
 
-func (e *Engine) refuseLocked(ref string) {
-	if e.refused[ref] || e.builds[ref] != nil {
-		return
+func (e *Engine) refuseLocked(ref string, why error) error {
+	if e.refused[ref] != nil || e.builds[ref] != nil {
+		return why
 	}
-	e.refused[ref] = true
+	e.refused[ref] = why
 	e.wakeLocked()
 	time.AfterFunc(e.cfg.Linger, func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		delete(e.refused, ref)
 	})
+	return why
 }
 
 // forget forgets b. What the last builds took goes back to the machine then: a
@@ -153,13 +152,14 @@ func (e *Engine) forget(b *Build) {
 	}
 }
 
-// RefusedError: there is no build because the request for it was refused.
-type RefusedError struct{ Ref string }
+// RefusedError: there is no build because the request for it was refused. Who
+// would drive the build hears why as well as who asked for it: of a client's
+// two calls, either may return first, and its user sees that one's error.
+type RefusedError struct{ Why error }
 
-func (e *RefusedError) Error() string { return e.Unwrap().Error() }
+func (e *RefusedError) Error() string { return e.Why.Error() }
 
-// Unwrap makes it an unknown job for clients.
-func (e *RefusedError) Unwrap() error { return errdefs.NewUnknownJobError(e.Ref) }
+func (e *RefusedError) Unwrap() error { return e.Why }
 
 // Get returns the build named ref, waiting up to wait for it to be registered:
 // clients ask for a build's status before their request to build has arrived.
@@ -174,8 +174,8 @@ func (e *Engine) Get(ctx context.Context, ref string, wait time.Duration) (*Buil
 		switch {
 		case b != nil:
 			return b, nil
-		case refused:
-			return nil, &RefusedError{ref}
+		case refused != nil:
+			return nil, &RefusedError{refused}
 		}
 		select {
 		case <-arrived:

@@ -20,14 +20,17 @@ import (
 )
 
 // deliver exports what res stands for. If a result or a blob of it is lost, that
-// is made again, and every exporter starts over.
+// is made again, and the exporters that aren't through start over: what a client
+// has got can't be sent again.
 func (b *Build) deliver(exporters []export.Exporter, caches []*remotecache.Exporter, res *frontend.Result) (map[string]string, error) {
+	done := make([]export.Done, len(exporters))
+	through := make([]bool, len(exporters))
 	for losses := 0; ; losses++ {
 		src, release, err := b.force(res)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := b.deliverOnce(exporters, caches, res, src)
+		resp, err := b.deliverOnce(exports{exporters, done, through}, caches, res, src)
 		again := errors.Is(err, cache.ErrLost) && losses < maxLosses && b.ctx.Err() == nil
 		if again {
 			b.loseLost(res, err)
@@ -39,7 +42,14 @@ func (b *Build) deliver(exporters []export.Exporter, caches []*remotecache.Expor
 	}
 }
 
-func (b *Build) deliverOnce(exporters []export.Exporter, caches []*remotecache.Exporter, res *frontend.Result, src export.Source) (map[string]string, error) {
+// exports are exporters, and what those that are through have made.
+type exports struct {
+	exporters []export.Exporter
+	done      []export.Done
+	through   []bool
+}
+
+func (b *Build) deliverOnce(exports exports, caches []*remotecache.Exporter, res *frontend.Result, src export.Source) (map[string]string, error) {
 	what, err := b.cacheOf(res, src)
 	if err != nil {
 		return nil, err
@@ -47,7 +57,7 @@ func (b *Build) deliverOnce(exporters []export.Exporter, caches []*remotecache.E
 	if slices.ContainsFunc(caches, func(c *remotecache.Exporter) bool { return c.Inline }) {
 		src.Inline = what.inline
 	}
-	return b.export(exporters, src, func(ctx context.Context) (map[string]string, error) {
+	return b.export(exports, src, func(ctx context.Context) (map[string]string, error) {
 		return b.exportCaches(ctx, caches, what)
 	})
 }
@@ -104,29 +114,29 @@ func (b *Build) force(res *frontend.Result) (src export.Source, release func(), 
 
 // export runs every exporter side by side, then what each of them left for the
 // end, and beside that last, which finds the layers made, and collects their
-// responses (CTL-041, EXP-007).
-func (b *Build) export(exporters []export.Exporter, src export.Source, last func(context.Context) (map[string]string, error)) (map[string]string, error) {
+// responses (CTL-041, EXP-007). A loss that one of them meets stops no other.
+func (b *Build) export(ex exports, src export.Source, last func(context.Context) (map[string]string, error)) (map[string]string, error) {
 	resp := map[string]string{}
 	for k, v := range src.Metadata {
 		if strings.HasPrefix(k, "frontend.") {
 			resp[k] = string(v)
 		}
 	}
-	done := make([]export.Done, len(exporters))
-	err := b.eachExporter(b.ctx, exporters, func(ctx context.Context, i int) (err error) {
-		done[i], err = exporters[i].Export(ctx, src, export.Request{
+	err := b.eachExporter(b.ctx, ex.exporters, func(ctx context.Context, i int) (err error) {
+		ex.done[i], err = ex.exporters[i].Export(ctx, src, export.Request{
 			SessionID: b.req.Session, Group: session.NewGroup(b.req.Session), Index: i,
 		})
+		ex.through[i] = err == nil && ex.done[i].Finalize == nil
 		return err
-	}, nil)
+	}, func(i int) bool { return ex.through[i] })
 	if err != nil {
 		return nil, err
 	}
 	eg, ctx := errgroup.WithContext(b.ctx)
 	eg.Go(func() error {
-		return b.eachExporter(ctx, exporters, func(ctx context.Context, i int) error {
-			return done[i].Finalize(ctx)
-		}, func(i int) bool { return done[i].Finalize == nil })
+		return b.eachExporter(ctx, ex.exporters, func(ctx context.Context, i int) error {
+			return ex.done[i].Finalize(ctx)
+		}, func(i int) bool { return ex.done[i].Finalize == nil })
 	})
 	var more map[string]string
 	eg.Go(func() (err error) {
@@ -137,7 +147,7 @@ func (b *Build) export(exporters []export.Exporter, src export.Source, last func
 		return nil, err
 	}
 	results := map[int]ocispec.Descriptor{}
-	for i, d := range done {
+	for i, d := range ex.done {
 		maps.Copy(resp, d.Response)
 		if d.Descriptor != nil {
 			results[i] = *d.Descriptor
@@ -151,18 +161,27 @@ func (b *Build) export(exporters []export.Exporter, src export.Source, last func
 }
 
 // eachExporter runs fn for every exporter side by side, as that exporter's
-// vertex; skip, if set, leaves some out.
+// vertex, but those that skip leaves out. What is lost for one is reported when
+// the others have ended.
 func (b *Build) eachExporter(ctx context.Context, exporters []export.Exporter, fn func(ctx context.Context, i int) error, skip func(i int) bool) error {
 	eg, ctx := errgroup.WithContext(ctx)
+	lost := make([]error, len(exporters))
 	for i, ex := range exporters {
-		if skip != nil && skip(i) {
+		if skip(i) {
 			continue
 		}
 		eg.Go(func() error {
-			return b.vertex(ctx, b.exportDigest(i), ex.Name(), func(ctx context.Context) error { return fn(ctx, i) })
+			err := b.vertex(ctx, b.exportDigest(i), ex.Name(), func(ctx context.Context) error { return fn(ctx, i) })
+			if errors.Is(err, cache.ErrLost) {
+				lost[i], err = err, nil
+			}
+			return err
 		})
 	}
-	return eg.Wait()
+	if err := eg.Wait(); err != nil {
+		return err
+	}
+	return errors.Join(lost...)
 }
 
 // exportDigest identifies the vertex of an export (CTL-048).

@@ -93,7 +93,7 @@ func (d *daemon) start() {
 	d.worker = w
 	d.engine = NewEngine(Config{
 		Worker: w, Log: log,
-		Export: export.Config{Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
+		Export: export.Config{Cache: w.Cache(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
 	})
 }
 
@@ -173,10 +173,15 @@ type trouble struct {
 
 func (d *daemon) build(result, variant string, tr trouble) outcome {
 	d.t.Helper()
+	return d.run(d.definition(result, variant), result+":"+variant, tr)
+}
+
+// run builds def, and pushes it under the given name and tag.
+func (d *daemon) run(def *pb.Definition, name string, tr trouble) outcome {
+	d.t.Helper()
 	id := fmt.Sprintf("build-%d", time.Now().UnixNano())
 	ctx, cancel := context.WithCancel(d.t.Context())
 	defer cancel()
-	def := d.definition(result, variant)
 	b, err := d.engine.register(ctx, Request{Ref: id, Definition: def, CacheImports: d.imports, CacheExports: d.exports})
 	d.must(err)
 	defer d.engine.running.Done()
@@ -192,7 +197,7 @@ func (d *daemon) build(result, variant string, tr trouble) outcome {
 	top := res.Ref.(*ref)
 	ran := &counter{n: map[string]int{}}
 	interfere(top.edge.Vertex, tr, ran)
-	image, err := export.New(d.engine.cfg.Export, "image", map[string]string{"name": d.reg.Host + "/" + d.out + "-" + result + ":" + variant, "push": "true", "source-date-epoch": "1000"})
+	image, err := export.New(d.engine.cfg.Export, "image", map[string]string{"name": d.reg.Host + "/" + d.out + "-" + name, "push": "true", "source-date-epoch": "1000"})
 	d.must(err)
 	before := sync.OnceFunc(func() {
 		if tr.exporting != nil {

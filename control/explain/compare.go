@@ -30,13 +30,7 @@ func boolInt(b bool) int {
 // compare tells now from old.
 func compare(now, old *record) (d difference) {
 	if d.op = now.Op != old.Op; d.op {
-		a, b := comparable(now.Facets.values(), old.Facets.values())
-		for _, name := range slices.Sorted(maps.Keys(union(a, b))) {
-			if a[name] != b[name] {
-				d.facets = append(d.facets, name)
-			}
-		}
-		d.facets = withoutOrders(d.facets)
+		d.facets = withoutOrders(now.Facets.differ(old.Facets))
 	}
 	if len(now.Inputs) != len(old.Inputs) {
 		d.op = true
@@ -48,6 +42,53 @@ func compare(now, old *record) (d difference) {
 		}
 	}
 	return d
+}
+
+// differ names what f and old don't agree in, in order.
+func (f facets) differ(old facets) (names []string) {
+	for a, b := f, old; len(a)+len(b) > 0; {
+		if len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+			a, b = a[1:], b[1:]
+			continue
+		}
+		name := first(a, b)
+		if strings.HasSuffix(name, foldMark) {
+			return f.differFolded(old)
+		}
+		names = append(names, name)
+		a, b = a.without(name), b.without(name)
+	}
+	return names
+}
+
+// first is the first name in a and b, one of which has one.
+func first(a, b facets) string {
+	switch {
+	case len(a) == 0:
+		return b[0].Value().name
+	case len(b) == 0:
+		return a[0].Value().name
+	}
+	return min(a[0].Value().name, b[0].Value().name)
+}
+
+// without leaves out the first facet if it has that name.
+func (f facets) without(name string) facets {
+	if len(f) > 0 && f[0].Value().name == name {
+		return f[1:]
+	}
+	return f
+}
+
+// differFolded is differ where one of the two has facets that are folded.
+func (f facets) differFolded(old facets) (names []string) {
+	a, b := comparable(f.values(), old.values())
+	for _, name := range slices.Sorted(maps.Keys(union(a, b))) {
+		if a[name] != b[name] {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // comparable folds in each what is folded in the other.
@@ -86,6 +127,9 @@ func union(a, b map[string]string) map[string]bool {
 // withoutOrders leaves out that things are in another order when the things
 // themselves differ.
 func withoutOrders(facets []string) []string {
+	if len(facets) < 2 {
+		return facets
+	}
 	isOrder := func(name string) bool { return strings.HasPrefix(name, "order of ") }
 	if rest := slices.DeleteFunc(slices.Clone(facets), isOrder); len(rest) > 0 {
 		return rest

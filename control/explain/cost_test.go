@@ -15,15 +15,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// dockerfile is a chain of n RUN steps as a Dockerfile makes them.
-func dockerfile(t testing.TB, n int) (steps []*solver.Vertex) {
+// loaded is the vertex of s.
+func loaded(t testing.TB, s llb.State) *solver.Vertex {
 	t.Helper()
-	st := llb.Scratch().AddEnv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").AddEnv("GOFLAGS", "-mod=vendor").Dir("/src")
-	for i := range n {
-		st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("make -C component/%d install", i)}),
-			llb.WithCustomName(fmt.Sprintf("[build %d/%d] RUN make -C component/%d install", i+1, n, i))).Root()
-	}
-	def, err := st.Marshal()
+	def, err := s.Marshal()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +30,18 @@ func dockerfile(t testing.TB, n int) (steps []*solver.Vertex) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for v := edge.Vertex; v != nil; {
+	return edge.Vertex
+}
+
+// dockerfile is a chain of n RUN steps as a Dockerfile makes them.
+func dockerfile(t testing.TB, n int) (steps []*solver.Vertex) {
+	t.Helper()
+	st := llb.Scratch().AddEnv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").AddEnv("GOFLAGS", "-mod=vendor").Dir("/src")
+	for i := range n {
+		st = st.Run(llb.Args([]string{"/bin/sh", "-c", fmt.Sprintf("make -C component/%d install", i)}),
+			llb.WithCustomName(fmt.Sprintf("[build %d/%d] RUN make -C component/%d install", i+1, n, i))).Root()
+	}
+	for v := loaded(t, st); v != nil; {
 		steps = append(steps, v)
 		if len(v.Inputs) == 0 {
 			break
@@ -73,7 +79,7 @@ func TestBytesPerStep(t *testing.T) {
 	const steps, limit = 2000, 1024
 	const fixed = 128 << 10 // whatever the number of steps: buffers of encoders and of the store
 	j := newJournal(t)
-	j.ready()
+	j.byKey(nil) // reads what is stored
 	within := func(when string, bytes int64) {
 		t.Helper()
 		if bytes = (bytes - fixed) / steps; bytes > limit {
@@ -149,4 +155,27 @@ func (j *Journal) sayTheSame(t testing.TB, ref string, names []string) {
 	}
 	s.r.Close(false)
 	j.settle()
+}
+
+// A step of thousands of actions takes no more than others, and what changed in
+// one of them is a change.
+func TestManyFacets(t *testing.T) {
+	vertex := func(last string) *solver.Vertex {
+		st := llb.Scratch()
+		action := llb.Mkfile("/first", 0o644, nil)
+		for i := range 2000 {
+			action = action.Mkfile(fmt.Sprint("/", i), 0o644, nil)
+		}
+		return loaded(t, st.File(action.Mkfile("/last", 0o644, []byte(last))))
+	}
+	a, b := facetValues(vertex("a")), facetValues(vertex("b"))
+	if len(a) == 0 || len(a) > maxFacets {
+		t.Errorf("%d facets, the most is %d", len(a), maxFacets)
+	}
+	if slices.Equal(a, b) || !slices.Equal(a, facetValues(vertex("a"))) {
+		t.Errorf("facets don't tell what is the same: %v, %v", a.values(), b.values())
+	}
+	if err := (&record{Origin: &Origin{}, Inputs: make([]inputFact, 2000)}).fit(); err == nil {
+		t.Error("2000 inputs fit into a record")
+	}
 }

@@ -197,6 +197,55 @@ func TestLostRecord(t *testing.T) {
 	s.r.Close(false)
 }
 
+// gatedEvictions are asked for until the gate opens.
+type gatedEvictions struct {
+	asked chan struct{}
+	gate  chan struct{}
+}
+
+func (e gatedEvictions) Evicted(...string) map[string]cache.Eviction {
+	e.asked <- struct{}{}
+	<-e.gate
+	return nil
+}
+
+// A step whose result is lost at once runs again while it is still being found
+// out why it ran.
+func TestRunsAgainWhileItIsExplained(t *testing.T) {
+	j := newJournal(t)
+	s := j.script(t, "1", "[1/1] RUN a")
+	s.run(0, "a", "", "a", nil)
+	s.r.Close(false)
+	j.settle()
+
+	e := gatedEvictions{make(chan struct{}, 2), make(chan struct{})}
+	j.cfg.Evictions = e
+	s = j.script(t, "2", "[1/1] RUN a")
+	x := s.execute(0, "a", "", "a")
+	s.r.Starts(x, progress.Scope{})
+	<-e.asked
+	s.r.Ended(x, &solver.Executed{Execute: x})
+	s.r.Starts(x, progress.Scope{})
+	close(e.gate)
+	s.r.Ended(x, &solver.Executed{Execute: x})
+	s.r.work.Wait()
+	if b := s.r.stepLocked(s.r.states[x.Vertex]); len(b.Causes) != 1 {
+		t.Errorf("causes %v", b.Causes)
+	}
+	s.r.Close(false)
+}
+
+// A record that is found, and removed before it is loaded.
+func TestRecordIsRemovedMeanwhile(t *testing.T) {
+	j := newJournal(t)
+	j.cfg.Evictions = evictions{"r": {Rule: "prune", At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)}}
+	s := j.script(t, "1", "[1/1] RUN a")
+	s.r.Loading(&solver.Load{Edge: solver.Edge{Vertex: s.steps[0]}, Record: solver.Record{Result: "r"}})
+	s.r.Dropped(&solver.Drop{Records: []string{"r"}, Reason: "record not found"})
+	s.expect(s.run(0, "a", "", "a", nil), "ran because its result was removed by prune at 2026-01-02 03:04:05, nothing changed")
+	s.r.Close(false)
+}
+
 // An import that can't be used may be why a step runs, unless no cache is.
 func TestImportThatFailed(t *testing.T) {
 	j := newJournal(t)
@@ -347,6 +396,7 @@ func TestJournalIsKept(t *testing.T) {
 	j.Close()
 	var bad store.Batch
 	bad.Put(stepsBucket, "0000000000000100", []byte("nonsense"))
+	bad.Put(stepsBucket, "0000000000000101", []byte{})
 	bad.Put(stepsBucket, "not a number", []byte("nonsense"))
 	bad.Put(buildsBucket, "three", []byte("nonsense"))
 	db.Write(&bad)
@@ -366,8 +416,11 @@ func TestJournalIsKept(t *testing.T) {
 	if _, ok := j.Get("three"); ok {
 		t.Error("a damaged explanation is given")
 	}
-	if n := strings.Count(log.String(), "is dropped"); n != 3 {
-		t.Errorf("%d damaged entries were told:\n%s", n, log.String())
+	j.byKey(nil)                                              // reads all records
+	for _, want := range []string{"entries=3", "entries=1"} { // of steps, and of builds
+		if strings.Count(log.String(), "is dropped") != 2 || !strings.Contains(log.String(), want) {
+			t.Errorf("log: %s, want %s", log.String(), want)
+		}
 	}
 	s := j.script(t, "four", "[1/1] RUN one")
 	s.expect(s.run(0, "one", "", "one", nil), isGone)
@@ -382,16 +435,68 @@ func TestJournalIsKept(t *testing.T) {
 	}
 	db = openStore(t, dir)
 	defer db.Close()
-	count := map[string]int{}
-	for _, bucket := range []string{stepsBucket, buildsBucket} {
-		db.Scan(bucket, "", func(string, []byte) bool { count[bucket]++; return true })
+	builds := 0
+	db.Scan(buildsBucket, "", func(string, []byte) bool { builds++; return true })
+	if builds != 2 {
+		t.Errorf("%d builds are stored", builds)
 	}
-	if count[stepsBucket] != 2 || count[buildsBucket] != 2 { // the same step again took the place of its record
-		t.Errorf("stored: %v", count)
+	j = Open(Config{Store: db, Evictions: evictions{}})
+	j.byKey(nil)
+	if j.live != 2 { // the same step again took the place of its record
+		t.Errorf("%d records are known", j.live)
 	}
 }
 
-// However much is built, only so much is kept, of what was of use last.
+// countStored is how many records the store has.
+func (j *Journal) countStored() (n int) {
+	j.cfg.Store.Scan(stepsBucket, "", func(_ string, data []byte) bool { n += countRecords(data); return true })
+	return n
+}
+
+// known are the texts of the records that are.
+func (j *Journal) known() (texts []string) {
+	for _, rec := range j.records {
+		if rec != nil {
+			texts = append(texts, rec.Step.Text)
+		}
+	}
+	return texts
+}
+
+// A step that runs in every build leaves one record, however often it runs: what
+// is stored is written anew when most of it is of no use.
+func TestRecordsThatNobodyNeedsGo(t *testing.T) {
+	j := newJournal(t)
+	j.bounds.records = 20
+	run := func(ref string, names ...string) (why string) {
+		s := j.script(t, ref, names...)
+		for i, name := range names {
+			why = s.run(i, name, "in", name, nil)
+		}
+		s.r.Close(false)
+		j.settle()
+		return why
+	}
+	run("once", "RUN once")
+	for b := range 100 {
+		run(fmt.Sprint("again ", b), "RUN again", "RUN and again")
+		if stored := j.countStored(); stored != j.stored || stored > 2*20 || len(j.records) > 2*20 {
+			t.Fatalf("%d records are stored, or %d, and %d known", stored, j.stored, len(j.records))
+		}
+		if b%30 == 29 {
+			j.Rest()
+		}
+	}
+	if got, want := j.known(), []string{"RUN once", "RUN again", "RUN and again"}; !slices.Equal(got, want) {
+		t.Errorf("known are %q, want %q", got, want)
+	}
+	j.Rest()
+	if why := run("late", "RUN once"); why != isGone {
+		t.Errorf("it %s", why)
+	}
+}
+
+// However much is built, only so much is kept: the newest.
 func TestJournalIsBounded(t *testing.T) {
 	j := newJournal(t)
 	const maxRecords, maxBuilds, steps = 400, 50, 40
@@ -401,24 +506,15 @@ func TestJournalIsBounded(t *testing.T) {
 		for i := range names {
 			names[i] = fmt.Sprintf("[%d/%d] RUN %d in %d", i+1, steps, i, b)
 		}
-		if b > 0 {
-			names[0] = "[1/40] RUN 0 in 0" // is of use in every build
-		}
 		s := j.script(t, fmt.Sprintf("%04d", b), names...)
 		for i := range names {
-			op := names[i]
-			if i == 0 {
-				op = fmt.Sprint(b)
-			}
-			s.run(i, op, "in", names[i], nil)
+			s.run(i, names[i], "in", names[i], nil)
 		}
 		s.r.Close(false)
 		j.settle()
 	}
-	stored := 0
-	j.cfg.Store.Scan(stepsBucket, "", func(string, []byte) bool { stored++; return true })
-	if stored != maxRecords || len(j.used) != maxRecords {
-		t.Errorf("%d records are stored and %d known, want %d", stored, len(j.used), maxRecords)
+	if stored := j.countStored(); stored != j.stored || stored > 2*maxRecords || j.live != maxRecords {
+		t.Errorf("%d records are stored, or %d, and %d known, want %d", stored, j.stored, j.live, maxRecords)
 	}
 	known := 0
 	for i := range j.index {
@@ -486,12 +582,15 @@ func TestLargeRecords(t *testing.T) {
 	}
 	a, b, same := large("a"), large("b"), large("a")
 	for _, r := range []*record{a, b} {
-		data, err := r.pack()
+		if err := r.fit(); err != nil {
+			t.Fatal(err)
+		}
+		data, err := packRecords([]*record{r})
 		if err != nil || len(data) > maxRecord {
 			t.Fatalf("%d bytes, %v", len(data), err)
 		}
-		got := &record{}
-		if err := unpack(data, got); err != nil || got.Op != r.Op || len(got.Facets) > 3 {
+		got, err := unpackRecords(data)
+		if err != nil || len(got) != 1 || got[0].Op != r.Op || len(got[0].Facets) > 3 {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
@@ -512,7 +611,8 @@ func TestLargeRecords(t *testing.T) {
 // Whatever is stored, it can be compared with.
 func FuzzCompare(f *testing.F) {
 	for _, r := range []*record{{}, {Op: "a", Facets: facetsOf(map[string]string{"env *": "#x"}), Inputs: []inputFact{{Content: "c"}}}} {
-		data, err := pack(r)
+		r.Origin = &Origin{}
+		data, err := packRecords([]*record{r})
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -520,16 +620,17 @@ func FuzzCompare(f *testing.F) {
 	}
 	now := &record{Op: "o", Facets: facetsOf(map[string]string{"env A": "#a", "user": "me"}), Inputs: []inputFact{{Keys: []string{"k"}}}}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		old := &record{}
-		if unpack(data, old) != nil {
+		all, err := unpackRecords(data)
+		if err != nil || len(all) == 0 {
 			return
 		}
+		old := all[0]
 		d := compare(now, old)
 		for _, c := range d.facetCauses(now, old, func(string) bool { return true }) {
 			io.WriteString(io.Discard, c.String())
 		}
-		fam := &family{texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
-		fam.likeness(now, old)
+		fam := &family{texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+		fam.likeness(now.Step, old.Step)
 		contentDistance(now, old)
 		if _, err := (&content{}).changed(context.Background(), old.Sketch, now.Sketch); err != nil {
 			t.Error(err)

@@ -1,10 +1,8 @@
 package explain
 
 import (
-	"encoding/json"
 	"maps"
 	"slices"
-	"strings"
 	"unique"
 )
 
@@ -13,13 +11,16 @@ import (
 // have it.
 type facets []facet
 
-// facet is a name, a NUL, and a value.
-type facet = unique.Handle[string]
+type facet = unique.Handle[nameValue]
+
+type nameValue struct{ name, value string }
+
+func facetOf(name, value string) facet { return unique.Make(nameValue{name, value}) }
 
 func facetsOf(values map[string]string) facets {
 	out := make(facets, 0, len(values))
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		out = append(out, unique.Make(name+"\x00"+values[name]))
+		out = append(out, facetOf(name, values[name]))
 	}
 	return out
 }
@@ -27,21 +28,7 @@ func facetsOf(values map[string]string) facets {
 func (f facets) values() map[string]string {
 	out := make(map[string]string, len(f))
 	for _, one := range f {
-		name, value, _ := strings.Cut(one.Value(), "\x00")
-		out[name] = value
+		out[one.Value().name] = one.Value().value
 	}
 	return out
-}
-
-// MarshalJSON makes an object of f, which is how it is stored.
-func (f facets) MarshalJSON() ([]byte, error) { return json.Marshal(f.values()) }
-
-// UnmarshalJSON reads an object.
-func (f *facets) UnmarshalJSON(data []byte) error {
-	var values map[string]string
-	if err := json.Unmarshal(data, &values); err != nil {
-		return err
-	}
-	*f = facetsOf(values)
-	return nil
 }

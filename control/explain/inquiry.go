@@ -2,10 +2,12 @@ package explain
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/explanation"
 )
 
@@ -17,6 +19,10 @@ type inquiry struct {
 	files  *content
 }
 
+// isNew are the causes of a step that wasn't there before; large builds have
+// many. Nobody changes it.
+var isNew = []explanation.Cause{{Kind: explanation.New, Certain: true}}
+
 // causes says why the step runs, and which record it was compared with.
 func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	if c, ok := q.plain(); ok {
@@ -24,7 +30,7 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	}
 	old, ok := q.r.journal.nearest(q.s.record, q.family)
 	if !ok {
-		return []explanation.Cause{{Kind: explanation.New, Certain: true}}, nil
+		return isNew, nil
 	}
 	if old.diff.none() {
 		return []explanation.Cause{q.without(old.record)}, old.record
@@ -54,8 +60,11 @@ func (q *inquiry) plain() (explanation.Cause, bool) {
 	if !s.recorded() {
 		return explanation.Cause{Kind: explanation.Always, Certain: true}, true
 	}
-	if dropped, ok := q.r.lost(s); ok {
-		return explanation.Cause{Kind: explanation.Lost, From: clip(dropped, maxName), Certain: true}, true
+	if dropped, result, ok := q.r.lost(s); ok {
+		if c, ok := q.evicted(result); ok {
+			return c, true // between the lookup and the load
+		}
+		return explanation.Cause{Kind: explanation.Lost, From: loss(dropped), Certain: true}, true
 	}
 	for i, in := range s.inputs {
 		if in.forced() && s.record.Inputs[i].Content == "" {
@@ -66,10 +75,26 @@ func (q *inquiry) plain() (explanation.Cause, bool) {
 }
 
 // lost reports whether a record was found for s and was of no use.
-func (r *Recorder) lost(s *state) (why string, ok bool) {
+func (r *Recorder) lost(s *state) (why, result string, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return s.dropped, s.load != nil && slices.Contains(s.wanted, s.load.Edge.Index)
+	f := s.found
+	if f == nil || !slices.Contains(f.wanted, f.Edge.Index) {
+		return "", "", false
+	}
+	return f.dropped, f.Record.Result, true
+}
+
+// longDigest is a digest of which the first characters are enough to find it.
+var longDigest = regexp.MustCompile(`(sha256:[0-9a-f]{12})[0-9a-f]{52}`)
+
+// loss is why a record is lost, in the words of whoever met it, without what the
+// explanation says anyway, so that the cause of it all isn't cut off.
+func loss(why string) string {
+	if _, after, ok := strings.Cut(why, cache.ErrLost.Error()+": "); ok {
+		why = after
+	}
+	return clip(longDigest.ReplaceAllString(why, "$1"), maxName)
 }
 
 // noCache is who asks for the step to run.
@@ -92,16 +117,8 @@ func (s *state) forced() bool {
 	return !s.recorded() || s.fresh
 }
 
-// causesOf is why s ran, as far as that is known by now. Who runs after it
-// knows it: steps are explained before they end.
+// causesOf is why s ran, as far as that is known by now.
 func (r *Recorder) causesOf(s *state) []explanation.Cause {
-	r.mu.Lock()
-	explained := s.explained
-	r.mu.Unlock()
-	if explained == nil {
-		return nil
-	}
-	<-explained
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(s.causes) == 0 || !s.causes[0].Certain {
@@ -129,13 +146,21 @@ func (q *inquiry) without(old *record) explanation.Cause {
 	if old.Failed {
 		return explanation.Cause{Kind: explanation.FailedBefore, Certain: true}
 	}
-	for _, e := range q.r.journal.cfg.Evictions.Evicted(old.Results...) {
-		if why, lost := strings.CutPrefix(e.Rule, "lost: "); lost {
-			return explanation.Cause{Kind: explanation.Lost, From: clip(why, maxName), Time: e.At, Certain: true}
-		}
-		return explanation.Cause{Kind: explanation.Evicted, Subject: e.Rule, Time: e.At, Certain: true}
+	if c, ok := q.evicted(old.Results...); ok {
+		return c
 	}
 	return explanation.Cause{Kind: explanation.Gone, Certain: true}
+}
+
+// evicted says what became of results, if the cache knows.
+func (q *inquiry) evicted(results ...string) (explanation.Cause, bool) {
+	for _, e := range q.r.journal.cfg.Evictions.Evicted(results...) {
+		if why, lost := strings.CutPrefix(e.Rule, "lost: "); lost {
+			return explanation.Cause{Kind: explanation.Lost, From: loss(why), Time: e.At, Certain: true}, true
+		}
+		return explanation.Cause{Kind: explanation.Evicted, Subject: e.Rule, Time: e.At, Certain: true}, true
+	}
+	return explanation.Cause{}, false
 }
 
 // arguments tells build arguments from other variables, as far as requests name
@@ -145,6 +170,7 @@ type arguments struct{ now, before map[string]string }
 func (q *inquiry) arguments(old *record) arguments {
 	q.r.journal.mu.Lock()
 	defer q.r.journal.mu.Unlock()
+	q.r.journal.readyBuildsLocked()
 	a := arguments{now: q.r.args()}
 	if b := q.r.journal.builds[old.Build]; b != nil {
 		a.before = b.Args
@@ -267,12 +293,8 @@ func (r *Recorder) present(s *state) *record {
 	switch {
 	case s.record != nil:
 		return s.record
-	case s.packed != nil:
-		if rec, err := unpackRecord(s.packed); err == nil {
-			return rec
-		}
-	case s.load != nil:
-		return loadedRecord(s.load)
+	case s.found != nil:
+		return loadedRecord(s.found.Load)
 	}
 	return &record{Step: stepOf(s.vertex), Facets: facetValues(s.vertex)}
 }
@@ -281,6 +303,7 @@ func (r *Recorder) present(s *state) *record {
 func (j *Journal) earlier(rec *record) *explanation.Earlier {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.readyBuildsLocked()
 	e := &explanation.Earlier{Time: time.Unix(rec.Time, 0).UTC()}
 	if b := j.builds[rec.Build]; b != nil {
 		e.Ref = b.Ref

@@ -19,6 +19,7 @@ package explain
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"slices"
@@ -33,13 +34,14 @@ import (
 )
 
 const (
-	// stepsBucket holds records, by the order in which they were made.
+	// stepsBucket holds the records of each build, in the order in which builds
+	// ended.
 	stepsBucket = "explain.steps"
 	// buildsBucket holds explained builds, by ref.
 	buildsBucket = "explain.builds"
 )
 
-// bounds are how many records and builds are kept, of those used last.
+// bounds are how many records and builds are kept, the newest.
 type bounds struct{ records, builds int }
 
 // defaultBounds make some 3 MB of records.
@@ -62,7 +64,6 @@ type Config struct {
 type Journal struct {
 	cfg     Config
 	bounds  bounds
-	load    sync.Once
 	keeping sync.WaitGroup // keepWaiting
 	// closing: nobody asks any more, so that what is kept is only stored.
 	closing atomic.Bool
@@ -72,31 +73,50 @@ type Journal struct {
 	ended    int                       // builds
 	kept     int                       // of these
 	progress *sync.Cond                // kept has changed
+	builds   map[string]*build         // by short of the ref, without their steps; nil until they are read
+	order    []*build                  // these, by when they ended
+	next     uint64                    // number of the next entry in stepsBucket; read with builds
+	stored   int                       // records in stepsBucket, those that nobody needs included; read with builds
+	records  []*record                 // all, the newest at the end; nil where one was dropped
+	first    uint64                    // the id of the first one
+	live     int                       // those that weren't dropped
 	index    [names]map[uint64]*record // for each of foundBy the newest record; it leads to others
 	keys     map[string]*record        // the last one that made a result of that key
-	used     []*record                 // those used last at the end
-	next     uint64                    // id of the next record
-	builds   map[string]*build         // by short of the ref, without their steps
+	rests    bool                      // the stored records aren't in the three fields above, which are empty
 }
 
 // build is an explained build as it is stored.
 type build struct {
 	explanation.Build
-	// Texts are shorts of the steps that the build had, whether they ran or
+	// Texts are hashes of the steps that the build had, whether they ran or
 	// not; Args are its build arguments, each with the short of its value.
-	Texts []string          `json:"texts,omitempty"`
-	Args  map[string]string `json:"args,omitempty"`
+	Texts []uint64
+	Args  map[string]string
 }
 
-// Open returns the journal in cfg.Store. What is in it is read when a step is
-// first explained.
+// Open returns the journal in cfg.Store. What is in it is read when it is needed.
 func Open(cfg Config) *Journal {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	j := &Journal{cfg: cfg, bounds: defaultBounds, index: [names]map[uint64]*record{{}, {}, {}}, keys: map[string]*record{}, builds: map[string]*build{}}
+	j := &Journal{cfg: cfg, bounds: defaultBounds}
+	j.restLocked()
 	j.progress = sync.NewCond(&j.mu)
 	return j
+}
+
+// Rest holds no memory any more for what is known of steps: the next one that is
+// explained has it read again.
+func (j *Journal) Rest() {
+	j.settle()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.restLocked()
+}
+
+func (j *Journal) restLocked() {
+	j.index = [names]map[uint64]*record{{}, {}, {}}
+	j.keys, j.records, j.live, j.rests = map[string]*record{}, nil, 0, true
 }
 
 // Close waits until everything is handed to the store, after which nothing runs
@@ -158,14 +178,13 @@ func (j *Journal) survive(what string) {
 // Get returns the explanation of the build named ref, or with "" of the last
 // one that ended. It reports false if there is none.
 func (j *Journal) Get(ref string) (explanation.Build, bool) {
-	j.ready()
 	j.settle()
 	data, ok := j.cfg.Store.Get(buildsBucket, j.refOf(ref))
 	if !ok {
 		return explanation.Build{}, false
 	}
-	var b build
-	if err := unpack(data, &b); err != nil {
+	b, err := unpackBuild(data)
+	if err != nil {
 		j.cfg.Log.Warn("an explanation of a build can't be read", "build", ref, "err", err)
 		return explanation.Build{}, false
 	}
@@ -179,83 +198,124 @@ func (j *Journal) refOf(ref string) string {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	var last build
-	for _, b := range j.builds {
-		if b.Ended.After(last.Ended) {
-			last = *b
-		}
+	j.readyBuildsLocked()
+	if len(j.order) == 0 {
+		return ""
 	}
-	return last.Ref
+	return j.order[len(j.order)-1].Ref
 }
 
 // Forget drops the explanation of a build; what is known of its steps stays.
 func (j *Journal) Forget(ref string) {
-	j.ready()
 	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.readyBuildsLocked()
 	var b store.Batch
 	j.forgetLocked(ref, &b)
 	j.cfg.Store.Write(&b)
 }
 
 func (j *Journal) forgetLocked(ref string, b *store.Batch) {
-	delete(j.builds, short(ref))
+	if known := j.builds[short(ref)]; known != nil {
+		delete(j.builds, short(ref))
+		i := slices.Index(j.order, known)
+		j.order = slices.Delete(j.order, i, i+1)
+	}
 	b.Delete(buildsBucket, ref)
 }
 
-// ready reads what is stored. What can't be read is dropped with a word in the
-// log.
-func (j *Journal) ready() {
-	j.load.Do(func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		var bad store.Batch
-		j.cfg.Store.Scan(stepsBucket, "", func(id string, data []byte) bool {
-			var rec *record
-			n, err := strconv.ParseUint(id, 16, 64)
-			if err == nil {
-				rec, err = unpackRecord(data)
-			}
-			if err != nil {
-				j.cfg.Log.Warn("a record of a step can't be read and is dropped", "record", id, "err", err)
-				bad.Delete(stepsBucket, id)
-				return true
-			}
-			rec.id = n
-			j.next = max(j.next, n+1)
-			j.learnLocked(rec, &bad)
+// readyLocked reads the records that are stored, if they aren't known. What can't
+// be read is dropped with a word in the log.
+func (j *Journal) readyLocked() {
+	j.readyBuildsLocked()
+	if !j.rests {
+		return
+	}
+	j.rests = false
+	var bad damaged
+	j.cfg.Store.Scan(stepsBucket, "", func(id string, data []byte) bool {
+		_, err := parseID(id)
+		var records []*record
+		if err == nil {
+			records, err = unpackRecords(data)
+		}
+		if err != nil {
+			bad.drop(stepsBucket, id, err)
+			j.stored -= countRecords(data)
 			return true
-		})
-		j.trimLocked(&bad) // a journal that was being closed didn't
-		j.cfg.Store.Scan(buildsBucket, "", func(ref string, data []byte) bool {
-			b := &build{}
-			if err := unpack(data, b); err != nil || b.Ref != ref {
-				j.cfg.Log.Warn("an explanation of a build can't be read and is dropped", "build", ref, "err", err)
-				bad.Delete(buildsBucket, ref)
-				return true
-			}
-			j.knowLocked(b)
-			return true
-		})
-		j.cfg.Store.Write(&bad)
+		}
+		j.learnLocked(records)
+		return true
 	})
+	j.tidyLocked(nil, &bad.Batch) // what was stored without being looked at isn't bounded
+	bad.tell(j.cfg.Log)
+	j.cfg.Store.Write(&bad.Batch)
 }
 
-// knowLocked keeps what other builds may ask of b. Its steps are read from the
-// store again when somebody wants to see them.
+// readyBuildsLocked is the same for builds.
+func (j *Journal) readyBuildsLocked() {
+	if j.builds != nil {
+		return
+	}
+	j.builds = map[string]*build{}
+	j.cfg.Store.Scan(stepsBucket, "", func(id string, data []byte) bool {
+		if n, err := parseID(id); err == nil {
+			j.next = max(j.next, n+1)
+		}
+		j.stored += countRecords(data)
+		return true
+	})
+	var bad damaged
+	j.cfg.Store.Scan(buildsBucket, "", func(ref string, data []byte) bool {
+		b, err := unpackBuild(data)
+		if err != nil || b.Ref != ref {
+			bad.drop(buildsBucket, ref, cmp.Or(err, errDamaged))
+			return true
+		}
+		j.knowLocked(b)
+		return true
+	})
+	slices.SortStableFunc(j.order, func(a, b *build) int { return a.Ended.Compare(b.Ended) })
+	bad.tell(j.cfg.Log)
+	j.cfg.Store.Write(&bad.Batch)
+}
+
+// damaged are entries that can't be read. Another version of the daemon may have
+// written thousands.
+type damaged struct {
+	store.Batch
+	entries int
+	err     error // why not the last one
+}
+
+func (d *damaged) drop(bucket, key string, err error) {
+	d.Delete(bucket, key)
+	d.entries++
+	d.err = fmt.Errorf("%s %q: %w", bucket, key, err)
+}
+
+func (d *damaged) tell(log *slog.Logger) {
+	if d.entries > 0 {
+		log.Warn("what is kept to explain builds can't be read in part, and is dropped", "entries", d.entries, "err", d.err)
+	}
+}
+
+// knowLocked keeps what other builds may ask of b, the last one that ended. Its
+// steps are read from the store again when somebody wants to see them.
 func (j *Journal) knowLocked(b *build) {
 	b.Steps = nil
 	j.builds[short(b.Ref)] = b
+	j.order = append(j.order, b)
 }
 
 // shareLocked makes rec share its origin with the record before it, which mostly
 // is of the same build.
 func (j *Journal) shareLocked(rec *record) {
-	if len(j.used) == 0 {
+	if len(j.records) == 0 {
 		return
 	}
-	if last := j.used[len(j.used)-1]; *rec.Origin == *last.Origin {
+	if last := j.records[len(j.records)-1]; last != nil && *rec.Origin == *last.Origin {
 		rec.Origin = last.Origin
 	}
 }
@@ -270,7 +330,9 @@ func (j *Journal) addLocked(rec *record) {
 	for _, k := range rec.Keys {
 		j.keys[k] = rec
 	}
-	j.used = append(j.used, rec)
+	rec.id = j.first + uint64(len(j.records))
+	j.records = append(j.records, rec)
+	j.live++
 }
 
 func (j *Journal) removeLocked(rec *record) {
@@ -295,74 +357,92 @@ func (j *Journal) removeLocked(rec *record) {
 	}
 }
 
-// packed is a record, its stored form, or both.
-type packed struct {
-	*record
-	data []byte
-}
-
-// complete makes what is missing of p, of which only the stored form has to be
-// there if toStore.
-func (p *packed) complete(toStore bool) (err error) {
-	switch {
-	case p.data == nil:
-		p.data, err = p.record.pack()
-	case !toStore:
-		p.record, err = unpackRecord(p.data)
-	}
-	return err
-}
-
 // keep adds an explained build and the records of its steps, and drops what is
-// beyond the bounds: all in one change of the store. While the journal is being
-// closed records are stored without being looked at; who reads them next does.
-func (j *Journal) keep(b *build, records []packed) {
+// beyond the bounds: all in one change of the store. While the journal rests or is
+// being closed records are stored without being looked at; who reads them next
+// does.
+func (j *Journal) keep(b *build, records []*record) {
 	var batch store.Batch
 	records = records[max(0, len(records)-j.bounds.records):] // earlier ones would go at once
-	for i := range records {
-		if err := records[i].complete(j.closing.Load()); err != nil {
-			j.cfg.Log.Warn("a step isn't kept for later explanations", "build", b.Ref, "err", err)
-			records[i].data = nil
+	records = slices.DeleteFunc(records, func(rec *record) bool {
+		err := rec.fit()
+		if err != nil {
+			j.cfg.Log.Warn("a step isn't kept for later explanations", "build", b.Ref, "step", rec.Step.name(), "err", err)
 		}
-	}
+		return err != nil
+	})
+	packed, err := b.pack()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, p := range records {
-		if p.data == nil {
-			continue
-		}
-		if p.record != nil {
-			p.id = j.next
-			j.learnLocked(p.record, &batch)
-		}
-		batch.Put(stepsBucket, fmtID(j.next), p.data)
-		j.next++
+	j.readyBuildsLocked()
+	if j.rests || j.closing.Load() {
+		j.storeLocked(records, &batch)
+	} else {
+		j.learnLocked(records)
+		j.tidyLocked(records, &batch)
 	}
-	j.trimLocked(&batch)
-	if data, err := pack(b); err != nil {
+	if err != nil {
 		j.cfg.Log.Warn("the explanation of a build is lost", "build", b.Ref, "err", err)
 	} else {
-		batch.Put(buildsBucket, b.Ref, data)
+		batch.Put(buildsBucket, b.Ref, packed)
 		j.knowLocked(b)
 	}
-	j.trimBuildsLocked(&batch)
+	for len(j.order) > j.bounds.builds {
+		j.forgetLocked(j.order[0].Ref, &batch)
+	}
 	j.cfg.Store.Write(&batch)
 }
 
-// learnLocked takes in a record, the newest one, in place of what says the same.
-func (j *Journal) learnLocked(rec *record, batch *store.Batch) {
-	j.shareLocked(rec)
-	j.replaceLocked(rec, batch)
-	j.addLocked(rec)
+// storeLocked writes records as the newest entry.
+func (j *Journal) storeLocked(records []*record, batch *store.Batch) {
+	if len(records) == 0 {
+		return
+	}
+	data, err := packRecords(records)
+	if err != nil {
+		j.cfg.Log.Warn("steps aren't kept for later explanations", "steps", len(records), "err", err)
+		return
+	}
+	batch.Put(stepsBucket, fmtID(j.next), data)
+	j.next++
+	j.stored += len(records)
 }
 
-// trimLocked drops the records beyond the bounds.
-func (j *Journal) trimLocked(batch *store.Batch) {
-	for len(j.used) > j.bounds.records {
-		old := j.used[0]
-		j.used[0], j.used = nil, j.used[1:]
-		j.removeLocked(old)
-		batch.Delete(stepsBucket, fmtID(old.id))
+// learnLocked takes in records, the newest ones, each in place of what says the
+// same. In the store that stays: who reads both drops it again.
+func (j *Journal) learnLocked(records []*record) {
+	for _, rec := range records {
+		j.shareLocked(rec)
+		j.replaceLocked(rec)
+		j.addLocked(rec)
+	}
+}
+
+// tidyLocked drops the records beyond the bounds, and stores those that are new.
+// When the store would hold twice as many as the bound, those that are left are
+// written anew, and nothing else stays.
+func (j *Journal) tidyLocked(added []*record, batch *store.Batch) {
+	for len(j.records) > 0 && (j.live > j.bounds.records || j.records[0] == nil) {
+		if j.records[0] != nil {
+			j.dropLocked(j.records[0])
+		}
+		j.records, j.first = j.records[1:], j.first+1
+	}
+	if j.stored+len(added) <= 2*j.bounds.records {
+		j.storeLocked(added, batch)
+		return
+	}
+	j.cfg.Store.Scan(stepsBucket, "", func(id string, _ []byte) bool {
+		batch.Delete(stepsBucket, id)
+		return true
+	})
+	dropped := func(rec *record) bool { return rec == nil }
+	j.records, j.first, j.stored = slices.DeleteFunc(j.records, dropped), 0, 0
+	for i, rec := range j.records {
+		rec.id = uint64(i)
+	}
+	for some := range slices.Chunk(j.records, 512) {
+		j.storeLocked(some, batch)
 	}
 }
 
@@ -371,37 +451,20 @@ func fmtID(n uint64) string {
 	return strings.Repeat("0", 16-len(s)) + s
 }
 
+func parseID(s string) (uint64, error) { return strconv.ParseUint(s, 16, 64) }
+
 // replaceLocked drops the record that rec says the same as, and more.
-func (j *Journal) replaceLocked(rec *record, batch *store.Batch) {
+func (j *Journal) replaceLocked(rec *record) {
 	for old := j.index[0][rec.foundBy()[0]]; old != nil; old = old.beside[0].older {
 		if old.Project == rec.Project && old.Step == rec.Step && compare(rec, old).none() {
-			j.dropLocked(old, batch)
+			j.dropLocked(old)
 			return
 		}
 	}
 }
 
-func (j *Journal) dropLocked(rec *record, batch *store.Batch) {
+func (j *Journal) dropLocked(rec *record) {
 	j.removeLocked(rec)
-	j.used = slices.DeleteFunc(j.used, func(r *record) bool { return r == rec })
-	batch.Delete(stepsBucket, fmtID(rec.id))
-}
-
-// touchLocked notes that a record was of use, so that it is kept.
-func (j *Journal) touchLocked(rec *record) {
-	if i := slices.Index(j.used, rec); i >= 0 {
-		j.used = append(slices.Delete(j.used, i, i+1), rec)
-	}
-}
-
-func (j *Journal) trimBuildsLocked(batch *store.Batch) {
-	for len(j.builds) > j.bounds.builds {
-		var oldest *build
-		for _, b := range j.builds {
-			if oldest == nil || cmp.Or(b.Ended.Compare(oldest.Ended), cmp.Compare(b.Ref, oldest.Ref)) < 0 {
-				oldest = b
-			}
-		}
-		j.forgetLocked(oldest.Ref, batch)
-	}
+	j.records[rec.id-j.first] = nil
+	j.live--
 }

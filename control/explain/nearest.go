@@ -1,10 +1,6 @@
 package explain
 
 import (
-	"hash/fnv"
-	"maps"
-	"slices"
-	"strconv"
 	"sync"
 )
 
@@ -14,7 +10,7 @@ type family struct {
 	known   bool // the client says what project it is
 
 	mu      sync.Mutex      // guards the fields below; taken last
-	texts   map[string]bool // shorts of its steps
+	texts   map[uint64]bool // hashes of what its steps say
 	claimed map[uint64]bool // hashes of its steps
 	kin     map[string]kinship
 }
@@ -33,7 +29,7 @@ func (k kinship) stale(texts int) bool { return 8*(texts-k.at) > k.at }
 func (f *family) add(s step) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.texts[short(s.Text)] = true
+	f.texts[hash(s.Text)] = true
 	f.claimed[s.hash()] = true
 }
 
@@ -42,11 +38,12 @@ func (f *family) add(s step) {
 type likeness int
 
 const (
-	identical likeness = iota // nothing differs
-	sameText                  // the same instruction of the same stage
-	moved                     // the same instruction in another stage
-	samePlace                 // what now stands where it stood
-	edited                    // the same sort of step, where places aren't known
+	identical        likeness = iota // nothing differs
+	sameText                         // the same instruction of the same stage
+	moved                            // the same instruction in another stage
+	samePlace                        // what now stands where it stood
+	perhapsSamePlace                 // the same, as far as stages are named
+	edited                           // the same sort of step, where places aren't known
 	unlike
 )
 
@@ -64,7 +61,7 @@ type candidate struct {
 // sure reports whether it is of the same step. Projects may be copies of one
 // another, so that steps of the same text say nothing alone.
 func (c candidate) sure() bool {
-	return c.like == identical || c.home && (c.like == sameText || c.kin && c.like < edited)
+	return c.like == identical || c.home && (c.like == sameText || c.kin && c.like < perhapsSamePlace)
 }
 
 // nearest finds the record of the same step that differs least from rec: of the
@@ -72,15 +69,18 @@ func (c candidate) sure() bool {
 // differences, of these the one that stood there, and otherwise the newest. It
 // reports false if none can be meant.
 func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
-	j.ready()
 	j.settle()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.readyLocked()
 	seen := map[*record]bool{}
-	for i, name := range rec.foundBy() {
+	for _, l := range rec.lists() {
+		if ok && l.by == byPlace && best.settled(f) {
+			break
+		}
 		var looked [2]int // at those of other projects, and of this one
 		own := boolInt(f.known)
-		for old := j.index[i][name]; old != nil && looked[own] < maxAlike; old = old.beside[i].older {
+		for old := j.index[l.by][l.name]; old != nil && looked[own] < maxAlike; old = old.beside[l.by].older {
 			home := f.known && old.Project == f.project
 			if seen[old] || looked[boolInt(home)] == maxAlike {
 				continue
@@ -94,9 +94,6 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 			}
 		}
 	}
-	if ok {
-		j.touchLocked(best.record)
-	}
 	return best, ok
 }
 
@@ -108,14 +105,16 @@ const maxAlike = 32
 // candidateLocked compares old with rec. It reports false if it can't be of the
 // same step.
 func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok bool) {
-	c = candidate{record: old, like: f.likeness(rec, old), home: f.known && old.Project == f.project, here: rec.Step.samePlace(old.Step)}
-	if c.like == unlike {
+	c = candidate{record: old, like: f.likeness(rec.Step, old.Step), home: f.known && old.Project == f.project, here: rec.Step.samePlace(old.Step)}
+	if c.like == unlike && rec.Op != old.Op {
 		return c, false
 	}
-	if c.kin = j.kinLocked(old.Build, f); !c.kin && !c.home && c.like != identical {
+	c.kin = j.kinLocked(old.Build, f)
+	if c.diff = compare(rec, old); rec.Op == old.Op && c.diff.none() {
+		c.like = identical
+	} else if c.like == unlike || !c.kin && !c.home {
 		return c, false
 	}
-	c.diff = compare(rec, old)
 	if c.like == edited && 2*len(c.diff.facets) > len(rec.Facets) {
 		return c, false // there is too little that they have in common
 	}
@@ -123,24 +122,48 @@ func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok 
 	return c, true
 }
 
-// names are how many foundBy has.
-const names = 3
+// settled reports whether no list after that of the text has a nearer one: these
+// are of what stands in the same place, whatever it says.
+func (c candidate) settled(f *family) bool {
+	return c.like <= moved && c.kin && (c.home || !f.known)
+}
+
+// names are how many foundBy has, and byPlace is which of them is the place.
+const (
+	names   = 3
+	byPlace = 1
+)
 
 // foundBy are hashes of the names under which the journal finds a record: what
 // it is and was given, where it stands, and what it says. Steps that stand
 // nowhere are found by their kind. Who is found is looked at: hashes may be equal
 // by chance.
 func (r *record) foundBy() [names]uint64 {
-	s := r.Step
-	place := hash("kind", s.Kind)
-	if s.Index > 0 {
-		place = hash("place", s.Kind, s.Stage, strconv.Itoa(s.Index))
-	}
 	same := []string{"same", r.Op}
 	for _, in := range r.Inputs {
 		same = append(same, in.name())
 	}
-	return [names]uint64{hash(same...), place, hash("text", s.Kind, s.Text)}
+	return [names]uint64{hash(same...), r.Step.place(), hash("text", r.Step.Kind, r.Step.Text)}
+}
+
+// list is of records that have the same name, by one of foundBy.
+type list struct {
+	by   int
+	name uint64
+}
+
+// lists are where records of the same step are.
+func (r *record) lists() (out []list) {
+	for by, name := range r.foundBy() {
+		if by == byPlace {
+			continue
+		}
+		out = append(out, list{by, name})
+	}
+	for _, name := range r.Step.places() {
+		out = append(out, list{byPlace, name})
+	}
+	return out
 }
 
 // name is the same for inputs that are the same, mostly.
@@ -151,12 +174,17 @@ func (f inputFact) name() string {
 	return f.Keys[0]
 }
 
+// hash is FNV-1a of words, each ended by a NUL.
 func hash(words ...string) uint64 {
-	h := fnv.New64a()
+	const offset, prime = 14695981039346656037, 1099511628211
+	h := uint64(offset)
 	for _, w := range words {
-		_, _ = h.Write(append([]byte(w), 0)) // a hash takes everything
+		for i := range len(w) {
+			h = (h ^ uint64(w[i])) * prime
+		}
+		h *= prime
 	}
-	return h.Sum64()
+	return h
 }
 
 func (c candidate) nearer(than candidate) bool {
@@ -177,11 +205,8 @@ func (c candidate) nearer(than candidate) bool {
 	return c.Time > than.Time || c.Time == than.Time && c.id > than.id
 }
 
-func (f *family) likeness(rec, old *record) likeness {
-	now, was := rec.Step, old.Step
-	if rec.Op == old.Op && compare(rec, old).none() {
-		return identical
-	}
+// likeness says how was may be the step that is now another.
+func (f *family) likeness(now, was step) likeness {
 	like := unlike
 	switch {
 	case now.Text == was.Text && now.Stage == was.Stage:
@@ -190,6 +215,8 @@ func (f *family) likeness(rec, old *record) likeness {
 		like = moved
 	case now.samePlace(was):
 		like = samePlace
+	case now.perhapsSamePlace(was):
+		like = perhapsSamePlace
 	case now.Index == 0 && was.Index == 0 && now.alike(was):
 		like = edited
 	}
@@ -199,10 +226,18 @@ func (f *family) likeness(rec, old *record) likeness {
 	return like
 }
 
-func (f *family) sortedTexts() []string {
+// allTexts are at most n.
+func (f *family) allTexts(n int) []uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return slices.Sorted(maps.Keys(f.texts))
+	out := make([]uint64, 0, min(n, len(f.texts)))
+	for t := range f.texts {
+		if len(out) == n {
+			break
+		}
+		out = append(out, t)
+	}
+	return out
 }
 
 // has reports whether the build has the step, wherever in its stage.
@@ -237,9 +272,9 @@ func (j *Journal) kinLocked(earlier string, f *family) bool {
 
 // byKey is the last record of a step one of whose results had one of the keys.
 func (j *Journal) byKey(keys []string) *record {
-	j.ready()
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.readyLocked()
 	for _, k := range keys {
 		if rec := j.keys[k]; rec != nil {
 			return rec

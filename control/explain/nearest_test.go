@@ -10,8 +10,8 @@ import (
 // A build's steps become known one by one. It isn't compared with an earlier build
 // anew for each of them, and yet never by less than most of what is known.
 func TestKinshipIsKept(t *testing.T) {
-	j := &Journal{builds: map[string]*build{"earlier": {Texts: []string{short("0"), short("1"), short("2")}}}}
-	f := &family{texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+	j := &Journal{builds: map[string]*build{"earlier": {Texts: []uint64{hash("0"), hash("1"), hash("2")}}}}
+	f := &family{texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
 	compared, last := 0, kinship{at: -1}
 	for i := range 5000 {
 		f.add(step{Kind: "exec", Text: fmt.Sprint(i), Index: i})
@@ -44,7 +44,7 @@ func TestNearestOfManyThatSayTheSame(t *testing.T) {
 		names[i] = fmt.Sprintf("[%d/%d] RUN make", i+1, steps)
 	}
 	j.sayTheSame(t, "before", names)
-	f := &family{project: short("project"), known: true, texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+	f := &family{project: short("project"), known: true, texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
 	for _, index := range []int{1, 7, steps} {
 		v := &solver.Vertex{Name: fmt.Sprintf("[%d/%d] RUN make", index, steps)}
 		at := &record{Step: stepOf(v), Op: "another"}

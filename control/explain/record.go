@@ -1,38 +1,32 @@
 package explain
 
 import (
-	"bytes"
-	"compress/flate"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"unicode/utf8"
 
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
-	deflate "github.com/klauspost/compress/flate"
 )
 
 // record is what is kept of a step that ran: enough to tell a later run of it
 // what is different, in at most maxRecord bytes.
 type record struct {
 	*Origin
-	Step    step        `json:"n"`
-	Op      string      `json:"o"`           // short of the op's digest in its cache key
-	Facets  facets      `json:"f,omitempty"` // values, or "#" and their short
-	Inputs  []inputFact `json:"in,omitempty"`
-	Keys    []string    `json:"ks,omitempty"` // shorts of the keys of its outputs
-	Results []string    `json:"r,omitempty"`  // ids of its outputs
-	Sketch  []byte      `json:"sk,omitempty"` // of what it reads by content (content.go)
-	Failed  bool        `json:"x,omitempty"`
+	Step    step
+	Op      string // short of the op's digest in its cache key
+	Facets  facets // values, or "#" and their short
+	Inputs  []inputFact
+	Keys    []string // shorts of the keys of its outputs
+	Results []string // ids of its outputs
+	Sketch  []byte   // of what it reads by content (content.go)
+	Failed  bool
 
-	id     uint64        // in the store
+	id     uint64        // in the journal: later ones have greater ids
 	beside [names]beside // of those found by the same, for each of foundBy
 }
 
@@ -41,20 +35,17 @@ type beside struct{ older, newer *record }
 
 // Origin is the build that a record is of.
 type Origin struct {
-	Build   string `json:"b"` // short of the build's ref
-	Time    int64  `json:"u"` // when it started, in Unix seconds
-	Project string `json:"p"` // short of what tells projects apart
+	Build   string // short of the build's ref
+	Time    int64  // when it started, in Unix seconds
+	Project string // short of what tells projects apart
 }
 
 // inputFact is what an input was.
 type inputFact struct {
-	Content string   `json:"c,omitempty"` // short of the content digest, if it counts by that
-	Keys    []string `json:"k,omitempty"` // shorts of its keys by definition otherwise
-	Select  string   `json:"s,omitempty"` // short of the part of it that counts
+	Content string   // short of the content digest, if it counts by that
+	Keys    []string // shorts of its keys by definition otherwise
+	Select  string   // short of the part of it that counts
 }
-
-// maxRecord bounds the stored form of a record.
-const maxRecord = 768
 
 // maxKeys bounds the keys kept of an output or an input.
 const maxKeys = 3
@@ -78,15 +69,36 @@ func shortKeys(keys []solver.Key) []string {
 // maxValue bounds values that are kept as they are.
 const maxValue = 80
 
+// maxFacets bounds those of a record: more would not fit into maxRecord bytes.
+const maxFacets = 128
+
 // facetValues are the facets of v in the form of a record.
 func facetValues(v *solver.Vertex) facets {
-	all := ops.Facets(v)
-	out := make(map[string]string, len(all))
-	for _, f := range all {
-		if f.Private || len(f.Value) > maxValue || strings.HasPrefix(f.Value, "#") || !utf8.ValidString(f.Value) {
+	all := slices.Clone(ops.Facets(v))
+	for i := range all {
+		if f := &all[i]; f.Private || len(f.Value) > maxValue || strings.HasPrefix(f.Value, "#") || !utf8.ValidString(f.Value) {
 			f.Value = "#" + short(f.Value)
 		}
+	}
+	if len(all) > maxFacets {
+		return manyFacets(all)
+	}
+	slices.SortFunc(all, func(a, b ops.Facet) int { return strings.Compare(a.Name, b.Name) })
+	out := make(facets, len(all))
+	for i, f := range all {
+		out[i] = facetOf(f.Name, f.Value)
+	}
+	return out
+}
+
+// manyFacets folds as many as it takes.
+func manyFacets(all []ops.Facet) facets {
+	out := make(map[string]string, len(all))
+	for _, f := range all {
 		out[f.Name] = f.Value
+	}
+	for i := 0; len(out) > maxFacets; i++ {
+		out = fold(out, groups[i])
 	}
 	return facetsOf(out)
 }
@@ -179,60 +191,6 @@ func inGroup(name, group string) bool {
 // groups are folded one after the other until a record is small enough; ""
 // stands for all facets.
 var groups = []string{"env", "mount", "action", "extra host", ""}
-
-// pack is the stored form of r. What doesn't fit is left out, the least telling
-// part first.
-func (r *record) pack() ([]byte, error) {
-	data, err := pack(r)
-	for i := 0; err == nil && len(data) > maxRecord && i < len(groups); i++ {
-		r.Facets = facetsOf(fold(r.Facets.values(), groups[i]))
-		data, err = pack(r)
-	}
-	if err == nil && len(data) > maxRecord {
-		r.Sketch = nil
-		data, err = pack(r)
-	}
-	if err == nil && len(data) > maxRecord {
-		return nil, fmt.Errorf("it takes %d bytes, more than %d", len(data), maxRecord)
-	}
-	return data, err
-}
-
-func unpackRecord(data []byte) (*record, error) {
-	r := &record{Origin: &Origin{}}
-	return r, unpack(data, r)
-}
-
-// pack is v as compressed JSON. It is compressed without a state: that of other
-// compressors is larger than all that a build has to pack, and making it was
-// most of what keeping an explanation took.
-func pack(v any) ([]byte, error) {
-	text, err := json.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	if err := deflate.StatelessDeflate(&out, text, true, nil); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
-}
-
-// maxUnpacked bounds what damaged data can make of itself.
-const maxUnpacked = 16 << 20
-
-// unpackers are used again: one takes 40 KB, and the first build after a start
-// makes what is known of thousands of steps of as many bytes each.
-var unpackers = sync.Pool{New: func() any { return flate.NewReader(nil) }}
-
-func unpack(data []byte, v any) error {
-	r := unpackers.Get().(io.ReadCloser)
-	defer unpackers.Put(r)
-	if err := r.(flate.Resetter).Reset(bytes.NewReader(data), nil); err != nil {
-		return err
-	}
-	return json.NewDecoder(io.LimitReader(r, maxUnpacked)).Decode(v)
-}
 
 // clip shortens s to n bytes without cutting through a character.
 func clip(s string, n int) string {

@@ -32,40 +32,43 @@ type Recorder struct {
 	journal *Journal
 	opts    Options
 	started time.Time
-	work    sync.WaitGroup // steps that are being explained
+	work    sync.WaitGroup // explainWaiting
 
-	mu     sync.Mutex // guards the fields below, and the states
-	show   bool
-	order  []*state
-	states map[*solver.Vertex]*state
-	shown  map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
-	lines  map[digest.Digest]string
-	failed []explanation.Cause // imported caches, by their names
-	key    *string             // once it is known
-	family *family             // of the first known vertices
-	known  int                 // so many
+	mu      sync.Mutex // guards the fields below, and the states
+	waiting []func()   // explain steps that run; the first one is being run
+	show    bool
+	order   []*state
+	states  map[*solver.Vertex]*state
+	shown   map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
+	lines   map[digest.Digest]string
+	failed  []explanation.Cause // imported caches, by their names
+	key     *string             // once it is known
+	family  *family             // of the first known vertices
+	known   int                 // so many
 }
 
 // state is what is known of a vertex in this build.
 type state struct {
 	vertex *solver.Vertex
 	inputs []*state
-	load   *solver.Load // the record that was found last
-
-	dropped string // why that record was of no use
-	wanted  []int  // the outputs that an execution is for
-	ran     bool
-	ended   bool
-	failed  bool
+	found  *found // nil if nothing was
+	ran    bool
+	ended  bool
+	failed bool
 	// fresh is set if it ran on what isn't what the cache has: see forced.
 	fresh  bool
-	record *record // of the execution, from its start until it is packed
-	packed []byte  // the same, once the step is explained and has ended
-	// explained is closed when causes and compared are set; nil before the
-	// execution starts.
-	explained chan struct{}
-	causes    []explanation.Cause
-	compared  *explanation.Earlier
+	record *record // of the execution, from its start
+	// causes and compared are set once the step is explained: after its execution
+	// starts, and before whatever stands on it is.
+	causes   []explanation.Cause
+	compared *explanation.Earlier
+}
+
+// found is the record that was found last.
+type found struct {
+	*solver.Load
+	dropped string // why it was of no use
+	wanted  []int  // the outputs that executions since then are for
 }
 
 var _ solver.Observer = (*Recorder)(nil)
@@ -123,7 +126,11 @@ func (r *Recorder) Announced(eff *solver.Announce) {
 func (r *Recorder) Loading(eff *solver.Load) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.states[eff.Edge.Vertex].load = eff
+	s := r.states[eff.Edge.Vertex]
+	if s.found == nil {
+		s.found = &found{}
+	}
+	s.found.Load = eff
 }
 
 // Dropped implements solver.Observer.
@@ -132,8 +139,8 @@ func (r *Recorder) Dropped(eff *solver.Drop) {
 	defer r.mu.Unlock()
 	for _, s := range r.order {
 		// A record of an import has another name here than there.
-		if s.load != nil && (s.vertex == eff.Edge.Vertex || slices.Contains(eff.Records, s.load.Record.Result)) {
-			s.dropped = eff.Reason
+		if s.found != nil && (s.vertex == eff.Edge.Vertex || slices.Contains(eff.Records, s.found.Record.Result)) {
+			s.found.dropped = eff.Reason
 		}
 	}
 }
@@ -156,17 +163,18 @@ func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
 
 	r.mu.Lock()
 	s, show := r.states[eff.Vertex], r.show
-	s.ran, s.record, s.explained = true, rec, make(chan struct{})
-	s.ended, s.packed = false, nil
+	s.ran, s.record, s.ended = true, rec, false
 	for i, in := range s.inputs {
 		s.fresh = s.fresh || rec.Inputs[i].Content == "" && in.forced()
 	}
 	for _, w := range eff.Wanted {
-		s.wanted = append(s.wanted, w.Save.Output)
+		if s.found != nil {
+			s.found.wanted = append(s.found.wanted, w.Save.Output)
+		}
 	}
 	r.mu.Unlock()
 	if !show {
-		r.work.Go(func() { r.explain(s, files) })
+		r.later(func() { r.explain(s, files) })
 		return
 	}
 	r.explain(s, files)
@@ -178,7 +186,6 @@ func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
 
 // Ended implements solver.Observer.
 func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
-	defer r.pack(eff.Vertex)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.states[eff.Vertex]
@@ -192,37 +199,32 @@ func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
 	slices.Sort(s.record.Results)
 }
 
-// pack makes a step small that is explained and has ended: most of what a build
-// holds would be the records of such. What isn't known yet of a build is known
-// when it is kept.
-func (r *Recorder) pack(v *solver.Vertex) {
-	project, ok := r.project()
+// later has fn, which explains a step, run after those of steps that started
+// before it. One goroutine does it for all: steps start when what they stand on
+// has ended, so that what is known of that is known by then, and a thousand that
+// start at once take no thousand stacks.
+func (r *Recorder) later(fn func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := r.states[v]
-	if !ok || !s.ended || !s.recorded() || s.record == nil || s.explained != explained {
-		return
+	r.waiting = append(r.waiting, fn)
+	if len(r.waiting) == 1 {
+		r.work.Go(r.explainWaiting)
 	}
-	r.finishLocked(s, project)
-	data, err := s.record.pack()
-	if err != nil {
-		r.journal.cfg.Log.Warn("a step isn't kept for later explanations", "step", s.name(), "err", err)
-	}
-	s.packed, s.record, s.ended = data, nil, err == nil
 }
 
-// finishLocked completes the record of s, which has ended.
-func (r *Recorder) finishLocked(s *state, project string) {
-	s.record.Origin = &Origin{Build: short(r.opts.Ref), Project: project, Time: r.started.Unix()}
-	s.record.Failed = s.failed
+func (r *Recorder) explainWaiting() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.waiting) > 0 {
+		fn := r.waiting[0]
+		r.mu.Unlock()
+		fn()
+		r.mu.Lock()
+		r.waiting[0] = nil
+		r.waiting = r.waiting[1:]
+	}
+	r.waiting = nil
 }
-
-// explained is what is closed for every step whose causes are known.
-var explained = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
 
 // Close explains what is left to explain. After it nothing of the build is
 // held; the explanation is kept a moment later.
@@ -234,11 +236,11 @@ func (r *Recorder) Close(failed bool) {
 }
 
 func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
-	r.journal.ready()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b := &build{Build: explanation.Build{Ref: r.opts.Ref, Started: r.started, Ended: ended, Failed: failed}}
-	var records []packed
+	var records []*record
+	origin := &Origin{Build: short(r.opts.Ref), Project: f.project, Time: r.started.Unix()}
 	for _, s := range r.order {
 		shown := r.shown[s.vertex.Digest]
 		if !s.ran && (shown == nil || shown.Completed == nil) {
@@ -248,14 +250,11 @@ func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
 			b.Steps = append(b.Steps, r.stepLocked(s))
 		}
 		if s.ended && s.recorded() {
-			if s.packed == nil {
-				r.finishLocked(s, f.project)
-			}
-			records = append(records, packed{s.record, s.packed})
+			s.record.Origin, s.record.Failed = origin, s.failed
+			records = append(records, s.record)
 		}
 	}
-	b.Texts = f.sortedTexts()
-	b.Texts = b.Texts[:min(len(b.Texts), maxSteps)]
+	b.Texts = f.allTexts(maxSteps)
 	b.Args = r.args()
 	r.journal.keep(b, records)
 }
@@ -308,7 +307,7 @@ func (r *Recorder) kin() *family {
 	if r.family == nil {
 		r.known, r.family = 0, &family{
 			project: project, known: r.key != nil && *r.key != "",
-			texts: map[string]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{},
+			texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{},
 		}
 	}
 	for _, s := range r.order[r.known:] {
@@ -346,9 +345,7 @@ func (r *Recorder) projectOf(key string) string {
 
 // explain finds the causes of s, which starts to run, and lets go of files.
 func (r *Recorder) explain(s *state, files *content) {
-	defer r.pack(s.vertex)
 	defer files.release()
-	defer r.told(s)
 	defer r.journal.survive("explain a step")
 	ctx := context.Background() // it reads memory, and is waited for
 	var sketched []byte
@@ -370,12 +367,4 @@ func (r *Recorder) explain(s *state, files *content) {
 	if compared != nil {
 		s.compared = r.journal.earlier(compared)
 	}
-}
-
-// told lets whoever waits for the causes of s see them.
-func (r *Recorder) told(s *state) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(s.explained)
-	s.explained = explained
 }

@@ -12,10 +12,10 @@ import (
 // step is what stays the same of a step when its content changes: by it the
 // same step of an earlier build is found.
 type step struct {
-	Kind  string `json:"k"`           // as ops.Kind
-	Stage string `json:"s,omitempty"` // of the Dockerfile
-	Index int    `json:"i,omitempty"` // in the stage, from 1; 0 if it isn't numbered
-	Text  string `json:"t"`           // the name without place and digests, or its hash if it is long
+	Kind  string // as ops.Kind
+	Stage string // of the Dockerfile
+	Index int    // in the stage, from 1; 0 if it isn't numbered
+	Text  string // the name without place and digests, or its hash if it is long
 }
 
 // maxText bounds the text that is kept of a step.
@@ -65,6 +65,40 @@ func (s step) keyword() string {
 // instruction.
 func (s step) samePlace(other step) bool {
 	return s.Index > 0 && s.Index == other.Index && s.Stage == other.Stage && s.alike(other)
+}
+
+// perhapsSamePlace is samePlace where one of the two doesn't tell its stage: a
+// Dockerfile's only stage has a name from when one of its steps mounts
+// something.
+func (s step) perhapsSamePlace(other step) bool {
+	if s.Stage == "" {
+		s.Stage = other.Stage
+	} else if other.Stage == "" {
+		other.Stage = s.Stage
+	}
+	return s.samePlace(other)
+}
+
+// place is a hash of where s stands.
+func (s step) place() uint64 {
+	if s.Index == 0 {
+		return hash("kind", s.Kind)
+	}
+	return hash("place", s.Kind, s.Stage, strconv.Itoa(s.Index))
+}
+
+// places are hashes of where s may have stood: its place, and what that was
+// called when the Dockerfile's only stage had no name, or got one.
+func (s step) places() []uint64 {
+	if s.Index == 0 {
+		return []uint64{s.place()}
+	}
+	other := s
+	other.Stage = ""
+	if s.Stage == "" {
+		other.Stage = "stage-0"
+	}
+	return []uint64{s.place(), other.place()}
 }
 
 // alike reports whether a step may have been edited to become the other.

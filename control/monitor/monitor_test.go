@@ -54,7 +54,7 @@ func newEngine(t *testing.T, share float64) (*build.Engine, *Monitor) {
 	e := build.NewEngine(build.Config{
 		Worker: w, Workers: func() []*apitypes.WorkerRecord { return nil }, Log: log, LLBCaps: ops.Caps(), Ended: m.Ended,
 		Watch:  []func() (solver.Observer, func()){m.Watch},
-		Export: export.Config{Cache: w.Cache(), Blobs: w.Blobs(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
+		Export: export.Config{Cache: w.Cache(), Sessions: w.Sessions(), Registry: w.Registry(), Platform: w.Platforms()[0]},
 	})
 	return e, m
 }

@@ -70,8 +70,8 @@ func (b *build) session(local string) string {
 }
 
 // solve makes a lazy reference of st. A scratch state gives nil.
-func (b *build) solve(ctx context.Context, st llb.State, opts ...llb.ConstraintsOpt) (frontend.Ref, *pb.Definition, error) {
-	def, err := st.Marshal(opts...)
+func (b *build) solve(ctx context.Context, st llb.State) (frontend.Ref, *pb.Definition, error) {
+	def, err := st.Marshal()
 	if err != nil {
 		return nil, nil, err
 	}

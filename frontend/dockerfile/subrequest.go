@@ -25,7 +25,7 @@ func (b *build) answer(ctx context.Context, id string) (*frontend.Result, error)
 	var err error
 	switch id {
 	case describeRequest.Name:
-		a, err = describe()
+		a = describe()
 	case outlineRequest.Name:
 		a, err = b.answerOutline(ctx)
 	case targetsRequest.Name:
@@ -107,7 +107,7 @@ var (
 
 // describe lists the questions. Lint and LLB conversion are left out: clients
 // know of them by other means.
-func describe() (*answer, error) {
+func describe() *answer {
 	all := []request{outlineRequest, targetsRequest, describeRequest}
 	return &answer{version: describeRequest.Version, value: all, print: func(w io.Writer) error {
 		t := newTable(w, 1)
@@ -116,7 +116,7 @@ func describe() (*answer, error) {
 			t.row(strings.TrimPrefix(r.Name, "frontend."), r.Version, r.Description)
 		}
 		return t.flush()
-	}}, nil
+	}}
 }
 
 func (b *build) answerOutline(ctx context.Context) (*answer, error) {

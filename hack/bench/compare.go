@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/kilnbuild/kiln/hack/harness"
 )
 
 // bench is what all runs share.
@@ -218,13 +216,7 @@ func (d *daemon) start() error {
 		return err
 	}
 	d.pid.Store(int64(d.cmd.Process.Pid))
-	err := harness.WaitFor(20*time.Second, func() error {
-		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
-		if err != nil {
-			return err
-		}
-		return c.Close()
-	})
+	err := d.dial()
 	if err == nil {
 		err = (&runner{d: d}).buildctl("--wait", "debug", "workers")
 	}
@@ -232,6 +224,26 @@ func (d *daemon) start() error {
 		return errors.Join(fmt.Errorf("start %s: %w", d.program, err), d.stop(), errors.New(log.String()))
 	}
 	return nil
+}
+
+// dialInterval is short beside the few milliseconds after which a daemon listens.
+const dialInterval = 250 * time.Microsecond
+
+// dial waits until the daemon listens. buildctl would look ten times a second.
+func (d *daemon) dial() error {
+	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(dialInterval)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
+		if err == nil {
+			return c.Close()
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		<-tick.C
+	}
 }
 
 func (d *daemon) stop() error {

@@ -37,13 +37,14 @@ func main() {
 const inside = "KILN_BENCH_OWN_NETWORK"
 
 // runInside runs this program again in a network of its own, where daemons may
-// make bridges without touching the machine's.
+// make bridges without touching the machine's, and with mounts of its own, so that
+// none stays if it is killed.
 func runInside() int {
 	runtime.LockOSThread() // the child ends with this thread
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	err := cmd.Run()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return exit.ExitCode()

@@ -78,13 +78,13 @@ func (g *Graph[K]) writeLocked(s *shown) {
 	g.w.Write(Event{Vertex: &v})
 }
 
-// Start shows that the vertex runs.
-func (g *Graph[K]) Start(key K) {
+// Start shows that the vertex runs, since at.
+func (g *Graph[K]) Start(key K, at time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s, now := g.seen[key], time.Now()
-	g.consumedLocked(s, now)
-	s.Started, s.Completed, s.Cached, s.Error = &now, nil, false, ""
+	s := g.seen[key]
+	g.consumedLocked(s, time.Now())
+	s.Started, s.Completed, s.Cached, s.Error = &at, nil, false, ""
 	g.writeLocked(s)
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -54,14 +55,14 @@ func TestGraph(t *testing.T) {
 		g.Add(i, digest.Digest(fmt.Sprint("d", i)), fmt.Sprint("v", i), nil, inputs)
 	}
 	w.expect(t, "v0", "v1 <d0", "v2 <d1", "v3 <d2", "v4 <d3")
-	g.Start(0)
+	g.Start(0, time.Now())
 	g.Complete(0, nil)
 	g.Cached(2)
 	w.expect(t, "v0 started", "v0 completed", "v1 <d0 cached", "v2 <d1 cached")
-	g.Start(3)
+	g.Start(3, time.Now())
 	g.Complete(3, errors.New("exit code 1"))
-	g.Start(3) // once more
-	g.Start(4)
+	g.Start(3, time.Now()) // once more
+	g.Start(4, time.Now())
 	w.expect(t, "v3 <d2 started", "v3 <d2 failed exit code 1", "v3 <d2 started", "v4 <d3 started")
 	g.Complete(3, nil)
 	g.Interrupt()

@@ -130,7 +130,7 @@ func (g *group) add(b *Batch, mark Mark) {
 func (g *group) put(bucket, key string, e entry) {
 	p := g.buckets[bucket]
 	if p == nil {
-		p = &pending{entries: map[string]entry{}}
+		p = &pending{entries: map[string]entry{}, heads: map[string]struct{}{}}
 		g.buckets[bucket] = p
 	}
 	g.size += p.put(key, e)
@@ -170,19 +170,18 @@ func (g *group) scan(bucket, prefix string) []pair {
 	return g.buckets[bucket].scan(prefix)
 }
 
-// seal puts all keys in order, after which reading doesn't change g.
-func (g *group) seal() {
-	for _, p := range g.buckets {
-		p.order()
-	}
-}
-
 // pending is the change of one bucket.
 type pending struct {
 	entries map[string]entry
-	sorted  []string // keys in order
-	fresh   []string // keys that are not in sorted yet
+	// heads are the first headLen bytes of the keys that have so many. Most ranges
+	// that are looked for aren't among what is pending, and needn't be searched for
+	// in sorted, nor that be kept up for them.
+	heads  map[string]struct{}
+	sorted []string // keys in order
+	fresh  []string // keys that are not in sorted yet
 }
+
+const headLen = 16
 
 // put returns by how much the size grew.
 func (p *pending) put(key string, e entry) int {
@@ -192,6 +191,9 @@ func (p *pending) put(key string, e entry) int {
 		return len(e.value) - len(old.value)
 	}
 	p.fresh = append(p.fresh, key)
+	if len(key) >= headLen {
+		p.heads[key[:headLen]] = struct{}{}
+	}
 	return len(key) + len(e.value)
 }
 
@@ -202,19 +204,28 @@ func (p *pending) order() {
 		return
 	}
 	slices.Sort(p.fresh)
-	old, add := p.sorted, p.fresh
-	p.sorted, p.fresh = make([]string, 0, len(old)+len(add)), nil
+	p.sorted, p.fresh = mergeKeys(p.sorted, p.fresh), nil
+}
+
+// mergeKeys returns what is in either list, in order; both are.
+func mergeKeys(old, add []string) []string {
+	out := make([]string, 0, len(old)+len(add))
 	for len(old) > 0 && len(add) > 0 {
 		if old[0] < add[0] {
-			p.sorted, old = append(p.sorted, old[0]), old[1:]
+			out, old = append(out, old[0]), old[1:]
 		} else {
-			p.sorted, add = append(p.sorted, add[0]), add[1:]
+			out, add = append(out, add[0]), add[1:]
 		}
 	}
-	p.sorted = append(append(p.sorted, old...), add...)
+	return append(append(out, old...), add...)
 }
 
 func (p *pending) scan(prefix string) []pair {
+	if len(prefix) >= headLen {
+		if _, there := p.heads[prefix[:headLen]]; !there {
+			return nil
+		}
+	}
 	p.order()
 	var out []pair
 	for i := sort.SearchStrings(p.sorted, prefix); i < len(p.sorted) && strings.HasPrefix(p.sorted[i], prefix); i++ {

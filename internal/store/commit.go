@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -67,11 +68,11 @@ func (d *DB) commit(again bool) bool {
 		d.mu.Unlock()
 		return !again
 	}
-	g.seal()
 	d.flying, d.current = g, newGroup()
 	drain(d.wake) // what was signalled so far was for g
 	drain(d.hurry)
 	d.mu.Unlock()
+	d.seal(g)
 
 	d.committing.Lock()
 	err := d.persistReserved(g)
@@ -104,6 +105,22 @@ func (d *DB) commit(again bool) bool {
 	g.failure = err
 	close(g.done)
 	return err == nil
+}
+
+// seal puts all keys of g, which is in flight, in order; reading doesn't change g
+// any more then. Nobody waits for that, as long as it takes for a large group: who
+// has to look for a range meanwhile puts the keys in order, too.
+func (d *DB) seal(g *group) {
+	for _, p := range g.buckets {
+		d.mu.RLock()
+		sorted, fresh := p.sorted, slices.Clone(p.fresh)
+		d.mu.RUnlock()
+		slices.Sort(fresh)
+		sorted = mergeKeys(sorted, fresh)
+		d.mu.Lock()
+		p.sorted, p.fresh = sorted, nil
+		d.mu.Unlock()
+	}
 }
 
 // drain takes the signal out of ch, if there is one.

@@ -152,31 +152,3 @@ func TestSyncSince(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-// Who asks for one batch doesn't wait for those after it.
-func TestDurable(t *testing.T) {
-	d, err := Open(Options{Root: t.TempDir(), Delay: manual})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &Batch{}
-	b.Put("b", "k", []byte("v"))
-	mark := d.Write(b)
-	if mark != d.Mark() {
-		t.Errorf("the mark of a batch is %d, the newest %d", mark, d.Mark())
-	}
-	if err := d.Durable(t.Context(), mark); err != nil {
-		t.Fatal(err)
-	}
-	failSync(d, syscall.EIO)
-	put(d, "b", "later", "v")
-	if err := d.Durable(t.Context(), mark); err != nil {
-		t.Errorf("a batch that is durable: %v", err)
-	}
-	if err := d.Durable(t.Context(), d.Mark()); !errors.Is(err, syscall.EIO) {
-		t.Errorf("one that isn't: %v", err)
-	}
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-}

@@ -22,6 +22,7 @@ type finding struct {
 	found    uint64   // sum of the records that were found
 	records  int
 	unproven bool
+	partial  bool // see unprovenPart
 }
 
 // inspect reads every page of a bbolt file that nobody writes at the time, before
@@ -373,7 +374,8 @@ func (i *inspector) layout() (err error) {
 	if i.format, err = readFormat(i.meta); err != nil {
 		return err
 	}
-	_, i.unproven = i.meta[unprovenKey]
+	state, unproven := i.meta[unprovenKey]
+	i.unproven, i.partial = unproven, unproven && state != unprovenWhole
 	if i.format < formatWithSum {
 		return nil
 	}

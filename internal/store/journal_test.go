@@ -65,6 +65,9 @@ func TestDeletedDatabaseIsRebuilt(t *testing.T) {
 		if !d.Unproven() {
 			t.Error("the rebuilt database counts as proven")
 		}
+		if d.Partial() {
+			t.Error("a database that was rebuilt as a whole counts as one that lacks records")
+		}
 		b := &Batch{}
 		b.Proven()
 		d.Write(b)
@@ -138,6 +141,9 @@ func TestDamagedJournalIsReplayedInPart(t *testing.T) {
 	}
 	w := &warnings{}
 	d = openAt(t, root, w)
+	if !d.Partial() {
+		t.Error("a database that was rebuilt in part counts as whole")
+	}
 	if !strings.Contains(w.all(), "in part") {
 		t.Errorf("warned %q", w.all())
 	}

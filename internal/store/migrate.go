@@ -43,3 +43,22 @@ func joinKeys(tx *bbolt.Tx, found finding) (at position, err error) {
 	at.seq++
 	return at, nil
 }
+
+// dropImages deletes what layout 3 had of images.
+func dropImages(tx *bbolt.Tx, found finding) (at position, err error) {
+	at = found.position
+	name := []byte("image")
+	b := tx.Bucket(name)
+	if b == nil {
+		return at, nil
+	}
+	from := hashBucket("image")
+	if err := b.ForEach(func(k, v []byte) error {
+		at.sum -= from.record(k, v)
+		return nil
+	}); err != nil {
+		return at, err
+	}
+	at.seq++
+	return at, tx.DeleteBucket(name)
+}

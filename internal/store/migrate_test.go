@@ -80,3 +80,27 @@ func TestKeysAreJoined(t *testing.T) {
 		}
 	}
 }
+
+// Layout 3 had names of images, too.
+func TestImagesAreDropped(t *testing.T) {
+	root := t.TempDir()
+	old := openAt(t, root, nil)
+	put(old, "image", "app", "{}")
+	put(old, "ref", "a", "{}")
+	mustSync(t, old)
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	setLayout(t, filepath.Join(root, fileName), func(tx *bbolt.Tx) error {
+		at, err := positionOf(tx)
+		return errors.Join(err, putLayout(tx, 3, at))
+	})
+	d := openAt(t, root, &warnings{})
+	if got := scan(d, "image", ""); got != "" {
+		t.Errorf("there are still images: %q", got)
+	}
+	wantValue(t, d, "ref", "a", "{}")
+	if err := errors.Join(d.Check(), d.Close()); err != nil {
+		t.Error(err)
+	}
+}

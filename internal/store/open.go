@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errInUse says that a daemon runs on the same files.
+var errInUse = errors.New("it is in use by another daemon, which has to end first")
+
 const (
 	fileName = "kiln.db"
 
@@ -23,11 +26,14 @@ const (
 	// unprovenKey is there from when the database was rebuilt until somebody has
 	// compared it with the files.
 	unprovenKey = "unproven"
+	// unprovenWhole is its value when all was rebuilt that there was at some commit,
+	// and unprovenPart when records may be missing.
+	unprovenWhole, unprovenPart = "\x02", "\x01"
 
 	// format is the layout this program reads and writes. A change of what any
 	// package stores, in a way that older programs can't read, raises it and
 	// adds a migration.
-	format = 3
+	format = 4
 	// formatWithSum is the first layout with a position.
 	formatWithSum = 2
 
@@ -44,6 +50,8 @@ var migrations = [format]func(tx *bbolt.Tx, found finding) (position, error){
 	1: func(_ *bbolt.Tx, found finding) (position, error) { return position{1, found.found}, nil },
 	// 2 had a bucket for each kind of entry of the key graph.
 	2: joinKeys,
+	// 3 had names of images, which nobody could use or remove.
+	3: dropImages,
 }
 
 // Open opens or creates the database.
@@ -60,9 +68,12 @@ func Open(opts Options) (*DB, error) {
 	if opts.Warn == nil {
 		opts.Warn = func(string, ...any) {}
 	}
-	root, err := os.Open(opts.Root)
-	if err != nil {
-		return nil, fmt.Errorf("open the state directory: %w", err)
+	root := opts.Locked
+	if root == nil {
+		var err error
+		if root, err = Lock(opts.Root); err != nil {
+			return nil, err
+		}
 	}
 	d := &DB{
 		path:     filepath.Join(opts.Root, fileName),
@@ -94,12 +105,8 @@ func Open(opts Options) (*DB, error) {
 	return d, nil
 }
 
-// open locks the state directory, sees to it that there is a sound database,
-// and opens it.
+// open sees to it that there is a sound database, and opens it.
 func (d *DB) open() error {
-	if err := lock(d.root); err != nil {
-		return err
-	}
 	found, err := inspect(d.path)
 	if err != nil && !d.readOnly {
 		found, err = d.mend(err)
@@ -111,6 +118,7 @@ func (d *DB) open() error {
 		return err
 	}
 	d.unproven.Store(found.unproven)
+	d.partial = found.partial
 	if d.readOnly && found.format > 0 && found.format < format {
 		return fmt.Errorf("it has layout %d, not yet %d: the next start of the daemon migrates it", found.format, format)
 	}
@@ -127,8 +135,21 @@ func (d *DB) open() error {
 	return nil
 }
 
-// lock takes the state directory for this process: bbolt's own lock comes too
-// late, after the file was looked at.
+// Lock takes the state directory root for this process, for as long as the
+// directory that it returns is open. It is an error if another daemon has it, and
+// doesn't end in a short time.
+func Lock(root string) (*os.File, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, fmt.Errorf("open the state directory: %w", err)
+	}
+	if err := lock(dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", filepath.Join(root, fileName), err), dir.Close())
+	}
+	return dir, nil
+}
+
+// lock is for Lock; bbolt's own lock comes too late, after the file was looked at.
 func lock(dir *os.File) error {
 	deadline := time.After(lockTimeout)
 	tick := time.NewTicker(lockPoll)
@@ -144,7 +165,7 @@ func lock(dir *os.File) error {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			return errors.New("it is in use by another daemon")
+			return errInUse
 		}
 	}
 }
@@ -192,7 +213,7 @@ func openBolt(path string, readOnly bool) (*bbolt.DB, error) {
 		return err
 	})
 	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, errors.New("it is in use by another daemon")
+		return nil, errInUse
 	}
 	return bolt, err
 }
@@ -226,6 +247,11 @@ func IsDamaged(err error) bool { return errors.Is(err, errDamaged) }
 // behind the files: what could have been written to since isn't to be trusted.
 // A batch with Proven ends that.
 func (d *DB) Unproven() bool { return d.unproven.Load() }
+
+// Partial says whether an unproven database may lack some of the records that
+// there were at the commit it stands at, so that others may point at what isn't
+// there. Without that it is as whole as any commit left it.
+func (d *DB) Partial() bool { return d.partial && d.Unproven() }
 
 // ReadOnly says whether nothing on disk may be changed.
 func (d *DB) ReadOnly() bool { return d.readOnly }

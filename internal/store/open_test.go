@@ -59,8 +59,8 @@ var damages = map[string]func([]byte) []byte{
 	"garbage pages":  func(b []byte) []byte { fill8(b[8192:], 0xa5); return b },
 	"one value":      func(b []byte) []byte { return bytes.Replace(b, []byte("vvvv"), []byte("vvwv"), 1) },
 	"no version":     func(b []byte) []byte { return bytes.ReplaceAll(b, []byte(metaBucket), []byte(".other")) },
-	"newer by a bit": func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("format3"), []byte("format7")) },
-	"senseless text": func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("format3"), []byte("formatx")) },
+	"newer by a bit": func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("format4"), []byte("format7")) },
+	"senseless text": func(b []byte) []byte { return bytes.ReplaceAll(b, []byte("format4"), []byte("formatx")) },
 }
 
 func TestDamagedFilesAreSetAsideAndRebuilt(t *testing.T) {

@@ -4,20 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/bbolt"
 )
 
 // replayed is what the journal tells.
 type replayed struct {
-	content map[string]map[string][]byte
-	last    position // of the last entry
-	at      position // where the content stands; it is last if nothing is missing
-	format  int
-	entries int
-	gaps    int  // stretches between entries that aren't any
-	torn    bool // there is something after the last entry
+	histories map[string]*history // by bucket
+	content   map[string][]told   // records by bucket, in the order of their keys
+	last      position            // of the last entry
+	at        position            // where the content stands; it is last if nothing is missing
+	format    int
+	entries   int
+	gaps      int  // stretches between entries that aren't any
+	torn      bool // there is something after the last entry
 }
 
 // replay reads the journal. What is damaged in it is left out. An entry of a
@@ -27,7 +32,7 @@ func replay(path string) (*replayed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
-	r := &replayed{content: map[string]map[string][]byte{}}
+	r := &replayed{histories: map[string]*history{}, content: map[string][]told{}}
 	for len(data) > 0 {
 		info, payload, rest, err := decodeEntry(data)
 		if err == nil {
@@ -46,39 +51,50 @@ func replay(path string) (*replayed, error) {
 			r.torn = true
 		}
 	}
+	for bucket, h := range r.histories {
+		r.content[bucket] = h.records()
+	}
+	r.histories = nil
 	r.at = r.position()
 	return r, nil
 }
 
+// apply adds what an entry tells, all of it or nothing.
 func (r *replayed) apply(info entryInfo, payload []byte) error {
-	if err := changes(payload, func(_, _, _ []byte, _ bool) {}); err != nil {
+	runs, err := runsOf(payload)
+	if err != nil {
 		return err
 	}
 	r.entries, r.last, r.format = r.entries+1, info.position, info.format
-	return changes(payload, func(bucket, key, value []byte, deleted bool) {
-		b := r.content[string(bucket)]
-		if b == nil {
-			b = map[string][]byte{}
-			r.content[string(bucket)] = b
+	for _, run := range runs {
+		h := r.histories[run.bucket]
+		if h == nil {
+			h = &history{}
+			r.histories[run.bucket] = h
 		}
-		if deleted {
-			delete(b, string(key))
-		} else {
-			b[string(key)] = value
-		}
-	})
+		h.add(run.told)
+	}
+	return nil
 }
 
-// position adds up the content.
+// position adds up the content, on all cores.
 func (r *replayed) position() position {
-	p := position{seq: r.last.seq}
-	for name, records := range r.content {
-		h := hashBucket(name)
-		for k, v := range records {
-			p.sum += h.record([]byte(k), v)
+	var sum atomic.Uint64
+	var wg sync.WaitGroup
+	for bucket, records := range r.content {
+		h := hashBucket(bucket)
+		for part := range slices.Chunk(records, len(records)/runtime.GOMAXPROCS(0)+1) {
+			wg.Go(func() {
+				s := uint64(0)
+				for _, t := range part {
+					s += h.record(t.key, t.value)
+				}
+				sum.Add(s)
+			})
 		}
 	}
-	return p
+	wg.Wait()
+	return position{r.last.seq, sum.Load()}
 }
 
 // complete says whether the content is all there was at the last entry.
@@ -89,9 +105,9 @@ func (r *replayed) bytes() (n int) {
 	if r == nil {
 		return 0
 	}
-	for _, b := range r.content {
-		for k, v := range b {
-			n += len(k) + len(v)
+	for _, records := range r.content {
+		for _, t := range records {
+			n += len(t.key) + len(t.value)
 		}
 	}
 	return n
@@ -142,7 +158,7 @@ func (d *DB) create(r *replayed) error {
 	if err != nil {
 		return fmt.Errorf("make a database: %w", err)
 	}
-	err = bolt.Update(func(tx *bbolt.Tx) error { return fill(tx, r) })
+	err = fill(bolt, r)
 	if err == nil && r == nil {
 		err = bolt.Sync()
 	}
@@ -155,27 +171,49 @@ func (d *DB) create(r *replayed) error {
 	return nil
 }
 
-// fill puts the records, if any, into an empty database.
-func fill(tx *bbolt.Tx, r *replayed) error {
+// fillAtOnce is how many records one transaction puts into a new database. In one
+// alone they would all be in one node, where the place of each has to be found.
+const fillAtOnce = 2048
+
+// fill puts the records, if any, into an empty database that nobody reads before it
+// has all of them.
+func fill(bolt *bbolt.DB, r *replayed) error {
 	if r == nil {
-		return putLayout(tx, format, position{})
+		return bolt.Update(func(tx *bbolt.Tx) error { return putLayout(tx, format, position{}) })
 	}
-	for _, name := range sortedKeys(r.content) {
-		b, err := tx.CreateBucketIfNotExists([]byte(name))
-		if err != nil {
+	for _, bucket := range sortedKeys(r.content) {
+		if err := bolt.Update(func(tx *bbolt.Tx) error {
+			_, err := tx.CreateBucketIfNotExists([]byte(bucket))
+			return err
+		}); err != nil {
 			return err
 		}
-		b.FillPercent = 0.9 // keys come in order
-		for _, key := range sortedKeys(r.content[name]) {
-			if err := b.Put([]byte(key), r.content[name][key]); err != nil {
-				return fmt.Errorf("key %q of bucket %s: %w", key, name, err)
+		for part := range slices.Chunk(r.content[bucket], fillAtOnce) {
+			if err := bolt.Update(func(tx *bbolt.Tx) error { return fillPart(tx.Bucket([]byte(bucket)), bucket, part) }); err != nil {
+				return err
 			}
 		}
 	}
-	if err := putLayout(tx, max(r.format, formatWithSum), r.at); err != nil {
-		return err
+	return bolt.Update(func(tx *bbolt.Tx) error {
+		if err := putLayout(tx, max(r.format, formatWithSum), r.at); err != nil {
+			return err
+		}
+		state := unprovenPart
+		if r.complete() {
+			state = unprovenWhole
+		}
+		return tx.Bucket([]byte(metaBucket)).Put([]byte(unprovenKey), []byte(state))
+	})
+}
+
+func fillPart(b *bbolt.Bucket, bucket string, part []told) error {
+	b.FillPercent = 0.9 // keys come in order
+	for _, t := range part {
+		if err := b.Put(t.key, t.value); err != nil {
+			return fmt.Errorf("key %q of bucket %s: %w", t.key, bucket, err)
+		}
 	}
-	return tx.Bucket([]byte(metaBucket)).Put([]byte(unprovenKey), []byte{1})
+	return nil
 }
 
 // putLayout stores the layout's version and where the database stands.

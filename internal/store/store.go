@@ -48,6 +48,9 @@ type Options struct {
 	// Root is the state directory. Its file system is synced before records
 	// are committed. The database is the file kiln.db in it.
 	Root string
+	// Locked is what Lock has returned for Root; it is the DB's from then on, and
+	// is closed if there comes to be none. If it is nil, Open locks Root.
+	Locked *os.File
 	// Delay is how long the first write of a group waits for others; 0 means
 	// DefaultDelay.
 	Delay time.Duration
@@ -71,6 +74,7 @@ type DB struct {
 	bolt     *bbolt.DB
 	readOnly bool
 	unproven atomic.Bool
+	partial  bool // it was rebuilt in part
 
 	// committing is held while the files are written, so that Check sees them
 	// at rest.
@@ -136,21 +140,21 @@ func (d *DB) Close() error {
 	return errors.Join(err, d.journal.close(), d.root.Close())
 }
 
-// Mark is a place in the order of writes: that of a batch, or of the newest.
+// Mark is a moment, by how much was written before.
 type Mark uint64
 
 // Write makes b visible at once and durable within the group commit's delay.
-// It never waits for the disk. The mark is that of b.
+// It never waits for the disk.
 //
 // A batch that bbolt could never store (an empty key, one beyond 32 KB) is
 // dropped as a whole with a warning: kept, it would make every later commit fail.
-func (d *DB) Write(b *Batch) Mark {
+func (d *DB) Write(b *Batch) {
 	if b.bad != nil {
 		d.warn("a record can't be stored and is dropped", "error", b.bad)
-		return d.Mark()
+		return
 	}
 	if len(b.changes) == 0 && len(b.onDurable) == 0 && !b.proven {
-		return d.Mark()
+		return
 	}
 	if b.proven {
 		d.unproven.Store(false)
@@ -159,15 +163,14 @@ func (d *DB) Write(b *Batch) Mark {
 	defer d.mu.Unlock()
 	if d.closed {
 		d.warn("a write after the database was closed is dropped", "changes", len(b.changes))
-		return d.written
+		return
 	}
 	d.written++
 	d.current.add(b, d.written)
 	signal(d.wake) // under the lock, so that commit knows which group it is for
-	return d.written
 }
 
-// Mark is that of the newest batch.
+// Mark is now.
 func (d *DB) Mark() Mark {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -179,28 +182,8 @@ func (d *DB) Mark() Mark {
 // what was written stays queued and is tried again.
 //
 // It says nothing of what an earlier commit has lost: ask SyncSince for that.
-func (d *DB) Sync(ctx context.Context) error { return d.syncTo(ctx, d.Mark()) }
-
-// SyncSince is Sync, and returns an error as well if files of a batch after since,
-// the mark of an earlier time, were lost or may be: such a batch, or a part of it,
-// was taken back by those whom OnDoubt has registered, and isn't tried again.
-func (d *DB) SyncSince(ctx context.Context, since Mark) error {
-	if err := d.Sync(ctx); err != nil {
-		return err
-	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if d.lost > since {
-		return d.why
-	}
-	return nil
-}
-
-// Durable is Sync for the batch with the mark and those before it: it doesn't wait
-// for what was written later.
-func (d *DB) Durable(ctx context.Context, of Mark) error { return d.syncTo(ctx, of) }
-
-func (d *DB) syncTo(ctx context.Context, target Mark) error {
+func (d *DB) Sync(ctx context.Context) error {
+	target := d.Mark()
 	if d.readOnly {
 		return nil
 	}
@@ -220,6 +203,21 @@ func (d *DB) syncTo(ctx context.Context, target Mark) error {
 	}
 	d.mu.RUnlock()
 	return d.await(ctx, group)
+}
+
+// SyncSince is Sync, and returns an error as well if files of a batch after since,
+// the mark of an earlier time, were lost or may be: such a batch, or a part of it,
+// was taken back by those whom OnDoubt has registered, and isn't tried again.
+func (d *DB) SyncSince(ctx context.Context, since Mark) error {
+	if err := d.Sync(ctx); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.lost > since {
+		return d.why
+	}
+	return nil
 }
 
 // Get returns the value of key in bucket. The value must not be changed.

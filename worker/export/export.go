@@ -10,7 +10,6 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/ops/source/registry"
-	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/session"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -18,7 +17,6 @@ import (
 // Config is what exporters work with.
 type Config struct {
 	Cache    *cache.Manager
-	Blobs    *snapshot.Blobs
 	Sessions *session.Manager
 	Registry *registry.Client
 	Platform ocispec.Platform // of results that don't say theirs

@@ -1,7 +1,6 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,9 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/distribution/reference"
-	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/ops/source/registry"
 	"github.com/opencontainers/go-digest"
@@ -20,8 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// imageExporter keeps the image in the daemon's store under its names, and
-// pushes it.
+// imageExporter makes an image of the result, whose layers are the cache's, and
+// pushes it. There is no store of images beside the cache, for which store, unpack
+// and name-canonical would be (EXP-015).
 type imageExporter struct {
 	cfg  Config
 	opts imageOptions
@@ -46,9 +44,6 @@ func (e *imageExporter) Export(ctx context.Context, src Source, req Request) (Do
 	if err != nil {
 		return Done{}, err
 	}
-	if err := e.store(ctx, img, e.withCanonical(named, names, desc.Digest)); err != nil {
-		return Done{}, err
-	}
 	done := Done{Response: resp, Descriptor: &desc}
 	if e.opts.push {
 		done.Finalize = func(ctx context.Context) error { return e.push(ctx, img, names, req) }
@@ -65,87 +60,12 @@ func (e *imageExporter) withDangling(names []string, dgst digest.Digest) []strin
 	return out
 }
 
-// withCanonical adds a name with the digest for each given one (EXP-018).
-func (e *imageExporter) withCanonical(all, given []string, dgst digest.Digest) []string {
-	out := slices.Clone(all)
-	if e.opts.canonical {
-		for _, n := range given {
-			out = append(out, untagged(n)+"@"+dgst.String())
-		}
-	}
-	return out
-}
-
 func untagged(name string) string {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return name // names were checked when the exporter was made
 	}
 	return named.Name()
-}
-
-// store puts the image's own blobs into the store and names it.
-func (e *imageExporter) store(ctx context.Context, img *image, names []string) error {
-	if len(names) == 0 {
-		return nil
-	}
-	keep := cache.Image{Descriptor: img.root}
-	for _, b := range img.blobs {
-		if b.owner == nil {
-			keep.Blobs = append(keep.Blobs, b.desc.Digest)
-		} else if id := b.owner.ID(); !slices.Contains(keep.Refs, id) {
-			keep.Refs = append(keep.Refs, id)
-		}
-	}
-	defer e.cfg.Cache.Hold(keep.Blobs...)() // until a name keeps them
-	return e.cfg.Cache.WithRoom(ctx, func() error {
-		for _, b := range img.blobs {
-			if b.owner != nil {
-				continue
-			}
-			if err := e.write(ctx, b); err != nil {
-				return err
-			}
-		}
-		return e.name(ctx, names, keep)
-	})
-}
-
-// name names the image. What clients are told of is on the disk then.
-func (e *imageExporter) name(ctx context.Context, names []string, img cache.Image) error {
-	for _, n := range names {
-		if err := e.cfg.Cache.SetImage(n, img); err != nil {
-			return fmt.Errorf("name the image %s: %w", n, err)
-		}
-	}
-	for _, n := range names {
-		done := progress.From(ctx).Begin("naming to " + n)
-		if err := e.cfg.Cache.AwaitImage(ctx, n); err != nil {
-			return err
-		}
-		done()
-	}
-	return nil
-}
-
-// write stores b, unless it is stored: an image that there is needs no disk.
-func (e *imageExporter) write(ctx context.Context, b blob) error {
-	old, err := content.ReadBlob(ctx, e.cfg.Blobs, b.desc)
-	if err == nil && bytes.Equal(old, b.data) {
-		return nil
-	}
-	w, err := e.cfg.Blobs.Create()
-	if err != nil {
-		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
-	}
-	defer w.Close()
-	if _, err := w.Write(b.data); err != nil {
-		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
-	}
-	if _, err := w.Commit(b.desc.Size, b.desc.Digest); err != nil {
-		return fmt.Errorf("store %s: %w", b.desc.Digest, err)
-	}
-	return nil
 }
 
 // pushesAtOnce bounds the blobs of one image on their way at the same time;

@@ -21,7 +21,6 @@ type imageOptions struct {
 	insecure        bool
 	danglingPrefix  string
 	danglingIfEmpty bool
-	canonical       bool
 	compression     cache.Compression
 	epoch           epoch
 	annotations     annotations
@@ -41,8 +40,8 @@ func parseImageOptions(typ string, attrs map[string]string) (imageOptions, error
 	if typ == "image" {
 		maps.Copy(bools, map[string]*bool{
 			"push": &o.push, "push-by-digest": &o.pushByDigest, "registry.insecure": &o.insecure,
-			"danging-name-empty-only": &o.danglingIfEmpty, "name-canonical": &o.canonical,
-			"unpack": &unused, "store": &unused,
+			"danging-name-empty-only": &o.danglingIfEmpty,
+			"name-canonical":          &unused, "unpack": &unused, "store": &unused,
 		})
 	} else {
 		bools["tar"] = &tarred

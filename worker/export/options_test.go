@@ -62,7 +62,7 @@ func TestImageOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !o.push || !o.insecure || !o.canonical || !o.danglingIfEmpty || !o.compression.Force || *o.compression.Level != 3 || o.epoch.time.Unix() != 7 {
+	if !o.push || !o.insecure || !o.danglingIfEmpty || !o.compression.Force || *o.compression.Level != 3 || o.epoch.time.Unix() != 7 {
 		t.Errorf("options %+v", o)
 	}
 	if string(o.metadata["my.own"]) != "x" || len(o.metadata) != 1 {
@@ -86,7 +86,7 @@ func TestNamesOfTheFrontend(t *testing.T) {
 	}
 }
 
-// compat: EXP-016, EXP-017, EXP-018
+// compat: EXP-016, EXP-017
 func TestLocalNames(t *testing.T) {
 	dgst := digest.FromString("x")
 	for _, c := range []struct {
@@ -100,15 +100,13 @@ func TestLocalNames(t *testing.T) {
 		{kv("dangling-name-prefix=d"), []string{"r/a:1"}, []string{"r/a:1", "d@" + dgst.String()}},
 		{kv("dangling-name-prefix=d", "danging-name-empty-only"), []string{"r/a:1"}, []string{"r/a:1"}},
 		{kv("dangling-name-prefix=d", "danging-name-empty-only"), nil, []string{"d@" + dgst.String()}},
-		{kv("name-canonical"), []string{"r.io/a:1"}, []string{"r.io/a:1", "r.io/a@" + dgst.String()}},
-		{kv("name-canonical", "dangling-name-prefix=d"), []string{"r.io/a:1"}, []string{"r.io/a:1", "d@" + dgst.String(), "r.io/a@" + dgst.String()}},
 	} {
 		o, err := parseImageOptions("image", c.attrs)
 		if err != nil {
 			t.Fatal(err)
 		}
 		e := &imageExporter{opts: o}
-		if got := e.withCanonical(e.withDangling(c.names, dgst), c.names, dgst); !slices.Equal(got, c.want) {
+		if got := e.withDangling(c.names, dgst); !slices.Equal(got, c.want) {
 			t.Errorf("%v of %q: %q, want %q", c.attrs, c.names, got, c.want)
 		}
 	}

@@ -2,9 +2,12 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/tonistiigi/fsutil"
@@ -35,7 +38,7 @@ type watchedRoot struct {
 }
 
 func watchRoot(root *os.Root) watchedRoot {
-	return watchedRoot{fsutil.NewRoot(root), &dirReader{FS: root.FS()}}
+	return watchedRoot{fsutil.NewRoot(root), &dirReader{FS: anyNames{root}}}
 }
 
 func (r watchedRoot) FS() fs.FS { return r.dirs }
@@ -59,3 +62,22 @@ func (d *dirReader) ReadDir(name string) ([]fs.DirEntry, error) {
 func (d *dirReader) Stat(name string) (fs.FileInfo, error)  { return fs.Stat(d.FS, name) }
 func (d *dirReader) Lstat(name string) (fs.FileInfo, error) { return fs.Lstat(d.FS, name) }
 func (d *dirReader) ReadLink(name string) (string, error)   { return fs.ReadLink(d.FS, name) }
+
+// anyNames is the FS of a root whose files have names of any bytes. That of
+// os.Root itself refuses names that are no text, which Linux doesn't.
+type anyNames struct{ root *os.Root }
+
+func (a anyNames) Open(name string) (fs.File, error)      { return a.root.Open(name) }
+func (a anyNames) Stat(name string) (fs.FileInfo, error)  { return a.root.Stat(name) }
+func (a anyNames) Lstat(name string) (fs.FileInfo, error) { return a.root.Lstat(name) }
+func (a anyNames) ReadLink(name string) (string, error)   { return a.root.Readlink(name) }
+
+func (a anyNames) ReadDir(name string) ([]fs.DirEntry, error) {
+	f, err := a.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := f.ReadDir(-1)
+	slices.SortFunc(entries, func(x, y fs.DirEntry) int { return strings.Compare(x.Name(), y.Name()) })
+	return entries, errors.Join(err, f.Close())
+}

@@ -1,9 +1,13 @@
 package export
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,5 +51,47 @@ func TestWholeTree(t *testing.T) {
 		if bad == "" && (err != nil || strings.Join(seen, " ") != "d d/f") || bad != "" && !errors.Is(err, errDiskGone) {
 			t.Errorf("with a bad %q: saw %q, error %v", bad, seen, err)
 		}
+	}
+}
+
+// Names are what Linux takes: any bytes.
+func TestNamesThatAreNoText(t *testing.T) {
+	dir := t.TempDir()
+	const name, link = "\xff\xfe\n", "l\xff"
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, name), 0o755), os.WriteFile(filepath.Join(dir, name, name), []byte("x"), 0o644),
+		os.Symlink(name, filepath.Join(dir, link))); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	watched := watchRoot(root)
+	var out bytes.Buffer
+	if err := fsutil.WriteTar(t.Context(), wholeTree{fsutil.NewRootFS(watched), watched.dirs}, &out); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{name + "/": "", name + "/" + name: "x", link: ""}
+	got := map[string]string{}
+	for r := tar.NewReader(&out); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[h.Name] = string(data)
+		if h.Name == link && h.Linkname != name {
+			t.Errorf("the link leads to %q", h.Linkname)
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/remote"
 	"github.com/kilnbuild/kiln/ops"
@@ -22,6 +24,10 @@ const (
 	readBound = 30 * time.Second
 	// maxDocument bounds their size.
 	maxDocument = 32 << 20
+	// maxFailures is how many layers that can't be had make an import unreachable.
+	// Each costs what a registry is given to answer, so that a build would wait
+	// for hours if it asked for all. One that costs minutes is enough.
+	maxFailures = 3
 )
 
 // Import is a cache that a build asks: the Keys and the Results of a
@@ -32,11 +38,16 @@ type Import struct {
 	store  store
 	client Client
 	bound  time.Duration
+	gaveUp func(err error) // called once, when nothing is asked of it any more
 
 	once    sync.Once
 	ready   chan struct{} // closed once the fields below are set
 	index   *remote.Index // nil: nothing is found
 	release func()        // of what is offered
+
+	mu     sync.Mutex // guards the fields below
+	failed map[digest.Digest]bool
+	down   error // why nothing is asked of it any more
 }
 
 var (
@@ -46,9 +57,10 @@ var (
 )
 
 // NewImport returns the cache that attrs name (EXP-072, -074), which Read reads.
-// name is what users know it by.
-func NewImport(cfg Config, name, typ string, attrs map[string]string, c Client) (*Import, error) {
-	im := &Import{cfg: cfg, name: name, client: c, bound: readBound, ready: make(chan struct{}), release: func() {}}
+// name is what users know it by. gaveUp is called if it turns out to be unreachable
+// after it has been read.
+func NewImport(cfg Config, name, typ string, attrs map[string]string, c Client, gaveUp func(error)) (*Import, error) {
+	im := &Import{cfg: cfg, name: name, client: c, bound: readBound, gaveUp: gaveUp, ready: make(chan struct{}), release: func() {}}
 	switch typ {
 	case "registry":
 		s, err := newInRegistry(cfg, attrs)
@@ -122,7 +134,7 @@ func (im *Import) Close() { im.release() }
 // Lookup implements solver.KeyIndex.
 func (im *Import) Lookup(l solver.Lookup) (solver.Found, error) {
 	<-im.ready
-	if im.index == nil {
+	if im.index == nil || im.unreachable() != nil {
 		return solver.Found{}, nil // whoever called Read was told why
 	}
 	return im.index.Lookup(l)
@@ -150,9 +162,45 @@ func (im *Import) Load(ctx context.Context, id string) (_ solver.Result, err err
 
 // Open implements cache.BlobSource.
 func (im *Import) Open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	rc, err := im.store.open(ctx, im.client, desc)
-	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("the imported cache %s: %w", im.name, err)
+	if err := im.unreachable(); err != nil {
+		return nil, fmt.Errorf("not asked any more, as others could not be had: %w", err)
 	}
-	return rc, err
+	return im.store.open(ctx, im.client, desc)
+}
+
+// Failed is told by the cache that a layer couldn't be had. A layer that isn't
+// there says nothing of the others.
+func (im *Import) Failed(desc ocispec.Descriptor, err error) error {
+	named := fmt.Errorf("the imported cache %s: %w", im.name, err)
+	if errdefs.IsNotFound(err) {
+		return named
+	}
+	im.mu.Lock()
+	if im.failed == nil {
+		im.failed = map[digest.Digest]bool{}
+	}
+	im.failed[desc.Digest] = true
+	gaveUp := im.down == nil && (len(im.failed) == maxFailures || silent(err))
+	if gaveUp {
+		im.down = err
+	}
+	im.mu.Unlock()
+	if gaveUp {
+		im.gaveUp(err)
+	}
+	return named
+}
+
+// silent says whether err is that nobody answered, for minutes.
+func silent(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, cache.ErrStalled) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// unreachable is why nothing is asked of the import any more, nil as long as
+// something is.
+func (im *Import) unreachable() error {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return im.down
 }

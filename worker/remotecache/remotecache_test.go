@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -139,7 +140,7 @@ func TestExportAndImport(t *testing.T) {
 	}
 
 	other := newEnv(t)
-	im, err := NewImport(other.cfg, "registry it", "registry", attrs, Client{})
+	im, err := NewImport(other.cfg, "registry it", "registry", attrs, Client{}, nil)
 	e.must(err)
 	e.reg.Requests()
 	e.must(im.Read(t.Context()))
@@ -180,7 +181,7 @@ func TestExportAndImport(t *testing.T) {
 	build.Results = []*cache.Ref{refs["one"]}
 	_, err = ex.Export(t.Context(), build)
 	e.must(err)
-	if im, err = NewImport(other.cfg, "registry it", "registry", attrs, Client{}); err != nil {
+	if im, err = NewImport(other.cfg, "registry it", "registry", attrs, Client{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	e.must(im.Read(t.Context()))
@@ -237,7 +238,7 @@ func TestImportsThatCanNotBeRead(t *testing.T) {
 			e := newEnv(t)
 			e.reg.Change(func() { e.reg.Faults = registrytest.Faults{} })
 			prepare(e)
-			im, err := NewImport(e.cfg, "it", "registry", map[string]string{"ref": e.reg.Host + "/cache:1"}, Client{})
+			im, err := NewImport(e.cfg, "it", "registry", map[string]string{"ref": e.reg.Host + "/cache:1"}, Client{}, nil)
 			e.must(err)
 			if want == "could not be read within" {
 				im.bound = time.Millisecond
@@ -285,8 +286,99 @@ func TestBadAttributes(t *testing.T) {
 		`digest ""`:      {"local", map[string]string{"src": "s"}},
 		`digest "x"`:     {"local", map[string]string{"src": "s", "digest": "x"}},
 	} {
-		if _, err := NewImport(Config{}, "it", tt.typ, tt.attrs, Client{}); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := NewImport(Config{}, "it", tt.typ, tt.attrs, Client{}, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("import %s %v: %v, want %q", tt.typ, tt.attrs, err, want)
+		}
+	}
+}
+
+// An import whose layers can't be had is given up, once, after a few of them; one
+// that merely lacks some is not.
+func TestImportThatIsGivenUp(t *testing.T) {
+	e := newEnv(t)
+	b := blobs{}
+	names := []string{"a", "b", "c", "d", "e"}
+	ref := e.lazy(b, names...)
+	defer ref.Release()
+	build := Build{Steps: project(), Results: []*cache.Ref{ref}, Load: func(_ context.Context, rec solver.Record) (*cache.Ref, error) {
+		if rec.Result != "one" {
+			return nil, solver.ErrNoResult
+		}
+		return ref.Clone(), nil
+	}}
+	attrs := map[string]string{"ref": e.reg.Host + "/cache:1", "mode": "max"}
+	ex, err := NewExporter(e.cfg, "registry", attrs)
+	e.must(err)
+	_, err = ex.Export(t.Context(), build)
+	e.must(err)
+	layers, err := ref.Layers(t.Context(), cache.Compression{})
+	e.must(err)
+
+	for status, asked := range map[int]int{http.StatusNotFound: len(names), http.StatusTeapot: maxFailures} {
+		other := newEnv(t)
+		var told []error
+		im, err := NewImport(other.cfg, "registry it", "registry", attrs, Client{}, func(err error) { told = append(told, err) })
+		e.must(err)
+		e.must(im.Read(t.Context()))
+		e.reg.Change(func() {
+			e.reg.Before = func(w http.ResponseWriter, req *http.Request) bool {
+				if req.Method != http.MethodGet || !strings.Contains(req.URL.Path, "/blobs/") {
+					return false
+				}
+				w.WriteHeader(status)
+				return true
+			}
+		})
+		_, top := other.find(im, "one", solver.RootKey("source", 0))
+		if top == nil {
+			t.Fatal("one isn't found")
+		}
+		e.reg.Requests()
+		for _, l := range layers {
+			rc, err := im.Open(t.Context(), l.Blob)
+			if err == nil {
+				_, err = io.ReadAll(rc)
+				rc.Close()
+			}
+			if err == nil {
+				t.Fatalf("%d: a layer is there", status)
+			}
+			if err := im.Failed(l.Blob, err); !strings.Contains(err.Error(), "the imported cache registry it: ") {
+				t.Errorf("%d: %v", status, err)
+			}
+		}
+		if got := blobRequests(e.reg); got != asked {
+			t.Errorf("%d: %d layers were asked for, want %d", status, got, asked)
+		}
+		if err := top.Extract(t.Context()); !errors.Is(err, cache.ErrLost) || !strings.Contains(err.Error(), "the imported cache registry it: ") {
+			t.Errorf("%d: the layers of the result: %v", status, err)
+		}
+		top.Release()
+		_, found := other.find(im, "one", solver.RootKey("source", 0))
+		if gaveUp := asked == maxFailures; gaveUp != (found == nil) || gaveUp != (len(told) == 1) {
+			t.Errorf("%d: found %v, told %v", status, found, told)
+		}
+		found.Release()
+		im.Close()
+		e.reg.Change(func() { e.reg.Before = nil })
+	}
+}
+
+// One that is silent for minutes is given up at once.
+func TestSilentImportIsGivenUp(t *testing.T) {
+	for _, err := range []error{fmt.Errorf("%w for 2m0s", cache.ErrStalled), fmt.Errorf("fetch: %w", os.ErrDeadlineExceeded)} {
+		told := 0
+		im, bad := NewImport(Config{}, "it", "registry", map[string]string{"ref": "r.example/cache:1"}, Client{}, func(error) { told++ })
+		if bad != nil {
+			t.Fatal(bad)
+		}
+		for _, name := range []digest.Digest{"one", "two"} {
+			if got := im.Failed(ocispec.Descriptor{Digest: name}, err); !errors.Is(got, err) {
+				t.Errorf("told %v, it says %v", err, got)
+			}
+		}
+		if _, got := im.Open(t.Context(), ocispec.Descriptor{}); !errors.Is(got, err) || told != 1 {
+			t.Errorf("after %v: %v, told %d times", err, got, told)
 		}
 	}
 }

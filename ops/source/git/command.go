@@ -8,13 +8,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
 )
 
@@ -133,23 +133,20 @@ func runGroup(cmd *exec.Cmd) error {
 		kill = time.AfterFunc(grace, func() { unix.Kill(group, unix.SIGKILL) })
 		return unix.Kill(group, unix.SIGTERM)
 	}
-	done := make(chan error)
-	go func() {
-		// The thread isn't given back: it ends with the goroutine, after the
-		// process, which would be killed with it.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("umask of its own: %w", err)
+	var err error
+	// The thread ends after the process, which would be killed with it.
+	thread.Run(func() {
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			err = fmt.Errorf("umask of its own: %w", err)
 			return
 		}
 		unix.Umask(0o022)
-		err := cmd.Run()
+		err = cmd.Run()
 		if kill != nil {
 			kill.Stop()
 		}
-		done <- err
-	}()
-	return <-done
+	})
+	return err
 }
 
 // output holds what git prints on its standard output.

@@ -33,7 +33,7 @@ func (i *instance) ask(ctx context.Context, g session.Group, place string, known
 		return nil, nil, err
 	}
 	known.askAbout(req.Header)
-	resp, err := i.client(ctx, g).Do(req)
+	resp, err := i.client(g).Do(req)
 	if err != nil {
 		return nil, nil, fmt.Errorf("fetch %s: %w", i.spec.shown, withoutURL(err))
 	}

@@ -91,7 +91,7 @@ func (i *instance) secret(ctx context.Context, g session.Group, name string) (va
 
 // client follows redirects, without the credentials once another host is asked,
 // or the same one without encryption.
-func (i *instance) client(ctx context.Context, g session.Group) *stdhttp.Client {
+func (i *instance) client(g session.Group) *stdhttp.Client {
 	var rt stdhttp.RoundTripper = stdhttp.DefaultTransport
 	if i.spec.url.Host == sessionHost {
 		rt = &uploads{i: i, g: g}

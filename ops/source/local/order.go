@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/tonistiigi/fsutil/types"
 	"io/fs"
+
+	"github.com/tonistiigi/fsutil/types"
 )
 
 // walk checks that paths come as a walk of a tree brings them: clean,

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/tonistiigi/fsutil/types"
 )
 
@@ -160,8 +161,8 @@ func (r *receiver) receive(ctx context.Context, cancel context.CancelCauseFunc, 
 	r.open = func() (*place, error) {
 		p, err := prepare()
 		if err == nil {
-			r.umask = readUmask()
-			r.writers = startWriters(ctx, cancel, p.root, r.umask)
+			r.umask = files.Umask()
+			r.writers = startWriters(cancel, p.root, r.umask)
 		}
 		return p, err
 	}

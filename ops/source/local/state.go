@@ -189,9 +189,5 @@ func same(a, b *types.Stat, k kind) bool {
 		return false
 	}
 	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Linkname == b.Linkname &&
-		a.Devmajor == b.Devmajor && a.Devminor == b.Devminor && sameXattrs(a.Xattrs, b.Xattrs)
-}
-
-func sameXattrs(a, b map[string][]byte) bool {
-	return len(a) == 0 && len(b) == 0 || maps.EqualFunc(a, b, slices.Equal)
+		a.Devmajor == b.Devmajor && a.Devminor == b.Devminor && maps.EqualFunc(a.Xattrs, b.Xattrs, slices.Equal)
 }

@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
-	"unsafe"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
@@ -44,26 +43,13 @@ func (t *tree) at(path string) (int, string, error) {
 	if t.fd >= 0 && t.parent == parent {
 		return t.fd, name, nil
 	}
-	fd, err := openBeneath(t.root, parent, unix.O_PATH|unix.O_DIRECTORY)
+	fd, err := files.OpenBeneath(t.root, parent, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return -1, "", pathError("open directory", parent, err)
 	}
 	t.close()
 	t.fd, t.parent = fd, parent
 	return fd, name, nil
-}
-
-func openBeneath(root int, path string, flags uint64) (int, error) {
-	how := unix.OpenHow{
-		Flags:   flags | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	for {
-		fd, err := unix.Openat2(root, path, &how)
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
 }
 
 // treeError: the copy could not be changed.
@@ -103,7 +89,7 @@ func (t *tree) finish(fd int, st *types.Stat, inherits bool) error {
 			return pathError("chown", st.Path, rootless.Here().Explain(err, int(st.Uid), int(st.Gid)))
 		}
 	}
-	if mode := unixMode(st.Mode); mode&(t.umask|0o7000) != 0 {
+	if mode := files.Perm(fs.FileMode(st.Mode)); mode&(t.umask|0o7000) != 0 {
 		if err := unix.Fchmod(fd, mode); err != nil {
 			return pathError("chmod", st.Path, err)
 		}
@@ -113,8 +99,8 @@ func (t *tree) finish(fd int, st *types.Stat, inherits bool) error {
 			return pathError("set xattr "+name, st.Path, err)
 		}
 	}
-	ts := [2]unix.Timespec{unix.NsecToTimespec(st.ModTime), unix.NsecToTimespec(st.ModTime)}
-	if err := futimens(fd, &ts); err != nil {
+	mtime := unix.NsecToTimespec(st.ModTime)
+	if err := files.SetTimes(fd, mtime, mtime); err != nil {
 		return pathError("set mtime", st.Path, err)
 	}
 	return nil
@@ -138,7 +124,7 @@ func (t *tree) mkdir(st *types.Stat) error {
 // setDir sets owner, mode and xattrs of a directory. old are xattrs it may
 // have.
 func (t *tree) setDir(st *types.Stat, old map[string][]byte) error {
-	fd, err := openBeneath(t.root, st.Path, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := files.OpenBeneath(t.root, st.Path, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return pathError("open directory", st.Path, err)
 	}
@@ -146,7 +132,7 @@ func (t *tree) setDir(st *types.Stat, old map[string][]byte) error {
 	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
 		return pathError("chown", st.Path, err)
 	}
-	if err := unix.Fchmod(fd, unixMode(st.Mode)); err != nil {
+	if err := unix.Fchmod(fd, files.Perm(fs.FileMode(st.Mode))); err != nil {
 		return pathError("chmod", st.Path, err)
 	}
 	for name := range old {
@@ -195,7 +181,7 @@ func (t *tree) mknod(st *types.Stat) error {
 	if err != nil {
 		return err
 	}
-	mode := unixMode(st.Mode)
+	mode := files.Perm(fs.FileMode(st.Mode))
 	switch m := fs.FileMode(st.Mode); {
 	case m&fs.ModeCharDevice != 0:
 		mode |= unix.S_IFCHR
@@ -226,7 +212,7 @@ func (t *tree) complete(dir int, name string, st *types.Stat) error {
 func (t *tree) link(target, path string) error {
 	from, base := t.root, target
 	if parent, name := split(target); parent != "" {
-		fd, err := openBeneath(t.root, parent, unix.O_PATH|unix.O_DIRECTORY)
+		fd, err := files.OpenBeneath(t.root, parent, unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return pathError("open directory", parent, err)
 		}
@@ -249,7 +235,7 @@ func (t *tree) remove(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := removeAt(dir, name); err != nil {
+	if err := files.RemoveAll(dir, name); err != nil {
 		return pathError("remove", path, err)
 	}
 	if t.parent == path || below(t.parent, path) {
@@ -258,73 +244,8 @@ func (t *tree) remove(path string) error {
 	return nil
 }
 
-func removeAt(dir int, name string) error {
-	err := unix.Unlinkat(dir, name, 0)
-	if err == nil || err == unix.ENOENT {
-		return nil
-	}
-	if err != unix.EISDIR && err != unix.EPERM {
-		return err
-	}
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := removeAt(fd, n); err != nil {
-			return err
-		}
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
-}
-
-// futimens sets the times of an open file.
-func futimens(fd int, ts *[2]unix.Timespec) error {
-	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(ts)), 0, 0, 0); e != 0 {
-		return e
-	}
-	return nil
-}
-
 // xattrUnsupported: the file system, or our lack of rights, rules an attribute
 // out. Trees are carried without it, as they always were.
 func xattrUnsupported(err error) bool {
 	return errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EPERM)
-}
-
-// unixMode is the permission part of Go's mode bits.
-func unixMode(m uint32) uint32 {
-	mode, bits := fs.FileMode(m), m&0o777
-	if mode&fs.ModeSetuid != 0 {
-		bits |= unix.S_ISUID
-	}
-	if mode&fs.ModeSetgid != 0 {
-		bits |= unix.S_ISGID
-	}
-	if mode&fs.ModeSticky != 0 {
-		bits |= unix.S_ISVTX
-	}
-	return bits
-}
-
-// readUmask returns the process's umask without changing it; what can't be
-// read counts as masking everything.
-func readUmask() uint32 {
-	raw, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0o777
-	}
-	for line := range strings.Lines(string(raw)) {
-		var mask uint32
-		if n, err := fmt.Sscanf(line, "Umask:\t%o", &mask); n == 1 && err == nil {
-			return mask
-		}
-	}
-	return 0o777
 }

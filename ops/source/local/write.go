@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ type writers struct {
 	err error
 }
 
-func startWriters(ctx context.Context, cancel context.CancelCauseFunc, root int, umask uint32) *writers {
+func startWriters(cancel context.CancelCauseFunc, root int, umask uint32) *writers {
 	w := &writers{cancel: cancel}
 	for range min(4, max(2, runtime.GOMAXPROCS(0))) {
 		in := make(chan chunk, backlog)
@@ -139,7 +140,7 @@ func (f *file) take(t *tree, c chunk) error {
 		}
 	}
 	if c.data != nil {
-		if err := writeAll(f.fd, c.data.Data); err != nil {
+		if err := files.WriteAll(f.fd, c.data.Data); err != nil {
 			return pathError("write", f.st.Path, err)
 		}
 		f.hash.Write(c.data.Data)
@@ -177,20 +178,6 @@ func (f *file) abandon() {
 		f.hash.release()
 		f.hash = nil
 	}
-}
-
-func writeAll(fd int, p []byte) error {
-	for len(p) > 0 {
-		n, err := unix.Write(fd, p)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		p = p[n:]
-	}
-	return nil
 }
 
 // entryOf is what the content digest of st is made of.

@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/internal/rootless"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -78,25 +79,10 @@ func (a Attrs) Write(ctx context.Context, u *cache.Mutable, name string, mtime t
 	}
 	perm := os.FileMode(DefaultPerm)
 	if a.Perm != 0 {
-		perm = unixMode(a.Perm)
+		perm = files.GoPerm(uint32(a.Perm))
 	}
 	if err := f.Chmod(perm); err != nil {
 		return err
 	}
 	return root.Chtimes(name, mtime, mtime)
-}
-
-// unixMode is the file mode of the permission bits that chmod knows.
-func unixMode(bits int) os.FileMode {
-	m := os.FileMode(bits & 0o777)
-	if bits&0o4000 != 0 {
-		m |= os.ModeSetuid
-	}
-	if bits&0o2000 != 0 {
-		m |= os.ModeSetgid
-	}
-	if bits&0o1000 != 0 {
-		m |= os.ModeSticky
-	}
-	return m
 }

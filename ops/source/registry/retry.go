@@ -17,6 +17,9 @@ const (
 	attemptsMirror = 2
 	firstDelay     = 250 * time.Millisecond
 	maxDelay       = 30 * time.Second
+	// patience is how long a request may take to fail and still be sent again:
+	// who is silent for so long isn't overloaded for a moment.
+	patience = 20 * time.Second
 )
 
 // retrier tries a request again, with growing delays, when the registry was
@@ -33,8 +36,9 @@ type retrier struct {
 func (r *retrier) RoundTrip(req *http.Request) (*http.Response, error) {
 	delay := r.delay
 	for n := 1; ; n++ {
+		sent := time.Now()
 		resp, err := r.base.RoundTrip(req)
-		if !transient(resp, err) || !repeatable(req) {
+		if !transient(resp, err) || !repeatable(req) || err != nil && time.Since(sent) > patience {
 			if err != nil {
 				err = &transportError{host: r.host, attempts: n, err: err}
 			}
