@@ -92,7 +92,7 @@ func spread(all []time.Duration) string {
 // run is a Run in progress.
 type run struct {
 	Config
-	daemon *daemon
+	daemon *harness.Daemon
 	disk   *disk // nil without Power
 	rnd    *rand.Rand
 	result Result
@@ -117,9 +117,10 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 		cfg.Log = io.Discard
 	}
 	r := &run{Config: cfg, rnd: rand.New(rand.NewPCG(cfg.Seed, 1))}
-	if r.jobs, err = newJobs(filepath.Join(cfg.Dir, "out"), kept); err != nil {
+	if r.jobs, err = newJobs(cfg.Dir, kept); err != nil {
 		return Result{}, err
 	}
+	defer r.jobs.close()
 	root := filepath.Join(cfg.Dir, "state")
 	if cfg.Power {
 		if r.disk, err = newDisk(cfg.Dir); err != nil {
@@ -128,11 +129,11 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 		defer func() { err = errors.Join(err, r.disk.close()) }()
 		root = filepath.Join(r.disk.dir, "state")
 	}
-	if r.daemon, err = newDaemon(cfg.Kilnd, cfg.Dir, root, cfg.Power); err != nil {
+	if r.daemon, err = harness.NewDaemon(cfg.Kilnd, root, daemonConfig(cfg.Power)); err != nil {
 		return Result{}, err
 	}
-	defer func() { err = errors.Join(err, r.daemon.close()) }()
-	if err := r.daemon.start(); err != nil {
+	defer func() { err = errors.Join(err, r.daemon.Close()) }()
+	if err := r.daemon.Start(); err != nil {
 		return Result{}, err
 	}
 	for n := range cfg.Rounds {
@@ -167,7 +168,7 @@ func (r *run) round(ctx context.Context, n int) error {
 		return err
 	}
 	// What a kill leaves in files is what was written; a power cut may lose it.
-	report, err := r.daemon.fsck(r.Power || n%10 == 0)
+	report, err := r.daemon.Fsck(fmt.Sprintf("--deep=%t", r.Power || n%10 == 0))
 	r.result.LastFsck = report
 	if err != nil {
 		r.fail("round %d: fsck after the crash: %v", n, err)
@@ -179,12 +180,12 @@ func (r *run) round(ctx context.Context, n int) error {
 		}
 	}
 	if r.rnd.IntN(5) == 0 { // the next one dies while it starts
-		if err := r.daemon.startAndKill(time.Duration(r.rnd.Int64N(int64(100 * time.Millisecond)))); err != nil {
+		if err := r.daemon.StartAndKill(time.Duration(r.rnd.Int64N(int64(100 * time.Millisecond)))); err != nil {
 			return err
 		}
 	}
 	began := time.Now()
-	if err := r.daemon.start(); err != nil {
+	if err := r.daemon.Start(); err != nil {
 		return err
 	}
 	took := time.Since(began)
@@ -196,13 +197,13 @@ func (r *run) round(ctx context.Context, n int) error {
 	if took > r.MaxStart {
 		r.fail("round %d: the daemon took %s to start (database damaged before: %t)", n, took, damaged)
 	}
-	if left := r.daemon.leftovers(); left != "" {
-		r.fail("round %d: after the start: %s", n, left)
+	if left, err := r.daemon.Leftovers(); err != nil || left != "" {
+		r.fail("round %d: after the start: %s (error %v)", n, left, err)
 	}
 	if err := r.verify(ctx, crashed, n); err != nil {
 		return err
 	}
-	if err := harness.AddsUp(ctx, r.daemon.addr, r.daemon.root); err != nil {
+	if err := harness.AddsUp(ctx, r.daemon.Addr, r.daemon.Root); err != nil {
 		r.fail("round %d: %v", n, err)
 	}
 	return ctx.Err()
@@ -210,7 +211,7 @@ func (r *run) round(ctx context.Context, n int) error {
 
 // damage does to the database what no crash does. The journal stands in for it.
 func (r *run) damage() error {
-	path := filepath.Join(r.daemon.root, "kiln.db")
+	path := filepath.Join(r.daemon.Root, "kiln.db")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -252,7 +253,7 @@ func (r *run) load(ctx context.Context, how time.Duration, n int) (crashed time.
 	if r.disk != nil {
 		err = r.disk.cut()
 	}
-	err = errors.Join(err, r.daemon.kill())
+	err = errors.Join(err, r.daemon.Kill())
 	stop()
 	wg.Wait()
 	r.result.Collected += collected
@@ -265,7 +266,7 @@ func (r *run) load(ctx context.Context, how time.Duration, n int) (crashed time.
 // client builds until the daemon is gone.
 func (r *run) client(ctx context.Context, rnd *rand.Rand) {
 	for ctx.Err() == nil {
-		wrong, err := r.jobs.build(ctx, r.daemon.addr, r.jobs.pick(rnd), false)
+		wrong, err := r.jobs.build(ctx, r.daemon.Addr, r.jobs.pick(rnd), false)
 		if wrong != "" {
 			r.jobs.complain(wrong)
 		}
@@ -285,7 +286,7 @@ func (r *run) collect(ctx context.Context, begin time.Duration) (records int) {
 	case <-ctx.Done():
 		return 0
 	}
-	records, err := r.daemon.prune(ctx)
+	records, err := prune(ctx, r.daemon.Addr)
 	// A disk without power fails before its daemon does.
 	if err != nil && ctx.Err() == nil && r.disk == nil && status.Code(err) != codes.Unavailable {
 		r.jobs.complain(fmt.Sprintf("collect garbage: %v", err))
@@ -301,9 +302,9 @@ func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
 	r.result.InterruptedBuild += len(interrupted)
 	for _, j := range append(interrupted, some...) {
 		due := j.due()
-		wrong, err := r.jobs.build(ctx, r.daemon.addr, j, true)
+		wrong, err := r.jobs.build(ctx, r.daemon.Addr, j, true)
 		if err != nil {
-			return fmt.Errorf("%w\n%s", err, r.daemon.tail())
+			return fmt.Errorf("%w\n%s", err, r.daemon.Log())
 		}
 		if wrong != "" {
 			r.fail("round %d: after the crash, %s", n, wrong)
@@ -328,16 +329,16 @@ func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
 
 // end stops the daemon as an init system would and looks at all it leaves.
 func (r *run) end() error {
-	if err := r.daemon.stop(); err != nil {
+	if err := r.daemon.Stop(); err != nil {
 		return err
 	}
-	report, err := r.daemon.fsck(true)
+	report, err := r.daemon.Fsck("--deep")
 	r.result.LastFsck = report
 	if err != nil {
 		r.fail("fsck at the end: %v", err)
 	}
-	if left := r.daemon.leftovers(); left != "" {
-		r.fail("at the end: %s", left)
+	if left, err := r.daemon.Leftovers(); err != nil || left != "" {
+		r.fail("at the end: %s (error %v)", left, err)
 	}
 	return nil
 }

@@ -3,47 +3,29 @@ package crashtest
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/client"
 	"github.com/kilnbuild/kiln/client/llb"
-	control "github.com/moby/buildkit/api/services/control"
+	"github.com/kilnbuild/kiln/hack/harness"
 )
 
-// job is a build whose result is known beforehand: a local directory comes in,
-// files are made and removed, processes run, one with a cache mount, branches
-// are merged, and two files come out.
-type job struct {
-	name  string
-	files map[string]string // the result
-
-	since time.Time // nothing of it was made before
-
-	mu    sync.Mutex           // guards the fields below
-	told  map[string]time.Time // when a client was told that the step was done
-	again map[string]bool      // steps that ran in the last build
-	done  bool                 // a client was told that the build was done
-	// afterCrash: what is found now was on disk.
-	afterCrash bool
-}
-
-// shared is the end of the name of a step that is the same in all jobs: another
-// one may have run it a moment ago.
-const shared = " base"
-
-// jobs are all there are.
+// jobs are all there are, and what they need beside the daemon.
 type jobs struct {
-	out   string
-	local string
-	kept  time.Duration // how long the daemon doesn't collect what was used
+	out      string
+	local    string
+	kept     time.Duration // how long the daemon doesn't collect what was used
+	registry *harness.Registry
+	base     string // the image in it
 
 	mu     sync.Mutex // guards the fields below
 	all    []*job
@@ -52,17 +34,27 @@ type jobs struct {
 	ended  int
 }
 
-func newJobs(out string, kept time.Duration) (*jobs, error) {
-	j := &jobs{out: out, local: filepath.Join(out, "in"), kept: kept}
-	if err := os.MkdirAll(j.local, 0o755); err != nil {
-		return nil, err
-	}
+func newJobs(dir string, kept time.Duration) (*jobs, error) {
+	j := &jobs{out: filepath.Join(dir, "out"), local: filepath.Join(dir, "in"), kept: kept}
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		return nil, fmt.Errorf("%w: install the package busybox-static", err)
 	}
-	return j, os.WriteFile(filepath.Join(j.local, "busybox"), busybox, 0o755)
+	err = errors.Join(os.Mkdir(j.out, 0o755), os.Mkdir(j.local, 0o755), os.WriteFile(filepath.Join(j.local, "busybox"), busybox, 0o755))
+	if err != nil {
+		return nil, err
+	}
+	if j.registry, err = harness.StartRegistry(dir); err != nil {
+		return nil, err
+	}
+	if _, j.base, err = j.registry.PushBusybox(dir); err != nil {
+		j.close()
+		return nil, err
+	}
+	return j, nil
 }
+
+func (js *jobs) close() { js.registry.Stop() }
 
 // pick returns a new job, or now and then one that there is.
 func (js *jobs) pick(rnd *rand.Rand) *job {
@@ -73,7 +65,7 @@ func (js *jobs) pick(rnd *rand.Rand) *job {
 		j = js.all[max(0, len(js.all)-1-rnd.IntN(20))]
 	} else {
 		name := fmt.Sprintf("job%d", len(js.all))
-		j = &job{name: name, since: time.Now(), told: map[string]time.Time{}, again: map[string]bool{}, files: map[string]string{
+		j = &job{name: name, image: rnd.IntN(4) == 0, since: time.Now(), told: map[string]time.Time{}, again: map[string]bool{}, files: map[string]string{
 			"all":  fmt.Sprintf("%s one\n%x  /one\n%s", name, sha256.Sum256([]byte(name+" one\n")), name),
 			"side": name + " side\n",
 		}}
@@ -134,48 +126,21 @@ func (js *jobs) finished() int {
 	return js.ended
 }
 
-// state is the job's definition.
-func (j *job) state() llb.State {
-	step := func(name string) llb.ConstraintsOpt { return llb.WithCustomName(j.name + " " + name) }
-	sh := func(script string) llb.RunOption {
-		return llb.Args([]string{"/busybox", "sh", "-c", strings.ReplaceAll(script, "NAME", j.name)})
-	}
-	base := llb.Scratch().File(llb.Copy(llb.Local("in", llb.SharedKeyHint("in")), "busybox", "/busybox"), step("base"))
-	one := base.File(llb.Mkfile("/name", 0o644, []byte(j.name)), step("name")).
-		Run(sh("echo NAME one > /one; /busybox dd if=/dev/zero of=/big bs=64k count=8 2> /dev/null"), step("one")).Root()
-	two := one.Run(sh("/busybox sha256sum /one > /two; echo NAME >> /cache/log"),
-		llb.AddMount("/cache", llb.Scratch(), llb.AsPersistentCacheDir("log", llb.CacheMountShared)), step("two")).Root()
-	all := two.File(llb.Rm("/big"), step("rm")).
-		Run(sh("/busybox cat /one /two /name > /all"), step("all")).Root()
-	side := base.Run(sh("echo NAME side > /side"), step("side")).Root()
-	both := llb.Merge([]llb.State{all, side}, step("merge"))
-	return llb.Scratch().
-		File(llb.Copy(both, "/all", "/all"), step("copy all")).
-		File(llb.Copy(both, "/side", "/side"), step("copy side"))
-}
-
 // build builds j and compares the result: wrong says what isn't as it should be.
 // afterCrash says that nobody has built j since the last one.
 func (js *jobs) build(ctx context.Context, addr string, j *job, afterCrash bool) (wrong string, err error) {
-	def, err := j.state().Marshal()
-	if err != nil {
-		return "", err
-	}
 	c, err := client.New(addr, client.Options{})
 	if err != nil {
 		return "", err
 	}
 	defer c.Close() // the connection of a daemon that is gone may complain
-	out, err := os.MkdirTemp(js.out, "result-")
+	dir, err := os.MkdirTemp(js.out, "result-")
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(out)
+	defer os.RemoveAll(dir)
 	j.begin(afterCrash)
-	_, err = c.Solve(ctx, client.SolveOptions{
-		Definition: def, Locals: map[string]string{"in": js.local}, SharedKey: "crash",
-		Exports: []client.Export{{Type: "local", OutputDir: out}},
-	}, j.status)
+	archive, err := js.solve(ctx, c, j, dir)
 	j.setDone(err == nil)
 	if err != nil {
 		return "", fmt.Errorf("build %s: %w", j.name, err)
@@ -184,60 +149,48 @@ func (js *jobs) build(ctx context.Context, addr string, j *job, afterCrash bool)
 	js.ended++
 	js.mu.Unlock()
 	for name, want := range j.files {
-		if got, err := os.ReadFile(filepath.Join(out, name)); err != nil || string(got) != want {
+		if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(got) != want {
 			wrong = fmt.Sprintf("%s of %s is %q, not %q (error %v)", name, j.name, got, want, err)
+		}
+	}
+	if archive != "" {
+		if err := harness.CheckArchive(archive); err != nil {
+			wrong = fmt.Sprintf("the archive of %s: %v", j.name, err)
 		}
 	}
 	return wrong, nil
 }
 
-func (j *job) begin(afterCrash bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.afterCrash = afterCrash
-	clear(j.again)
-}
-
-func (j *job) setDone(done bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.done = done
-}
-
-func (j *job) isDone() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.done
-}
-
-// status notes what a client is told.
-func (j *job) status(resp *control.StatusResponse) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, v := range resp.Vertexes {
-		if v.Completed == nil || v.Error != "" || !strings.HasPrefix(v.Name, j.name+" ") {
-			continue
+// solve puts the job's result into dir, and what archive of its image there is.
+func (js *jobs) solve(ctx context.Context, c *client.Client, j *job, dir string) (archive string, err error) {
+	result := j.state()
+	if j.image {
+		name := fmt.Sprintf("%s/made/%s:latest", js.registry.Host, j.name)
+		archive = filepath.Join(dir, "archive.tar")
+		err = js.solveState(ctx, c, j, j.imageState(js.base), client.SolveOptions{
+			Exports: []client.Export{
+				{Type: "image", Attrs: map[string]string{"name": name, "push": "true"}},
+				{Type: "oci", Output: func(map[string]string) (io.WriteCloser, error) { return os.Create(archive) }},
+			},
+			CacheExports: []client.Cache{{Type: "registry", Attrs: map[string]string{"ref": fmt.Sprintf("%s/cache/%s:latest", js.registry.Host, j.name), "mode": "max"}}},
+		})
+		if err != nil {
+			return "", err
 		}
-		_, known := j.told[v.Name]
-		switch {
-		case !v.Cached:
-			j.told[v.Name], j.again[v.Name] = time.Now(), true
-		case !known && j.afterCrash && !strings.HasSuffix(v.Name, shared):
-			j.told[v.Name] = time.Time{}
-		case !known:
-			j.told[v.Name] = time.Now()
-		}
+		result = j.take(llb.Image(name))
 	}
+	return archive, js.solveState(ctx, c, j, result, client.SolveOptions{
+		Locals: map[string]string{"in": js.local}, SharedKey: "crash",
+		Exports: []client.Export{{Type: "local", OutputDir: dir}},
+	})
 }
 
-// due are the steps that a client was told of, and that can't be lost.
-func (j *job) due() (out []string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for step := range j.told {
-		out = append(out, step)
+func (js *jobs) solveState(ctx context.Context, c *client.Client, j *job, s llb.State, opts client.SolveOptions) (err error) {
+	if opts.Definition, err = s.Marshal(); err != nil {
+		return err
 	}
-	return out
+	_, err = c.Solve(ctx, opts, j.status)
+	return err
 }
 
 // crashed forgets what clients were told after then: it may be lost.
@@ -249,10 +202,4 @@ func (js *jobs) crashed(then time.Time) {
 		maps.DeleteFunc(j.told, func(_ string, when time.Time) bool { return !when.Before(then) })
 		j.mu.Unlock()
 	}
-}
-
-func (j *job) ran(step string) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.again[step]
 }

@@ -72,6 +72,9 @@ func TestShortForm(t *testing.T) {
 	}
 	d.kiln("build", "-t", env.registry+"/cli/app:3", "--push", "-f", filepath.Join(dir, "D2"), dir).must(t)
 	readImage(t, "cli/app", "3")
+	if r := d.kiln("build", "-t", "app:3", "-f", filepath.Join(dir, "D2"), dir).must(t); !strings.Contains(r.stderr, "in the daemon's cache alone: --push") {
+		t.Errorf("of an image that nobody has, it says:\n%s", r.stderr)
+	}
 	d.kiln("build", "--push", dir).fails(t, "--push needs a name")
 	d.kiln("build", filepath.Join(dir, "D2")).fails(t, "not a directory")
 	d.kiln("build", "--tagg", "x", dir).fails(t, "tagg")
@@ -116,7 +119,7 @@ func TestAutostart(t *testing.T) {
 	}
 	buildctl("--no-autostart", "build", dir).fails(t, "no daemon listens", "--no-autostart")
 	out := t.TempDir()
-	r := buildctl("--debug", "build", "-o", out, dir).must(t)
+	r := buildctl("--debug", "--timeout", "300", "build", "-o", out, dir).must(t)
 	if !strings.Contains(r.stderr, "private, just started") {
 		t.Errorf("--debug does not say which daemon is used: %s", r.stderr)
 	}

@@ -271,7 +271,7 @@ func runCommand(t *testing.T, cmd *exec.Cmd) result {
 }
 
 // patience is how long anything may take; it is there to tell what hangs.
-const patience = 4 * time.Minute
+const patience = 8 * time.Minute
 
 // ended waits for the end of cmd, which it brings about when it takes too long.
 func ended(t *testing.T, cmd *exec.Cmd) error {

@@ -68,6 +68,12 @@ func TestNoGarbageCollection(t *testing.T) {
 // killed in the middle of builds.
 func TestUsageAddsUpToTheDisk(t *testing.T) {
 	d := newDaemon(t, "--oci-worker-gc=false")
+	for _, args := range [][]string{{"fsck"}, {"fsck", "--repair"}} { // while it runs
+		out, err := kilndCommand(append(args, "--root", d.root)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "in use by another daemon, which has to end first") {
+			t.Errorf("%q: %v: %s", args, err, out)
+		}
+	}
 	d.big("one", 5).must(t)
 	d.local("FROM scratch\nCOPY . /\n", files{"a": strings.Repeat("a", 100000), "d/b": "b"})
 	d.addsUp()

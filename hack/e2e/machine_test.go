@@ -79,7 +79,7 @@ func TestRootlessWithUsersSystemd(t *testing.T) {
 RUN cd /sys/fs/cgroup && cat memory.max memory.swap.max cpu.max cpu.weight && [ "$(cat memory.max)" = 67108864 ] && [ "$(cat cpu.max)" = "50000 100000" ] && [ "$(cat cpu.weight)" -lt 100 ]
 `, nil, "--no-cache", "--opt", "memory=67108864", "--opt", "memswap=67108864", "--opt", "cpuquota=50000", "--opt", "cpuperiod=100000", "--opt", "cpushares=512").must(t)
 		d.dockerfile("FROM BASE\nRUN dd if=/dev/zero of=/dev/null bs=200M count=1\n", nil, "--no-cache", "--opt", "memory=33554432", "--opt", "memswap=33554432").
-			fails(t, "exit code: 137: out of memory:", "the limit is 32MiB", "used up to 3")
+			fails(t, memoryRanOut(t)...)
 		d.kill() // and again, in a scope of its own beside that of the supervisor
 		d.start()
 	}

@@ -77,10 +77,15 @@ func (s *states) step() {
 	for range 2 + s.r.IntN(8) {
 		lines = append(lines, s.command())
 	}
-	script := "umask 022; mkdir -p /out/t; cd /out/t; {\n" + strings.Join(lines, "\n") + "\n} 2>/dev/null; true"
+	script := oddNames + "umask 022; mkdir -p /out/t; cd /out/t; {\n" + strings.Join(lines, "\n") + "\n} 2>/dev/null; true"
 	run := s.base.Run(llb.Args([]string{"sh", "-c", script}))
 	s.add(run.AddMount("/out", s.made[i]), "on %d: %s", i, strings.Join(lines, "; "))
 }
+
+// oddNames are shell variables, which aren't split into words: a name with a
+// newline and a space, the longest that there is, and one that is no text. They
+// are the same wherever the script runs.
+const oddNames = `IFS=; N=$(printf 'n\n \\'); L=$(printf '%0255d' 7); B=$(printf '\377\376'); `
 
 // command changes something below the working directory, if it can.
 func (s *states) command() string {
@@ -89,10 +94,13 @@ func (s *states) command() string {
 		for i := range parts {
 			parts[i] = string("abc"[s.r.IntN(3)])
 		}
+		if s.r.IntN(8) == 0 {
+			parts[0] = []string{"$N", "$L", "$B"}[s.r.IntN(3)]
+		}
 		return path.Join(parts...)
 	}
 	p, q := name(), name()
-	switch s.r.IntN(14) {
+	switch s.r.IntN(15) {
 	case 0, 1:
 		return "mkdir -p " + p
 	case 2, 3, 4:
@@ -114,6 +122,8 @@ func (s *states) command() string {
 		return fmt.Sprintf("chown %d:%d %s", s.r.IntN(3), s.r.IntN(3), p)
 	case 12:
 		return fmt.Sprintf("mv %s %s", p, q)
+	case 13: // with a hole
+		return fmt.Sprintf("rm -f %[1]s; dd if=/dev/zero of=%[1]s bs=1 count=1 seek=%[2]d", p, s.r.IntN(1<<20))
 	}
 	return "mkfifo " + p
 }

@@ -179,15 +179,22 @@ func TestStepOutlivesDaemon(t *testing.T) {
 	})
 	t.Run("Upgraded", func(t *testing.T) {
 		d := newDaemon(t, "--grace", "10ms")
-		first := d.buildLong()
-		first.begun()
-		d.stop() // what an init system does before it starts the new one
-		first.fails()
+		for range 3 { // each daemon but the first goes on with what another has left
+			client := d.buildLong()
+			client.begun()
+			d.stop() // what an init system does before it starts the new one
+			client.fails()
+			d.start()
+		}
+		last := d.buildLong()
+		last.begun()
+		d.kill()
+		last.fails()
 		d.start()
-		second := d.buildLong()
-		second.begun()
+		last = d.buildLong()
+		last.begun()
 		d.goOn()
-		second.succeeds(1)
+		last.succeeds(1)
 	})
 	t.Run("Interrupted", func(t *testing.T) { // by a developer, who wants an end
 		d := newDaemon(t, "--grace", "10ms")

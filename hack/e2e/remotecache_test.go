@@ -303,6 +303,10 @@ func TestCacheThatLies(t *testing.T) {
 		},
 		"CutShort": func(w http.ResponseWriter, data []byte) { w.Write(data[:len(data)/2]) },
 		"Gone":     func(w http.ResponseWriter, _ []byte) { w.WriteHeader(http.StatusNotFound) },
+		"Garbage": func(w http.ResponseWriter, _ []byte) {
+			io.WriteString(w, "<html>welcome to this hotel's network</html>")
+		},
+		"Dropped": func(http.ResponseWriter, []byte) { panic(http.ErrAbortHandler) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLiar(t)
@@ -314,7 +318,7 @@ func TestCacheThatLies(t *testing.T) {
 			if len(executed(r)) == 0 {
 				t.Errorf("nothing ran:\n%s", r.stderr)
 			}
-			if out := fresh.kiln("explain").must(t).stdout; !strings.Contains(out, "its cached result could not be used") {
+			if out := fresh.kiln("explain").must(t).stdout; !strings.Contains(out, "its cached result could not be used: ") || !strings.Contains(out, "the imported cache registry "+l.Host) {
 				t.Errorf("explain says\n%s", out)
 			}
 			fresh.ran(fresh.makes(cached, cachedFiles))

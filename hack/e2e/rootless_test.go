@@ -255,7 +255,9 @@ func TestRootlessWithACgroup(t *testing.T) {
 	if err := u.Own(group, filepath.Join(group, "cgroup.procs"), filepath.Join(group, "cgroup.subtree_control"), filepath.Join(group, "cgroup.threads")); err != nil {
 		t.Fatal(err)
 	}
-	env.outside = []string{"unshare", "--mount", "sh", "-c", `umount -l -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && echo $$ > /sys/fs/cgroup/` + name + `/cgroup.procs && exec "$0" "$@"`}
+	// Once a daemon has passed controllers on, processes can't be in the group itself.
+	env.outside = []string{"unshare", "--mount", "sh", "-c", `umount -l -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && cd /sys/fs/cgroup/` + name + ` &&
+		{ { echo $$ > cgroup.procs; } 2>/dev/null || echo $$ > init/cgroup.procs; } && cd "$OLDPWD" && exec "$0" "$@"`}
 	t.Cleanup(func() { env.outside = nil })
 	d := newDaemon(t)
 	if strings.Contains(d.log.String(), "no cgroup is delegated") {
@@ -294,7 +296,7 @@ func TestRootlessAutostart(t *testing.T) {
 		}
 	}
 	out := filepath.Join(u.Home, "out")
-	r := runCommand(t, u.Command(bin, "--debug", "build", "-o", out, dir)).must(t)
+	r := runCommand(t, u.Command(bin, "--debug", "--timeout", "300", "build", "-o", out, dir)).must(t)
 	if !strings.Contains(r.stderr, "private, just started") {
 		t.Errorf("--debug doesn't say which daemon is used: %s", r.stderr)
 	}

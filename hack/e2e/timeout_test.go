@@ -15,20 +15,22 @@ import (
 )
 
 // survivor is a step that does what it can to outlive its end: processes in
-// sessions of their own, below parents that have ended, deaf to signals, and
-// blocked on pipes that nobody opens. Sleeping for a number that nobody else
+// sessions of their own, below parents that have ended, deaf to signals, stopped,
+// and blocked on pipes that nobody opens. Sleeping for a number that nobody else
 // sleeps for makes them findable.
-func survivor(marker string) string {
-	return strings.ReplaceAll(`FROM BASE
-RUN trap '' TERM INT HUP; \
+func survivor(marker string) string { return "FROM BASE\nRUN " + survival(marker) + "\n" }
+
+// survival is what a survivor does.
+func survival(marker string) string {
+	return strings.ReplaceAll(`trap '' TERM INT HUP; \
     mkfifo /fifo; \
     (setsid sh -c 'trap "" TERM; setsid sleep MARK & sleep MARK' &); \
     sh -c 'sh -c "sleep MARK & sleep MARK" & exit 0'; \
     nohup sleep MARK >/dev/null 2>&1 & \
+    (sleep MARK & kill -STOP $!); \
     sh -c 'cat /fifo; sleep MARK' & \
     sh -c ': MARK; read x <> /fifo' & \
-    echo the last words; cat /fifo; sleep MARK
-`, "MARK", marker)
+    echo the last words; cat /fifo; sleep MARK`, "MARK", marker)
 }
 
 // marked lists the processes of the machine that have marker in their command.
@@ -53,6 +55,7 @@ func TestTimeouts(t *testing.T) {
 		{"OfTheStep", []string{"--opt", "kiln.step-timeout=1s"}, []string{"Dockerfile:2", "did not complete successfully: exit code: ", "timeout: it ran for", "is 1s (kiln.step-timeout)", `"the last words"`}},
 		{"OfTheStepFromBuildx", []string{"--opt", "build-arg:KILN_STEP_TIMEOUT=300ms"}, []string{"kiln.step-timeout"}},
 		{"OfOutputByDefault", nil, []string{"timeout: it ran for", "printed nothing for 1.5s", "kiln.no-output-timeout", `"the last words"`}},
+		{"OfOutput", []string{"--opt", "kiln.no-output-timeout=700ms"}, []string{"printed nothing for 700ms"}},
 		{"OfTheBuild", []string{"--opt", "kiln.build-timeout=800ms"}, []string{"timeout: the build has run for 800ms", "kiln.build-timeout"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -66,6 +69,17 @@ func TestTimeouts(t *testing.T) {
 	d.t = t
 	d.dockerfile("FROM BASE\nRUN for i in 1 2 3 4 5; do echo $i; sleep 0.4; done\n", nil).must(t) // longer than it may be silent
 	d.dockerfile("FROM BASE\nRUN true\n", nil, "--opt", "kiln.step-timeout=soon").fails(t, "kiln.step-timeout", `"soon"`, "a duration such as 10m")
+}
+
+// The daemon's limits hold for builds that set none.
+func TestTimeoutsOfTheDaemon(t *testing.T) {
+	const sleeps = "FROM BASE\nRUN while :; do echo on; sleep 0.1; done\n"
+	d := newDaemonWithConfig(t, "[kiln]\nstepTimeout = \"600ms\"\nbuildTimeout = \"50s\"")
+	d.dockerfile(sleeps, nil).fails(t, "timeout: it ran for", "is 600ms (kiln.step-timeout)")
+	d.dockerfile(sleeps, nil, "--opt", "kiln.step-timeout=300ms").fails(t, "is 300ms (kiln.step-timeout)")
+	d.dockerfile("FROM BASE\nRUN sleep 1\n", nil, "--opt", "kiln.step-timeout=0").must(t)
+	d = newDaemonWithConfig(t, "[kiln]\nstepTimeout = \"50s\"\nbuildTimeout = \"700ms\"")
+	d.dockerfile(sleeps, nil).fails(t, "timeout: the build has run for 700ms", "kiln.build-timeout")
 }
 
 // When the client goes away, nothing of the step stays.

@@ -4,6 +4,7 @@ package engines
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -17,10 +18,14 @@ func TestDocker(t *testing.T) {
 	e := newEngine(t)
 	e.notFound, e.limit = 126, "33554432"
 	host := "unix://" + e.path("sock")
-	e.write("daemon.json", "{}")
-	e.daemon(exec.Command("dockerd", "--config-file", e.path("daemon.json"), "--data-root", e.path("root"), "--exec-root", e.path("exec"), "--pidfile", e.path("pid"), "--host", host,
+	e.write("daemon.json", `{"experimental": true}`) // as checkpoints are
+	dockerd := exec.Command("dockerd", "--config-file", e.path("daemon.json"), "--data-root", e.path("root"), "--exec-root", e.path("exec"), "--pidfile", e.path("pid"), "--host", host,
 		"--add-runtime", "kiln="+e.path("runtime"), "--default-runtime", "kiln", "--storage-driver", "overlay2", "--cgroup-parent", "/kiln-docker-test", "--default-ulimit", "nofile=1024:2048",
-		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--userland-proxy=false"))
+		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--userland-proxy=false")
+	if env, err := criu(); err == nil {
+		dockerd.Env = append(os.Environ(), env)
+	}
+	e.daemon(dockerd)
 	e.command = []string{"/usr/bin/docker", "--host", host}
 	e.env = []string{"HOME=" + e.dir, "DOCKER_CONFIG=" + e.dir}
 	e.must("import", e.path("image.tar"), "busybox")
@@ -42,6 +47,7 @@ func TestDocker(t *testing.T) {
 		e.becomes("|healthy", "inspect", "--format", "|{{.State.Health.Status}}", "h1")
 		e.must("rm", "--force", "h1")
 	})
+	e.checkpoint(t, []string{"checkpoint", "create", "c1", "cp"}, []string{"start", "--checkpoint", "cp", "c1"})
 	e.called("create", "start", "exec", "pause", "resume", "update", "kill", "delete")
 }
 

@@ -53,6 +53,7 @@ func TestPodman(t *testing.T) {
 		e.ends(0, "", "healthcheck", "run", "h1")
 		e.must("rm", "--force", "--time", "0", "h1")
 	})
+	e.checkpoint(t, []string{"container", "checkpoint", "c1"}, []string{"container", "restore", "c1"})
 	e.called("create", "start", "kill", "delete", "exec", "pause", "resume")
 	t.Run("build", func(t *testing.T) {
 		e := e.in(t)

@@ -64,7 +64,7 @@ var faults = []faultdisk.Fault{
 type run struct {
 	Config
 	disk   *faultdisk.Disk
-	daemon *daemon
+	daemon *harness.Daemon
 	work   *work
 	result Result
 }
@@ -77,11 +77,12 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 		return r.result, err
 	}
 	defer func() { err = errors.Join(err, r.disk.Close()) }()
-	if r.daemon, err = newDaemon(cfg.Kilnd, filepath.Join(r.disk.Dir, "state")); err != nil {
+	conf := fmt.Sprintf("gc = false\n[registry.%q]\nhttp = true\n", "127.0.0.1")
+	if r.daemon, err = harness.NewDaemon(cfg.Kilnd, filepath.Join(r.disk.Dir, "state"), conf); err != nil {
 		return r.result, err
 	}
-	defer func() { err = errors.Join(err, r.daemon.close()) }()
-	if r.work, err = newWork(filepath.Join(cfg.Dir, "work"), r.daemon.addr); err != nil {
+	defer func() { err = errors.Join(err, r.daemon.Close()) }()
+	if r.work, err = newWork(filepath.Join(cfg.Dir, "work"), r.daemon.Addr); err != nil {
 		return r.result, err
 	}
 	defer func() { err = errors.Join(err, r.work.close()) }()
@@ -156,14 +157,14 @@ func (r *run) round(ctx context.Context, k kind, what trouble) (hit bool, err er
 	r.result.Rounds++
 	job := r.work.job(k, r.result.Rounds)
 	name := fmt.Sprintf("%s, %s", k.name, what)
-	if err := os.RemoveAll(r.daemon.root); err != nil {
+	if err := os.RemoveAll(r.daemon.Root); err != nil {
 		return false, err
 	}
-	if err := r.daemon.start(); err != nil {
+	if err := r.daemon.Start(); err != nil {
 		return false, err
 	}
 	if err := job.prepare(ctx); err != nil {
-		return false, fmt.Errorf("prepare: %w\n%s", err, r.daemon.log)
+		return false, fmt.Errorf("prepare: %w\n%s", err, r.daemon.Log())
 	}
 	if what.cold() {
 		if err := r.restart(); err != nil {
@@ -184,7 +185,7 @@ func (r *run) round(ctx context.Context, k kind, what trouble) (hit bool, err er
 	}
 	if out.err != nil {
 		r.result.Failed++
-		if text := out.err.Error() + out.log; !what.known(text, r.daemon.root) {
+		if text := out.err.Error() + out.log; !what.known(text, r.daemon.Root) {
 			r.fail("%s: the error doesn't say that it is the disk: %v", name, out.err)
 		}
 	}
@@ -204,11 +205,11 @@ func (r *run) recover(ctx context.Context, job *job, name string) error {
 	switch {
 	case readOnly:
 		r.result.ReadOnly++
-		if again.err != nil && !strings.Contains(again.err.Error(), "the disk that holds "+r.daemon.root+" has failed") {
+		if again.err != nil && !strings.Contains(again.err.Error(), "the disk that holds "+r.daemon.Root+" has failed") {
 			r.fail("%s: with a read-only file system, the error doesn't say what to do: %v", name, again.err)
 		}
 	case again.err != nil:
-		r.fail("%s: with the disk good again: %v\n%s", name, again.err, r.daemon.log)
+		r.fail("%s: with the disk good again: %v\n%s", name, again.err, r.daemon.Log())
 	}
 	if again.wrong != "" {
 		r.fail("%s: with the disk good again, %s", name, again.wrong)
@@ -216,44 +217,44 @@ func (r *run) recover(ctx context.Context, job *job, name string) error {
 	if !readOnly {
 		r.addsUp(ctx, name)
 	}
-	if err := r.daemon.stop(); err != nil && !readOnly {
+	if err := r.daemon.Stop(); err != nil && !readOnly {
 		r.fail("%s: %v", name, err)
 	}
 	if err := errors.Join(r.disk.Unmount(), r.disk.Mount()); err != nil {
 		return err
 	}
-	if report, err := r.daemon.fsck(); err != nil {
+	if report, err := r.daemon.Fsck("--deep"); err != nil {
 		r.result.Mended++
 		fmt.Fprintf(r.Log, "%s: fsck: %v: %s\n", name, err, report)
-		if report, err := r.daemon.fsck("--repair"); err != nil {
+		if report, err := r.daemon.Fsck("--deep", "--repair"); err != nil {
 			r.fail("%s: fsck --repair: %v: %s", name, err, report)
 		}
-		if report, err := r.daemon.fsck(); err != nil {
+		if report, err := r.daemon.Fsck("--deep"); err != nil {
 			r.fail("%s: fsck after the repair: %v: %s", name, err, report)
 		}
 	}
-	if err := r.daemon.start(); err != nil {
+	if err := r.daemon.Start(); err != nil {
 		return err
 	}
 	if last := job.build(ctx); last.err != nil || last.wrong != "" {
-		r.fail("%s: after a restart: %v %s\n%s", name, last.err, last.wrong, r.daemon.log)
+		r.fail("%s: after a restart: %v %s\n%s", name, last.err, last.wrong, r.daemon.Log())
 	}
 	if err := job.verify(ctx); err != nil {
 		r.fail("%s: what was exported: %v", name, err)
 	}
 	r.addsUp(ctx, name)
-	return r.daemon.stop()
+	return r.daemon.Stop()
 }
 
 // restart has the daemon and the kernel forget what they have in memory.
 func (r *run) restart() error {
-	if err := r.daemon.stop(); err != nil {
+	if err := r.daemon.Stop(); err != nil {
 		return err
 	}
 	if err := errors.Join(r.disk.Unmount(), r.disk.Mount()); err != nil {
 		return err
 	}
-	return r.daemon.start()
+	return r.daemon.Start()
 }
 
 // flush has the kernel write all that there is to write.
@@ -280,8 +281,7 @@ func (r *run) readOnly() (bool, error) {
 
 // addsUp compares what the daemon says its state takes with what it does.
 func (r *run) addsUp(ctx context.Context, name string) {
-	// What is being deleted goes at any time.
-	if err := harness.WaitFor(waitLong, func() error { return r.daemon.addsUp(ctx) }); err != nil {
+	if err := harness.AddsUp(ctx, r.daemon.Addr, r.daemon.Root); err != nil {
 		r.fail("%s: %v", name, err)
 	}
 }

@@ -30,11 +30,14 @@ var slowness = sync.OnceValue(func() time.Duration {
 	return time.Duration(max(n, 1))
 })
 
+// Slow is what d is on this machine: d itself, or a multiple of it on a slow one.
+func Slow(d time.Duration) time.Duration { return d * slowness() }
+
 // WaitFor asks again and again until ok returns nil, for what another process
 // is about to do. After d, or a multiple of it on a slow machine, it returns ok's
 // last error.
 func WaitFor(d time.Duration, ok func() error) error {
-	deadline := time.Now().Add(d * slowness())
+	deadline := time.Now().Add(Slow(d))
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

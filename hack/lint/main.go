@@ -91,7 +91,7 @@ func check() ([]string, error) {
 }
 
 func list() ([]pkg, error) {
-	cmd := exec.Command("go", "list", "-tags", "e2e,vm", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...")
+	cmd := exec.Command("go", "list", "-tags", "e2e,vm,selinux", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -34,6 +34,12 @@ var cases = []spec{
 	{name: "user", change: func(s *specs.Spec, _ *bundle) {
 		s.Process.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{5, 6}, Umask: ptr(uint32(0o27))}
 	}, facts: []string{"write:/x", "write:/tmp/x", "open:/dev/stdout"}},
+	{name: "missing directory in a read-only root", change: func(s *specs.Spec, _ *bundle) {
+		s.Root.Readonly, s.Process.Cwd = true, "/some/where"
+	}, facts: []string{"stat:/some/where", "write:/some/where/x"}},
+	{name: "device outside of /dev", change: func(s *specs.Spec, _ *bundle) {
+		s.Linux.Devices = []specs.LinuxDevice{device("/opt/nil", "c", 1, 3)}
+	}, facts: []string{"stat:/opt/nil", "open:/opt/nil"}},
 	{name: "user without a name", change: func(s *specs.Spec, _ *bundle) { s.Process.User = specs.User{UID: 4711, GID: 4711} }},
 	{name: "five capability sets", change: func(s *specs.Spec, _ *bundle) {
 		all := []string{"CAP_CHOWN", "CAP_SYS_ADMIN", "CAP_NET_RAW"}

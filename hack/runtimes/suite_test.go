@@ -247,6 +247,7 @@ var everywhere = map[string][]difference{
 		{`^control: devices/devices.list = c 10:200 rwm`, "runc allows net/tun"},
 		{`^keyring: session = keyring;0;0;3f1(3|b)0000`, "with runc, who owns the keyring may join it by its name, as exec does"},
 		{`^cgroup: :/`, "it isn't shown the second hierarchy here, see command"},
+		{`^control: memory/memory.swappiness = `, "crun's groups are below the machine's own, those of others below the caller's, and each begins with what it is there"},
 		{`^env: HOME=`, "runc sets it if it has no value, also for users without a name"},
 	},
 }
