@@ -72,9 +72,13 @@ func (d *Daemon) Start() error {
 
 func (d *Daemon) run() error {
 	d.log = &Output{}
-	d.cmd = exec.Command(d.bin, "--root", d.Root, "--addr", d.Addr, "--config", d.config)
-	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
-	return d.cmd.Start()
+	cmd := exec.Command(d.bin, "--root", d.Root, "--addr", d.Addr, "--config", d.config)
+	cmd.Stdout, cmd.Stderr = d.log, d.log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	d.cmd = cmd
+	return nil
 }
 
 // StartAndKill kills a daemon that may not have opened its state yet.
