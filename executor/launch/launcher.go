@@ -47,11 +47,13 @@ func New(n int, dir string) (*Launcher, error) {
 	for range n {
 		l.done.Go(func() { thread.Run(func() { l.serve(dir, ready) }) })
 	}
-	var errs []error
+	var err error
 	for range n {
-		errs = append(errs, <-ready)
+		if e := <-ready; e != nil { // that of one tells what all met
+			err = e
+		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -92,7 +94,11 @@ func enterEmptyRoot(dir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	if err == unix.EINVAL {
+		err = fmt.Errorf("%w: / is no mount point, as below chroot: make the directory one first (mount --bind DIR DIR; chroot DIR)", err)
+	}
+	if err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
 	if err := unix.Mount("kiln", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755,size=4k,nr_inodes=8"); err != nil {
