@@ -28,7 +28,9 @@ func (d *DB) run() {
 			d.gather(failed)
 		case <-d.hurry:
 		case <-d.closing:
-			d.commit(failed > 0)
+			if !d.commit(failed > 0) {
+				d.commit(true) // without what was lost; a full disk may have got room
+			}
 			return
 		}
 		if d.commit(failed > 0) {

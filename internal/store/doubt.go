@@ -86,13 +86,15 @@ func (d *DB) syncfs() error { return unix.Syncfs(int(d.root.Fd())) }
 // callDoubt tells that files were lost.
 func (d *DB) callDoubt(why *syncError) {
 	d.journal.doubt(why)
-	d.mu.RLock()
+	d.mu.Lock()
 	fns, since := d.doubt, d.synced
-	d.mu.RUnlock()
+	d.doubting = true
+	d.mu.Unlock()
 	for _, fn := range fns {
 		fn(since, why)
 	}
 	d.mu.Lock()
+	d.doubting = false
 	// That what was written up to now had its files in time isn't known of any.
 	d.lost, d.why = d.written, why
 	d.mu.Unlock()

@@ -83,6 +83,34 @@ func TestLostFilesAreNotCommitted(t *testing.T) {
 	}
 }
 
+// That holds for the last commit, too, which is tried once more.
+func TestLostFilesAtClose(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open(Options{Root: root, Delay: manual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.OnDoubt(func(time.Time, error) {
+		b := &Batch{}
+		b.Delete("b", "suspect")
+		d.Write(b)
+	})
+	failSync(d, syscall.EIO)
+	put(d, "b", "suspect", "2")
+	put(d, "b", "else", "3")
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	put(d, "b", "late", "4")
+	d = openAt(t, root, &warnings{})
+	if got := scan(d, "b", ""); got != "else=3" {
+		t.Errorf("stored %q", got)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Who asks is told of lost files even if nothing is to be committed.
 func TestVerify(t *testing.T) {
 	d, err := Open(Options{Root: t.TempDir(), Delay: manual})

@@ -93,16 +93,17 @@ type DB struct {
 	closing chan struct{}
 	stopped chan struct{} // the committer has returned
 
-	mu      sync.RWMutex // guards the fields below
-	current *group       // takes writes
-	flying  *group       // being committed, or nil
-	written Mark         // of the newest batch
-	durable Mark         // up to here all is on disk, but for what was lost
-	lost    Mark         // of the newest batch whose files were lost, or may be
-	why     error        // they were
-	closed  bool
-	synced  time.Time // when the last syncfs that succeeded began
-	doubt   []func(since time.Time, why error)
+	mu       sync.RWMutex // guards the fields below
+	current  *group       // takes writes
+	flying   *group       // being committed, or nil
+	written  Mark         // of the newest batch
+	durable  Mark         // up to here all is on disk, but for what was lost
+	lost     Mark         // of the newest batch whose files were lost, or may be
+	why      error        // they were
+	closed   bool
+	doubting bool      // what was lost is taken out of use, also after Close
+	synced   time.Time // when the last syncfs that succeeded began
+	doubt    []func(since time.Time, why error)
 
 	// broken is set when bbolt panicked inside a write transaction. Its locks
 	// may be held for good then, so that nothing may write any more.
@@ -161,7 +162,7 @@ func (d *DB) Write(b *Batch) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
+	if d.closed && !d.doubting {
 		d.warn("a write after the database was closed is dropped", "changes", len(b.changes))
 		return
 	}
