@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/ops/filetree"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -97,12 +98,12 @@ func (d *diffOp) turn(ctx context.Context, layer *cache.Mutable, lower, upper di
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
 	if upper.ref == nil {
-		return empty(fileRoot{to.FD()})
+		return filetree.At(to.FD()).Clear()
 	}
 	from, err := upper.ref.Open(ctx)
 	if err != nil {
 		return lostInput(upper.input, err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	return mirror(ctx, fileRoot{from.FD()}, fileRoot{to.FD()})
+	return filetree.Mirror(ctx, filetree.At(from.FD()), filetree.At(to.FD()))
 }

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,6 +202,11 @@ func describe(t *testing.T, ref *cache.Ref) map[string]string {
 	defer view.Close()
 	out := map[string]string{}
 	root := view.Path() + "/"
+	top, err := os.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.Close()
 	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -230,18 +234,27 @@ func describe(t *testing.T, ref *cache.Ref) map[string]string {
 		if p != root {
 			text += " " + info.ModTime().UTC().String()
 		}
-		dir, err := os.Open(filepath.Dir(p))
+		rel, err := filepath.Rel(root, p)
 		if err != nil {
 			return err
 		}
-		defer dir.Close()
-		attrs := fileReadXattrs(files.XattrsAt(int(dir.Fd()), filepath.Base(p)))
-		for _, key := range slices.Sorted(maps.Keys(attrs)) {
-			text += " " + key + "=" + string(attrs[key])
+		attrs := files.XattrsAt(int(top.Fd()), rel)
+		keys, err := attrs.Names()
+		if err != nil {
+			return err
 		}
-		rel, err := filepath.Rel(root, p)
+		for _, key := range keys {
+			if strings.HasPrefix(key, "trusted.overlay.") {
+				continue // the snapshotter's own
+			}
+			value, _, err := attrs.Get(key)
+			if err != nil {
+				return err
+			}
+			text += " " + key + "=" + string(value)
+		}
 		out[rel] = text
-		return err
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,154 +1,139 @@
 package ops
 
 import (
-	"errors"
-	"os"
-	"path"
-	"strings"
+	"context"
+	"fmt"
 
-	"github.com/kilnbuild/kiln/internal/files"
+	"github.com/kilnbuild/kiln/ops/filetree"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
 
-// mkdirAction makes a directory (LLB-063). Without makeParents, whatever is at
-// the path already is left alone and fine.
-func (r fileRoot) mkdirAction(a *pb.FileActionMkDir, owner *fileIDs) error {
-	p, err := r.resolve(a.Path, true)
+// apply does to root what a says.
+func (r *fileRun) apply(ctx context.Context, a *pb.FileAction, root filetree.Root) error {
+	owner, err := fileOwner(fileActionOwner(a), func(state int) (filetree.Root, error) {
+		if state == int(a.Input) {
+			return root, nil // as it is before the action
+		}
+		return r.root(ctx, state)
+	})
 	if err != nil {
 		return err
 	}
-	stamp := fileStamp{owner, fileTime(a.Timestamp)}
-	perm := uint32(a.Mode) & 0o777
-	if !a.MakeParents {
-		if p == "/" {
-			return nil
+	switch x := a.Action.(type) {
+	case *pb.FileAction_Mkdir:
+		mkdir := root.Mkdir
+		if x.Mkdir.MakeParents {
+			mkdir = root.MkdirAll
 		}
-		if err := r.mkdir(p, perm, stamp); !errors.Is(err, unix.EEXIST) {
+		return mkdir(x.Mkdir.Path, uint32(x.Mkdir.Mode), fileStamp(owner, x.Mkdir.Timestamp))
+	case *pb.FileAction_Mkfile:
+		return root.Mkfile(x.Mkfile.Path, x.Mkfile.Data, uint32(x.Mkfile.Mode), fileStamp(owner, x.Mkfile.Timestamp))
+	case *pb.FileAction_Symlink:
+		return root.Symlink(x.Symlink.Oldpath, x.Symlink.Newpath, fileStamp(owner, x.Symlink.Timestamp))
+	case *pb.FileAction_Rm:
+		remove := root.Remove
+		if x.Rm.AllowWildcard {
+			remove = root.RemoveMatches
+		}
+		return remove(x.Rm.Path, x.Rm.AllowNotFound)
+	case *pb.FileAction_Copy:
+		src, err := r.root(ctx, int(a.SecondaryInput))
+		if err != nil {
 			return err
+		}
+		c, err := fileCopy(x.Copy, owner)
+		if err != nil {
+			return err
+		}
+		if err := c.Run(ctx, src, root); err != nil {
+			return r.missed(ctx, int(a.SecondaryInput), x.Copy.Src, err)
 		}
 		return nil
 	}
-	made, err := r.mkdirAll(p, perm, stamp)
-	if err != nil {
-		return err
-	}
-	return r.touchAll(made, stamp)
+	return fmt.Errorf("internal error: action of kind %T was checked but can't be run", a.Action)
 }
 
-// mkfileAction writes a file, in place of whatever but a directory is there
-// (LLB-064). That is never opened: it may be a device, or a hard link.
-func (r fileRoot) mkfileAction(a *pb.FileActionMkFile, owner *fileIDs) error {
-	p, err := r.resolve(a.Path, true)
+// fileCopy is what the action copies, and how.
+func fileCopy(a *pb.FileActionCopy, owner *filetree.Owner) (*filetree.Copy, error) {
+	chmod, err := fileChmod(a)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if p == "/" {
-		return fileErr("mkfile", p, unix.EISDIR)
-	}
-	dir, name, err := r.openParent(p)
-	if err != nil {
-		return fileErr("mkfile", p, fileCause(err))
-	}
-	defer unix.Close(dir)
-	if err := unix.Unlinkat(dir, name, 0); err != nil && err != unix.ENOENT {
-		return fileErr("mkfile", p, err)
-	}
-	perm := uint32(a.Mode) & 0o777
-	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
-	if err != nil {
-		return fileErr("mkfile", p, err)
-	}
-	f := os.NewFile(uintptr(fd), p)
-	_, err = f.Write(a.Data)
-	stamp := fileStamp{owner, fileTime(a.Timestamp)}
-	err = errors.Join(err, stamp.chown(dir, name), unix.Fchmod(fd, perm), stamp.touch(dir, name), f.Close())
-	return fileErr("mkfile", p, fileCause(err))
+	return &filetree.Copy{
+		Src: a.Src, Dest: a.Dest,
+		FollowLinks: a.FollowSymlink,
+		Contents:    a.DirCopyContents,
+		MakeParents: a.CreateDestPath,
+		Replace:     a.AlwaysReplaceExistingDestPaths,
+		Wildcards:   a.AllowWildcard,
+		AllowNone:   a.AllowEmptyWildcard,
+		Unpack:      a.AttemptUnpackDockerCompatibility,
+		Include:     a.IncludePatterns,
+		Exclude:     a.ExcludePatterns,
+		Required:    a.RequiredPaths,
+		Stamp:       fileStamp(owner, a.Timestamp),
+		Chmod:       chmod,
+	}, nil
 }
 
-// fileCause strips the path off err, for messages that name it already.
-func fileCause(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
-		return pe.Err
+// fileChmod is what the action does to permissions. An expression counts more than
+// bits, of which -1 is none.
+func fileChmod(a *pb.FileActionCopy) (filetree.Chmod, error) {
+	if a.ModeStr != "" {
+		return filetree.ParseChmod(a.ModeStr)
 	}
-	return err
+	if a.Mode == -1 {
+		return filetree.Chmod{}, nil
+	}
+	return filetree.ChmodTo(uint32(a.Mode)), nil
 }
 
-// symlinkAction makes a link (LLB-065).
-func (r fileRoot) symlinkAction(a *pb.FileActionSymlink, owner *fileIDs) error {
-	p, err := r.resolve(path.Join("/", a.Newpath), true)
-	if err != nil {
-		return err
+// fileStamp is what an action with a timestamp gives to new files. That is in
+// nanoseconds, or -1 for none (LLB-061).
+func fileStamp(owner *filetree.Owner, timestamp int64) filetree.Stamp {
+	if timestamp == -1 {
+		return filetree.Stamp{Owner: owner}
 	}
-	if p == "/" {
-		return fileErr("symlink", p, unix.EEXIST)
-	}
-	dir, name, err := r.openParent(p)
-	if err != nil {
-		return fileErr("symlink", p, fileCause(err))
-	}
-	defer unix.Close(dir)
-	if err := unix.Symlinkat(a.Oldpath, dir, name); err != nil {
-		return fileErr("symlink", p, err)
-	}
-	return fileErr("symlink", p, fileStamp{owner, fileTime(a.Timestamp)}.apply(dir, name))
+	ts := unix.NsecToTimespec(timestamp)
+	return filetree.Stamp{Owner: owner, Time: &ts}
 }
 
-// rmAction removes files (LLB-066). A link as last element is itself removed.
-func (r fileRoot) rmAction(a *pb.FileActionRm) error {
-	if !a.AllowWildcard {
-		return r.rm(a.Path, a.AllowNotFound)
+// fileOwner returns whom opt makes the owner, nil if it is nil (LLB-062). A user
+// brings its group along unless another is named. root opens the state that a name is
+// looked up in.
+func fileOwner(opt *pb.ChownOpt, root func(state int) (filetree.Root, error)) (_ *filetree.Owner, err error) {
+	if opt == nil {
+		return nil, nil
 	}
-	matches, err := r.wildcards(fileCleanPath(a.Path), false)
-	if err != nil {
-		return err
-	}
-	for _, m := range matches {
-		if err := r.rm(m, a.AllowNotFound); err != nil {
-			return err
+	var owner filetree.Owner
+	switch u := opt.GetUser().GetUser().(type) {
+	case *pb.UserOpt_ByID:
+		owner = filetree.Owner{UID: int(u.ByID), GID: int(u.ByID)}
+	case *pb.UserOpt_ByName:
+		if owner, err = fileLookup("user", u.ByName, root, filetree.Root.User); err != nil {
+			return nil, err
 		}
 	}
-	return nil
-}
-
-var errFileRmRoot = errors.New("the root directory can't be removed")
-
-func (r fileRoot) rm(p string, allowNotFound bool) error {
-	clean := path.Join("/", p)
-	if clean == "/" {
-		return fileErr("rm", clean, errFileRmRoot)
-	}
-	parent, err := r.resolve(path.Dir(clean), true)
-	if err != nil {
-		return err
-	}
-	at := path.Join(parent, path.Base(clean))
-	if _, err := r.lstat(at); err != nil {
-		if allowNotFound && errors.Is(err, unix.ENOENT) {
-			return nil
+	switch g := opt.GetGroup().GetUser().(type) {
+	case *pb.UserOpt_ByID:
+		owner.GID = int(g.ByID)
+	case *pb.UserOpt_ByName:
+		if owner.GID, err = fileLookup("group", g.ByName, root, filetree.Root.Group); err != nil {
+			return nil, err
 		}
-		return err
 	}
-	dir, name, err := r.openParent(at)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dir)
-	return fileErr("rm", at, files.RemoveAll(dir, name))
+	return &owner, nil
 }
 
-// fileCleanPath makes p absolute and clean but keeps "/" and "/." at its end,
-// which matter to copies (LLB-067).
-func fileCleanPath(p string) string {
-	clean := path.Join("/", p)
-	switch {
-	case strings.HasSuffix(p, "/.") && clean == "/":
-		return "/."
-	case strings.HasSuffix(p, "/."):
-		return clean + "/."
-	case strings.HasSuffix(p, "/") && clean != "/":
-		return clean + "/"
+// fileLookup looks up a user or group in the state that by names.
+func fileLookup[T any](kind string, by *pb.NamedUserOpt, root func(int) (filetree.Root, error), find func(filetree.Root, string) (T, error)) (found T, err error) {
+	r, err := root(int(by.Input))
+	if err == nil {
+		found, err = find(r, by.Name)
 	}
-	return clean
+	if err != nil {
+		return found, fmt.Errorf("look up %s %q: %w", kind, by.Name, err)
+	}
+	return found, nil
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/moby/buildkit/solver/pb"
-	mode "github.com/tonistiigi/dchapes-mode"
 )
 
 // filePlan is what follows from an op's actions alone.
@@ -78,9 +77,9 @@ func fileCheckAction(a *pb.FileAction, states int) error {
 	case *pb.FileAction_Rm:
 		missing = x.Rm == nil
 	case *pb.FileAction_Copy:
-		if missing = x.Copy == nil; !missing && x.Copy.ModeStr != "" {
-			if _, err := mode.ParseWithUmask(x.Copy.ModeStr, 0); err != nil {
-				return fmt.Errorf("mode %q: %w", x.Copy.ModeStr, err)
+		if missing = x.Copy == nil; !missing {
+			if _, err := fileChmod(x.Copy); err != nil {
+				return err
 			}
 		}
 	default:

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/cleanup"
+	"github.com/kilnbuild/kiln/ops/filetree"
 	"github.com/kilnbuild/kiln/snapshot"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -104,7 +105,7 @@ func (r *fileRun) act(ctx context.Context, i int, a *pb.FileAction) (_ *fileStat
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	undo.Add(func() error { return s.close(context.WithoutCancel(ctx)) })
 
-	if err := r.apply(ctx, a, fileRoot{s.view.FD()}); err != nil {
+	if err := r.apply(ctx, a, filetree.At(s.view.FD())); err != nil {
 		return nil, err
 	}
 	if r.plan.commit[i] {
@@ -163,14 +164,14 @@ func (r *fileRun) take(ctx context.Context, state int) (*fileState, error) {
 }
 
 // root opens a state for reading, until the run ends.
-func (r *fileRun) root(ctx context.Context, state int) (fileRoot, error) {
+func (r *fileRun) root(ctx context.Context, state int) (filetree.Root, error) {
 	if v, ok := r.views[state]; ok {
-		return fileRoot{v.FD()}, nil
+		return filetree.At(v.FD()), nil
 	}
 	var ref *cache.Ref
 	if i := state - len(r.inputs); i >= 0 {
 		if v := r.states[i].view; v != nil {
-			return fileRoot{v.FD()}, nil
+			return filetree.At(v.FD()), nil
 		}
 		ref = r.states[i].ref
 	} else if state >= 0 {
@@ -178,10 +179,10 @@ func (r *fileRun) root(ctx context.Context, state int) (fileRoot, error) {
 	}
 	v, err := ref.Open(ctx)
 	if err != nil {
-		return fileRoot{}, r.lost(state, err)
+		return filetree.Root{}, r.lost(state, err)
 	}
 	r.views[state] = v
-	return fileRoot{v.FD()}, nil
+	return filetree.At(v.FD()), nil
 }
 
 // lost reports an input that turned out lost as such.
@@ -190,41 +191,4 @@ func (r *fileRun) lost(state int, err error) error {
 		return err
 	}
 	return lostInput(state, err)
-}
-
-// apply does to root what a says.
-func (r *fileRun) apply(ctx context.Context, a *pb.FileAction, root fileRoot) error {
-	owner, err := fileOwnerIDs(fileActionOwner(a), func(state int) (fileRoot, error) {
-		if state == int(a.Input) {
-			return root, nil // as it is before the action
-		}
-		return r.root(ctx, state)
-	})
-	if err != nil {
-		return err
-	}
-	switch x := a.Action.(type) {
-	case *pb.FileAction_Mkdir:
-		return root.mkdirAction(x.Mkdir, owner)
-	case *pb.FileAction_Mkfile:
-		return root.mkfileAction(x.Mkfile, owner)
-	case *pb.FileAction_Symlink:
-		return root.symlinkAction(x.Symlink, owner)
-	case *pb.FileAction_Rm:
-		return root.rmAction(x.Rm)
-	case *pb.FileAction_Copy:
-		src, err := r.root(ctx, int(a.SecondaryInput))
-		if err != nil {
-			return err
-		}
-		c, err := newFileCopy(src, root, x.Copy, owner)
-		if err != nil {
-			return err
-		}
-		if err := c.run(ctx); err != nil {
-			return r.missed(ctx, int(a.SecondaryInput), x.Copy.Src, err)
-		}
-		return nil
-	}
-	return fmt.Errorf("internal error: action of kind %T was checked but can't be run", a.Action)
 }

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/ops/filetree/treetest"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 )
 
 // fileTestRef commits a record with the tree, and text in some of its files.
-func fileTestRef(t testing.TB, m *cache.Manager, tree fileTestTree, text map[string]string) *cache.Ref {
+func fileTestRef(t testing.TB, m *cache.Manager, tree treetest.Tree, text map[string]string) *cache.Ref {
 	t.Helper()
 	u, err := m.New(context.Background(), nil, cache.Options{})
 	if err != nil {
@@ -24,7 +25,7 @@ func fileTestRef(t testing.TB, m *cache.Manager, tree fileTestTree, text map[str
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree.makeIn(t, v.Path())
+	tree.MakeIn(t, v.Path())
 	for name, s := range text {
 		if err := os.WriteFile(filepath.Join(v.Path(), name), []byte(s), 0o644); err != nil {
 			t.Fatal(err)
@@ -63,7 +64,7 @@ func fileTestState(t testing.TB, r solver.Result) string {
 		t.Fatal(err)
 	}
 	defer v.Close()
-	return fileTestDump(t, v.Path(), false)
+	return treetest.Dump(t, v.Path(), false)
 }
 
 func fileTestMkfile(in, out int64, p, data string) *pb.FileAction {

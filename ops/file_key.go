@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/cache/contenthash"
+	"github.com/kilnbuild/kiln/ops/filetree"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -98,10 +99,10 @@ func fileActionReads(a *pb.FileAction, inputs int, reads map[int][]fileSelector)
 	}
 	owner := fileActionOwner(a)
 	if by := owner.GetUser().GetByName(); by != nil {
-		add(by.Input, fileSelector{path: filePasswd, opts: contenthash.Options{FollowLinks: true}})
+		add(by.Input, fileSelector{path: filetree.PasswdFile, opts: contenthash.Options{FollowLinks: true}})
 	}
 	if by := owner.GetGroup().GetByName(); by != nil {
-		add(by.Input, fileSelector{path: fileGroup, opts: contenthash.Options{FollowLinks: true}})
+		add(by.Input, fileSelector{path: filetree.GroupFile, opts: contenthash.Options{FollowLinks: true}})
 	}
 	if c := a.GetCopy(); c != nil {
 		_, pattern := contenthash.SplitWildcards(c.Src)

@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/ops/filetree/treetest"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
 // fileKeyTree is the input whose content digests are in testdata/file_keys.json.
-const fileKeyTree fileTestTree = `
+const fileKeyTree treetest.Tree = `
 etc d
 etc/passwd - 644
 etc/group - 644

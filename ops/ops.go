@@ -8,6 +8,8 @@
 // behind (vertex), the shared limit if it counts (slots), and what it works
 // with; it holds no state of its runs, which may overlap.
 //
+// What file and diff ops do to directory trees is filetree's.
+//
 // Cache maps are upstream's byte for byte, so that registry caches work both
 // ways; key.go, exec_key.go and file_key.go say how.
 //

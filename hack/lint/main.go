@@ -33,7 +33,7 @@ var rows = [][]string{
 // have an order of their own.
 var inner = map[string][]string{
 	"cache":    {"cache", "cache/cachetest", "cache/contenthash", "cache/keys", "cache/remote"},
-	"ops":      {"ops/sessiontest", "ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/policy", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
+	"ops":      {"ops/sessiontest", "ops/filetree/treetest", "ops/filetree", "ops", "ops/source/onefile", "ops/source/turns", "ops/source/registry", "ops/policy", "ops/source/image", "ops/source/ocilayout", "ops/source/local", "ops/source/git/gittest", "ops/source/git", "ops/source/http"},
 	"frontend": {"frontend", "frontend/gateway", "frontend/dockerfile"},
 	"control":  {"control/history", "control/explain", "control/record", "control/build", "control/monitor", "control"},
 }

@@ -22,6 +22,8 @@ func TestBelow(t *testing.T) {
 		{"solver", "snapshot", false},
 		{"snapshot", "cache", false},
 		{"ops", "ops/source/registry", false},
+		{"ops", "ops/filetree", true},
+		{"ops/filetree", "ops", false},
 		{"ops/source/image", "ops/source/registry", true},
 		{"ops/source/image", "ops", true},
 		{"cache/keys", "cache", true},

@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"context"
@@ -12,15 +12,22 @@ import (
 	"time"
 
 	"github.com/containerd/continuity/fs"
-	"github.com/moby/buildkit/solver/pb"
+	"github.com/kilnbuild/kiln/ops/filetree/treetest"
 	fscopy "github.com/tonistiigi/fsutil/copy"
 	"golang.org/x/sys/unix"
 )
 
-// fileOracle copies as the peer does, with the library that it uses.
-func fileOracle(src, dst string, a *pb.FileActionCopy, owner *fileIDs) error {
-	from, to := fileCleanPath(a.Src), fileCleanPath(a.Dest)
-	if !a.CreateDestPath {
+// oracleCopy is a Copy with what its Chmod was made of.
+type oracleCopy struct {
+	*Copy
+	bits *int
+	expr string
+}
+
+// asPeer copies as the peer does, with the library that it uses.
+func (a oracleCopy) asPeer(src, dst string) error {
+	from, to := cleanPath(a.Src), cleanPath(a.Dest)
+	if !a.MakeParents {
 		p, err := fs.RootPath(dst, filepath.Join("/", a.Dest))
 		if err != nil {
 			return err
@@ -30,32 +37,28 @@ func fileOracle(src, dst string, a *pb.FileActionCopy, owner *fileIDs) error {
 		}
 	}
 	opt := func(ci *fscopy.CopyInfo) {
-		ci.IncludePatterns, ci.ExcludePatterns = a.IncludePatterns, a.ExcludePatterns
+		ci.IncludePatterns, ci.ExcludePatterns = a.Include, a.Exclude
 		ci.Chown = func(old *fscopy.User) (*fscopy.User, error) {
-			if owner == nil {
-				return old, nil
+			if o := a.Stamp.Owner; o != nil {
+				return &fscopy.User{UID: o.UID, GID: o.GID}, nil
 			}
-			return &fscopy.User{UID: owner.uid, GID: owner.gid}, nil
+			return old, nil
 		}
-		if a.Timestamp != -1 {
-			tm := time.Unix(0, a.Timestamp)
+		if ts := a.Stamp.Time; ts != nil {
+			tm := time.Unix(ts.Unix())
 			ci.Utime = &tm
 		}
-		if a.ModeStr != "" {
-			ci.ModeStr = a.ModeStr
-		} else if m := int(a.Mode); m != -1 {
-			ci.Mode = &m
-		}
-		ci.CopyDirContents, ci.FollowLinks = a.DirCopyContents, a.FollowSymlink
-		ci.AlwaysReplaceExistingDestPaths = a.AlwaysReplaceExistingDestPaths
+		ci.ModeStr, ci.Mode = a.expr, a.bits
+		ci.CopyDirContents, ci.FollowLinks = a.Contents, a.FollowLinks
+		ci.AlwaysReplaceExistingDestPaths = a.Replace
 	}
 	sources := []string{from}
-	if a.AllowWildcard {
+	if a.Wildcards {
 		var err error
-		if sources, err = fscopy.ResolveWildcards(src, from, a.FollowSymlink); err != nil {
+		if sources, err = fscopy.ResolveWildcards(src, from, a.FollowLinks); err != nil {
 			return err
 		}
-		if len(sources) == 0 && !a.AllowEmptyWildcard {
+		if len(sources) == 0 && !a.AllowNone {
 			return fmt.Errorf("%s not found", from)
 		}
 	}
@@ -67,15 +70,15 @@ func fileOracle(src, dst string, a *pb.FileActionCopy, owner *fileIDs) error {
 	return nil
 }
 
-const fileOracleSeeds = 1500
+const oracleSeeds = 1500
 
-var fileRandomNames = []string{"a", "b", "c", "d.go", "e.txt"}
+var randomNames = []string{"a", "b", "c", "d.go", "e.txt"}
 
-func fileRandomTree(r *rand.Rand) fileTestTree {
+func randomTree(r *rand.Rand) treetest.Tree {
 	dirs, files, have := []string{""}, []string{}, map[string]bool{}
 	var lines []string
 	for range 4 + r.Intn(12) {
-		p := path.Join(dirs[r.Intn(len(dirs))], fileRandomNames[r.Intn(len(fileRandomNames))])
+		p := path.Join(dirs[r.Intn(len(dirs))], randomNames[r.Intn(len(randomNames))])
 		if have[p] {
 			continue
 		}
@@ -101,13 +104,13 @@ func fileRandomTree(r *rand.Rand) fileTestTree {
 			files = append(files, p)
 		}
 	}
-	return fileTestTree(strings.Join(lines, "\n"))
+	return treetest.Tree(strings.Join(lines, "\n"))
 }
 
-func fileRandomPath(r *rand.Rand, wildcards bool) string {
+func randomPath(r *rand.Rand, wildcards bool) string {
 	var elems []string
 	for range r.Intn(3) {
-		e := fileRandomNames[r.Intn(len(fileRandomNames))]
+		e := randomNames[r.Intn(len(randomNames))]
 		if wildcards && r.Intn(3) == 0 {
 			e = []string{"*", "?", "*.go", "[a-c]", "a*", "[^x]*"}[r.Intn(6)]
 		}
@@ -123,14 +126,13 @@ func fileRandomPath(r *rand.Rand, wildcards bool) string {
 	return p
 }
 
-func fileRandomCopy(r *rand.Rand) (*pb.FileActionCopy, *fileIDs) {
+func randomCopy(r *rand.Rand) oracleCopy {
 	flag := func(of int) bool { return r.Intn(of) == 0 }
-	a := &pb.FileActionCopy{
-		Mode: -1, Timestamp: -1,
-		FollowSymlink: flag(2), DirCopyContents: flag(2), CreateDestPath: !flag(8),
-		AllowWildcard: flag(2), AllowEmptyWildcard: !flag(4), AlwaysReplaceExistingDestPaths: flag(3),
-	}
-	a.Src, a.Dest = fileRandomPath(r, a.AllowWildcard), fileRandomPath(r, false)
+	a := oracleCopy{Copy: &Copy{
+		FollowLinks: flag(2), Contents: flag(2), MakeParents: !flag(8),
+		Wildcards: flag(2), AllowNone: !flag(4), Replace: flag(3),
+	}}
+	a.Src, a.Dest = randomPath(r, a.Wildcards), randomPath(r, false)
 	patterns := func() []string {
 		all := []string{"a", "*", "**", "*/b", "**/*.go", "b", "!a/b", "a/**", "c/*", "**/c", "!**/d.go", "a/b/c"}
 		out := []string{all[r.Intn(len(all))]}
@@ -140,24 +142,29 @@ func fileRandomCopy(r *rand.Rand) (*pb.FileActionCopy, *fileIDs) {
 		return out
 	}
 	if flag(3) {
-		a.IncludePatterns = patterns()
+		a.Include = patterns()
 	}
 	if flag(3) {
-		a.ExcludePatterns = patterns()
+		a.Exclude = patterns()
 	}
 	if flag(4) {
-		a.Timestamp = int64(fileTestTime+5000+r.Intn(100)) * 1e9
+		a.Stamp.Time = &unix.Timespec{Sec: int64(treetest.Time + 5000 + r.Intn(100))}
 	}
 	switch r.Intn(6) {
 	case 0:
-		a.Mode = int32([]int{0o600, 0o4750, 0o2777, 0}[r.Intn(4)])
+		bits := []int{0o600, 0o4750, 0o2777, 0}[r.Intn(4)]
+		a.bits, a.Chmod = &bits, ChmodTo(uint32(bits))
 	case 1:
-		a.ModeStr = []string{"u+X", "g=u", "a-w,u+s", "go=", "+t", "u=rwX,go=rX"}[r.Intn(6)]
+		a.expr = []string{"u+X", "g=u", "a-w,u+s", "go=", "+t", "u=rwX,go=rX"}[r.Intn(6)]
+		var err error
+		if a.Chmod, err = ParseChmod(a.expr); err != nil {
+			panic(err)
+		}
 	}
 	if flag(4) {
-		return a, &fileIDs{7, 8}
+		a.Stamp.Owner = &Owner{7, 8}
 	}
-	return a, nil
+	return a
 }
 
 // Every copy rule, against the library that the peer uses, on random trees with
@@ -165,40 +172,37 @@ func fileRandomCopy(r *rand.Rand) (*pb.FileActionCopy, *fileIDs) {
 // the same cases.
 //
 // compat: LLB-067, LLB-068, LLB-069, LLB-070, LLB-072, LLB-073, LLB-074, LLB-076, LLB-077
-func TestFileCopyIsUpstreams(t *testing.T) {
-	fileUmask() // must be known before it changes
+func TestCopyIsUpstreams(t *testing.T) {
+	processUmask() // must be known before it changes
 	old := unix.Umask(0)
 	t.Cleanup(func() { unix.Umask(old) })
 	fscopy.UmaskIsZero = true // as the peer's daemon runs
 	failed, same := 0, 0
-	for seed := range int64(fileOracleSeeds) {
+	for seed := range int64(oracleSeeds) {
 		r := rand.New(rand.NewSource(seed))
-		srcTree, dstTree := fileRandomTree(r), fileRandomTree(r)
-		a, owner := fileRandomCopy(r)
+		srcTree, dstTree := randomTree(r), randomTree(r)
+		a := randomCopy(r)
 		if strings.HasSuffix(a.Dest, "/.") && strings.Contains(string(dstTree), " l ") {
 			continue // the peer resolves "/." behind a link to a link wrongly
 		}
-		src, ours, theirs := srcTree.make(t), dstTree.make(t), dstTree.make(t)
+		src, ours, theirs := srcTree.Make(t), dstTree.Make(t), dstTree.Make(t)
 
-		wantErr := fileOracle(src, theirs, a, owner)
-		c, err := newFileCopy(fileTestRoot(t, src), fileTestRoot(t, ours), a, owner)
-		if err == nil {
-			err = c.run(t.Context())
-		}
+		wantErr := a.asPeer(src, theirs)
+		err := doCopy(t, src, ours, a.Copy)
 		report := func(what string, got, want any) {
-			t.Errorf("seed %d: %s\ncopy %v owner %v\nfrom\n%s\nonto\n%s\ngot %v\nwant %v", seed, what, a, owner, srcTree, dstTree, got, want)
+			t.Errorf("seed %d: %s\ncopy %+v\nfrom\n%s\nonto\n%s\ngot %v\nwant %v", seed, what, *a.Copy, srcTree, dstTree, got, want)
 		}
-		if wantErr != nil && err == nil && len(a.IncludePatterns)+len(a.ExcludePatterns) > 0 && strings.Contains(wantErr.Error(), "failed to stat") {
+		if wantErr != nil && err == nil && len(a.Include)+len(a.Exclude) > 0 && strings.Contains(wantErr.Error(), "failed to stat") {
 			// The peer looks for the destination also of what isn't copied, and
 			// stumbles over a file where that has a directory.
 			continue
 		}
-		if wantErr != nil && err == nil && a.AlwaysReplaceExistingDestPaths && strings.Contains(wantErr.Error(), "cannot copy to non-directory") {
+		if wantErr != nil && err == nil && a.Replace && strings.Contains(wantErr.Error(), "cannot copy to non-directory") {
 			// What is in the way of a directory above a match isn't replaced by
 			// the peer, though the option says so.
 			continue
 		}
-		if err != nil && a.AlwaysReplaceExistingDestPaths && strings.Contains(err.Error(), "the root directory can't be replaced") {
+		if err != nil && a.Replace && strings.Contains(err.Error(), "the root directory can't be replaced") {
 			continue // the peer removes the whole filesystem then
 		}
 		if (err == nil) != (wantErr == nil) {
@@ -215,8 +219,8 @@ func TestFileCopyIsUpstreams(t *testing.T) {
 		same++
 		// With patterns, the peer leaves directories on the way to a match with
 		// the time of the copy; they get the source's here.
-		times := len(a.IncludePatterns)+len(a.ExcludePatterns) == 0
-		if got, want := fileTestDump(t, ours, times), fileTestDump(t, theirs, times); got != want {
+		times := len(a.Include)+len(a.Exclude) == 0
+		if got, want := treetest.Dump(t, ours, times), treetest.Dump(t, theirs, times); got != want {
 			report("results differ", "\n"+got, "\n"+want)
 		}
 		if t.Failed() && seed > 200 {

@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"archive/tar"
@@ -24,12 +24,12 @@ import (
 
 // unpack extracts src to the directory dest if it is a regular file that holds
 // an archive (LLB-071), and reports whether it does.
-func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err error) {
+func (c *copying) unpack(ctx context.Context, src, dest string) (done bool, err error) {
 	from, err := c.src.resolve(path.Join("/", src), true)
 	if err != nil {
 		return false, err
 	}
-	if st, err := c.src.lstat(from); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if st, err := c.src.lstat(from); err != nil || !files.IsRegular(&st) {
 		return false, nil // the copy says what is wrong
 	}
 	f, err := c.src.openRegular(from)
@@ -37,13 +37,13 @@ func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err
 		return false, err
 	}
 	defer f.Close()
-	r, closeReader, err := fileDecompress(f)
+	r, closeReader, err := decompress(f)
 	if err != nil {
 		return false, nil // no archive that we know: it is copied
 	}
 	defer closeReader()
 	tr := tar.NewReader(r)
-	hdr, err := fileNextHeader(tr)
+	hdr, err := nextHeader(tr)
 	if err != nil {
 		return false, nil
 	}
@@ -52,7 +52,7 @@ func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err
 	if err != nil {
 		return false, err
 	}
-	made, err := c.dst.mkdirAll(to, 0o755, c.stamp)
+	made, err := c.dst.mkdirAll(to, 0o755, c.Stamp)
 	if err != nil {
 		return false, err
 	}
@@ -61,9 +61,9 @@ func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err
 		return false, err
 	}
 	defer unix.Close(fd)
-	x := &fileExtract{root: fileRoot{fd}, owner: c.stamp.owner, parent: -1}
+	x := &extraction{root: Root{fd}, owner: c.Stamp.Owner, parent: -1}
 	defer x.leave()
-	for ; err == nil; hdr, err = fileNextHeader(tr) {
+	for ; err == nil; hdr, err = nextHeader(tr) {
 		if err := context.Cause(ctx); err != nil {
 			return false, err
 		}
@@ -77,11 +77,11 @@ func (c *fileCopy) unpack(ctx context.Context, src, dest string) (done bool, err
 	if err := x.touchDirs(); err != nil {
 		return false, fmt.Errorf("unpack %s: %w", from, err)
 	}
-	return true, c.dst.touchAll(made, c.stamp)
+	return true, c.dst.touchAll(made, c.Stamp)
 }
 
-// fileNextHeader is tr.Next; names that lead outside are brought inside later.
-func fileNextHeader(tr *tar.Reader) (*tar.Header, error) {
+// nextHeader is tr.Next; names that lead outside are brought inside later.
+func nextHeader(tr *tar.Reader) (*tar.Header, error) {
 	hdr, err := tr.Next()
 	if errors.Is(err, tar.ErrInsecurePath) {
 		err = nil
@@ -89,8 +89,8 @@ func fileNextHeader(tr *tar.Reader) (*tar.Header, error) {
 	return hdr, err
 }
 
-// fileDecompress returns what r holds, decompressed if it is compressed.
-func fileDecompress(r io.Reader) (_ io.Reader, closeReader func(), err error) {
+// decompress returns what r holds, decompressed if it is compressed.
+func decompress(r io.Reader) (_ io.Reader, closeReader func(), err error) {
 	buf := bufio.NewReaderSize(r, 64<<10)
 	start, err := buf.Peek(10)
 	if err != nil && err != io.EOF {
@@ -117,24 +117,24 @@ func fileDecompress(r io.Reader) (_ io.Reader, closeReader func(), err error) {
 	return buf, nothing, nil
 }
 
-// fileExtract writes the entries of an archive below root. Unlike in a layer,
+// extraction writes the entries of an archive below root. Unlike in a layer,
 // ".wh." names mean nothing.
-type fileExtract struct {
-	root  fileRoot
-	owner *fileIDs // of everything, nil for what the archive says
-	dirs  []fileDirTime
+type extraction struct {
+	root  Root
+	owner *Owner // of everything, nil for what the archive says
+	dirs  []dirTime
 
 	parent int    // the directory that the last entry was in, -1 for none
 	at     string // its path
 }
 
-type fileDirTime struct {
+type dirTime struct {
 	path  string
 	times []unix.Timespec
 }
 
 // enter opens the directory at p, made if it isn't there, for an entry.
-func (x *fileExtract) enter(p string) error {
+func (x *extraction) enter(p string) error {
 	if x.parent >= 0 && x.at == p {
 		return nil
 	}
@@ -143,7 +143,7 @@ func (x *fileExtract) enter(p string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := x.root.mkdirAll(to, 0o755, fileStamp{owner: &fileIDs{}}); err != nil {
+	if _, err := x.root.mkdirAll(to, 0o755, Stamp{Owner: &Owner{}}); err != nil {
 		return err
 	}
 	fd, err := x.root.openDir(to)
@@ -154,14 +154,14 @@ func (x *fileExtract) enter(p string) error {
 	return nil
 }
 
-func (x *fileExtract) leave() {
+func (x *extraction) leave() {
 	if x.parent >= 0 {
 		unix.Close(x.parent)
 	}
 	x.parent = -1
 }
 
-func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Reader) error {
+func (x *extraction) entry(ctx context.Context, hdr *tar.Header, content io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -177,7 +177,7 @@ func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Rea
 	}
 	name := path.Base(p)
 	var st unix.Stat_t
-	err := unix.Fstatat(x.parent, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err := files.Lstat(x.parent, name, &st)
 	if err != nil && err != unix.ENOENT {
 		return err
 	}
@@ -199,7 +199,7 @@ func (x *fileExtract) entry(ctx context.Context, hdr *tar.Header, content io.Rea
 	return x.describe(hdr, p, name)
 }
 
-func (x *fileExtract) create(ctx context.Context, hdr *tar.Header, name string, merge bool, content io.Reader) error {
+func (x *extraction) create(ctx context.Context, hdr *tar.Header, name string, merge bool, content io.Reader) error {
 	perm := uint32(hdr.Mode) & 0o777
 	switch hdr.Typeflag {
 	case tar.TypeDir:
@@ -223,29 +223,29 @@ func (x *fileExtract) create(ctx context.Context, hdr *tar.Header, name string, 
 	return fmt.Errorf("unknown type %q", hdr.Typeflag)
 }
 
-func (x *fileExtract) mknod(hdr *tar.Header, name string, mode uint32) error {
+func (x *extraction) mknod(hdr *tar.Header, name string, mode uint32) error {
 	return unix.Mknodat(x.parent, name, mode, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))))
 }
 
 // link makes a hard link to the file called target in the archive, that is,
 // below root.
-func (x *fileExtract) link(target, name string) error {
+func (x *extraction) link(target, name string) error {
 	at, err := x.root.resolve(path.Join("/", target), false)
 	if err != nil {
 		return err
 	}
 	if at == "/" {
-		return fileErr("link", at, unix.EPERM)
+		return pathErr("link", at, unix.EPERM)
 	}
 	dir, base, err := x.root.openParent(at)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	return fileErr("link", at, unix.Linkat(dir, base, x.parent, name, 0))
+	return pathErr("link", at, unix.Linkat(dir, base, x.parent, name, 0))
 }
 
-func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, content io.Reader) (err error) {
+func (x *extraction) regular(ctx context.Context, name string, perm uint32, content io.Reader) (err error) {
 	fd, err := unix.Openat(x.parent, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
 	if err != nil {
 		return err
@@ -259,18 +259,18 @@ func (x *fileExtract) regular(ctx context.Context, name string, perm uint32, con
 }
 
 // describe gives the entry its metadata.
-func (x *fileExtract) describe(hdr *tar.Header, p, name string) error {
-	ids := fileIDs{hdr.Uid, hdr.Gid}
+func (x *extraction) describe(hdr *tar.Header, p, name string) error {
+	owner := Owner{hdr.Uid, hdr.Gid}
 	if x.owner != nil {
-		ids = *x.owner
+		owner = *x.owner
 	}
-	if err := unix.Fchownat(x.parent, name, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return ids.explain(fmt.Errorf("chown to %d:%d: %w", ids.uid, ids.gid, err))
+	if err := unix.Fchownat(x.parent, name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return owner.explain(fmt.Errorf("chown to %d:%d: %w", owner.UID, owner.GID, err))
 	}
 	xattrs := files.XattrsAt(x.parent, name)
 	for key, value := range hdr.PAXRecords {
 		key, ok := strings.CutPrefix(key, "SCHILY.xattr.")
-		if !ok || !fileXattrAllowed(key) {
+		if !ok || !xattrAllowed(key) {
 			continue
 		}
 		err := xattrs.Set(key, []byte(value))
@@ -279,23 +279,23 @@ func (x *fileExtract) describe(hdr *tar.Header, p, name string) error {
 		}
 	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(x.parent, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := files.Lstat(x.parent, name, &st); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+	if !files.IsLink(&st) {
 		if err := unix.Fchmodat(x.parent, name, uint32(hdr.Mode)&0o7777, 0); err != nil {
 			return fmt.Errorf("chmod to %o: %w", hdr.Mode, err)
 		}
 	}
-	times := fileTarTimes(hdr)
+	times := tarTimes(hdr)
 	if hdr.Typeflag == tar.TypeDir {
-		x.dirs = append(x.dirs, fileDirTime{p, times})
+		x.dirs = append(x.dirs, dirTime{p, times})
 	}
 	return unix.UtimesNanoAt(x.parent, name, times, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // touchDirs sets the times of directories, after all is in them.
-func (x *fileExtract) touchDirs() error {
+func (x *extraction) touchDirs() error {
 	for _, d := range x.dirs {
 		at, err := x.root.resolve(d.path, false)
 		if err != nil {
@@ -311,15 +311,15 @@ func (x *fileExtract) touchDirs() error {
 		err = unix.UtimesNanoAt(dir, name, d.times, unix.AT_SYMLINK_NOFOLLOW)
 		unix.Close(dir)
 		if err != nil && err != unix.ENOENT {
-			return fileErr("set time of", at, err)
+			return pathErr("set time of", at, err)
 		}
 	}
 	return nil
 }
 
-// fileTarTimes are the times of access and change of an entry. Those that a
+// tarTimes are the times of access and change of an entry. Those that a
 // file can't have are the epoch.
-func fileTarTimes(hdr *tar.Header) []unix.Timespec {
+func tarTimes(hdr *tar.Header) []unix.Timespec {
 	bound := func(t time.Time) unix.Timespec {
 		if t.Before(time.Unix(0, 0)) || t.After(time.Unix(0, 1<<63-1)) {
 			t = time.Unix(0, 0)

@@ -1,4 +1,6 @@
-package ops
+// Package treetest makes directory trees from text, and text from directory trees, for
+// tests of what changes them.
+package treetest
 
 import (
 	"fmt"
@@ -15,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A fileTestTree describes files, one a line:
+// Tree describes files, one a line:
 //
 //	dir d 755 0:0
 //	dir/f - 644 1:2 content
@@ -23,52 +25,48 @@ import (
 //	h h f
 //
 // Kinds are d, -, l, h (hard link), p, s, c and b. Devices are 1:3. Owner and
-// mode may be left out from the right. Every file's time is fileTestTime plus
+// mode may be left out from the right. Every file's time is Time plus
 // its line number in seconds.
-type fileTestTree string
+type Tree string
 
-const fileTestTime = 1_000_000_000
+// Time is that of a Tree's first line, in seconds.
+const Time = 1_000_000_000
 
-func fileNeedRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root")
-	}
-}
-
-// make builds the tree in a new directory.
-func (tree fileTestTree) make(t testing.TB) string {
+// Make builds the tree in a new directory.
+func (tree Tree) Make(t testing.TB) string {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.Chmod(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	tree.makeIn(t, root)
+	tree.MakeIn(t, root)
 	return root
 }
 
-// makeIn builds the tree in the directory root.
-func (tree fileTestTree) makeIn(t testing.TB, root string) {
+// MakeIn builds the tree in the directory root.
+func (tree Tree) MakeIn(t testing.TB, root string) {
 	t.Helper()
-	fileNeedRoot(t)
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
 	lines := strings.Split(strings.TrimSpace(string(tree)), "\n")
 	for i, line := range lines {
 		if strings.TrimSpace(line) == "" {
 			continue
 		}
-		if err := fileTestMake(root, strings.Fields(line)); err != nil {
+		if err := makeLine(root, strings.Fields(line)); err != nil {
 			t.Fatalf("line %d, %q: %v", i, line, err)
 		}
 	}
 	for i, line := range slices.Backward(lines) { // children before their directories
 		if f := strings.Fields(line); len(f) > 1 && f[1] != "h" {
-			fileTestTouch(t, filepath.Join(root, f[0]), fileTestTime+int64(i))
+			touch(t, filepath.Join(root, f[0]), Time+int64(i))
 		}
 	}
-	fileTestTouch(t, root, fileTestTime-1)
+	touch(t, root, Time-1)
 }
 
-func fileTestTouch(t testing.TB, p string, sec int64) {
+func touch(t testing.TB, p string, sec int64) {
 	t.Helper()
 	ts := unix.Timespec{Sec: sec}
 	if err := unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -76,7 +74,7 @@ func fileTestTouch(t testing.TB, p string, sec int64) {
 	}
 }
 
-func fileTestMake(root string, f []string) error {
+func makeLine(root string, f []string) error {
 	p := filepath.Join(root, f[0])
 	field := func(i int, otherwise string) string {
 		if len(f) > i {
@@ -119,9 +117,9 @@ func fileTestMake(root string, f []string) error {
 	return unix.Chmod(p, uint32(perm))
 }
 
-// fileTestDump describes what is below root as a fileTestTree does, sorted, with
-// times appended if they are asked for: "now" is any since the test began.
-func fileTestDump(t testing.TB, root string, times bool) string {
+// Dump describes what is below root as a Tree does, sorted, with times appended if
+// they are asked for.
+func Dump(t testing.TB, root string, times bool) string {
 	t.Helper()
 	var lines []string
 	first := map[uint64]string{}
@@ -143,9 +141,9 @@ func fileTestDump(t testing.TB, root string, times bool) string {
 		if st.Nlink > 1 && !files.IsDir(&st) {
 			first[st.Ino] = name
 		}
-		line, err := fileTestLine(p, name, &st)
+		line, err := showLine(p, name, &st)
 		if times {
-			line += " " + fileTestShowTime(&st)
+			line += " " + ShowTime(&st)
 		}
 		lines = append(lines, line)
 		return err
@@ -157,7 +155,7 @@ func fileTestDump(t testing.TB, root string, times bool) string {
 	return strings.Join(lines, "\n")
 }
 
-func fileTestLine(p, name string, st *unix.Stat_t) (string, error) {
+func showLine(p, name string, st *unix.Stat_t) (string, error) {
 	owner := fmt.Sprintf("%o %d:%d", st.Mode&0o7777, st.Uid, st.Gid)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -176,26 +174,16 @@ func fileTestLine(p, name string, st *unix.Stat_t) (string, error) {
 	return name + " " + kind + " " + owner, nil
 }
 
-func fileTestShowTime(st *unix.Stat_t) string {
+// ShowTime is the time of a file in seconds after Time; "now" is any of the last hour.
+func ShowTime(st *unix.Stat_t) string {
 	if st.Mtim.Sec > time.Now().Unix()-3600 {
 		return "@now"
 	}
-	return fmt.Sprintf("@%d", st.Mtim.Sec-fileTestTime)
+	return fmt.Sprintf("@%d", st.Mtim.Sec-Time)
 }
 
-// fileTestRoot opens a directory as the root of a state.
-func fileTestRoot(t testing.TB, dir string) fileRoot {
-	t.Helper()
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	return fileRoot{fd}
-}
-
-// fileTestWant compares what is below root with a tree, written in any order.
-func fileTestWant(t testing.TB, root, want string) {
+// Want compares what is below root with a tree, written in any order.
+func Want(t testing.TB, root, want string) {
 	t.Helper()
 	var lines []string
 	for line := range strings.SplitSeq(want, "\n") {
@@ -204,7 +192,7 @@ func fileTestWant(t testing.TB, root, want string) {
 		}
 	}
 	slices.Sort(lines)
-	if got := fileTestDump(t, root, false); got != strings.Join(lines, "\n") {
+	if got := Dump(t, root, false); got != strings.Join(lines, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", got, strings.Join(lines, "\n"))
 	}
 }

@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"bytes"
@@ -11,26 +11,22 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/moby/buildkit/solver/pb"
+	"github.com/kilnbuild/kiln/ops/filetree/treetest"
 	"golang.org/x/sys/unix"
 )
 
-// fileTestDoCopy runs a on the two directories.
-func fileTestDoCopy(t testing.TB, src, dst string, a *pb.FileActionCopy, owner *fileIDs) error {
+// doCopy runs c on the two directories.
+func doCopy(t testing.TB, src, dst string, c *Copy) error {
 	t.Helper()
-	c, err := newFileCopy(fileTestRoot(t, src), fileTestRoot(t, dst), a, owner)
-	if err != nil {
-		return err
-	}
-	return c.run(context.Background())
+	return c.Run(context.Background(), rootOf(t, src), rootOf(t, dst))
 }
 
-// fileCopyRules is what lands where, from src to dst.
+// rules is what lands where, from src to dst.
 //
 //	src:  f (1), dir/{f (2), sub/g (3)}, link -> dir, flink -> dir/f, empty/
 //	dst:  d/old, file, dlink -> d, dangling -> nowhere/x
 const (
-	fileRulesSrc fileTestTree = `
+	rulesSrc treetest.Tree = `
 f - 644 0:0 1
 dir d 700 5:5
 dir/f - 600 1:2 2
@@ -40,32 +36,32 @@ link l 777 0:0 dir
 flink l 777 0:0 /dir/f
 empty d 711
 `
-	fileRulesDst fileTestTree = `
+	rulesDst treetest.Tree = `
 d d 755 9:9
 d/old - 644 0:0 o
 file - 644 0:0 x
 dlink l 777 0:0 /d
 dangling l 777 0:0 /nowhere/x
 `
-	fileRulesKept = "d d 755 9:9\nd/old - 644 0:0 o\nfile - 644 0:0 x\ndlink l 777 0:0 /d\ndangling l 777 0:0 /nowhere/x"
+	rulesKept = "d d 755 9:9\nd/old - 644 0:0 o\nfile - 644 0:0 x\ndlink l 777 0:0 /d\ndangling l 777 0:0 /nowhere/x"
 )
 
 // The same rules are compared with the peer's library on random trees; this
 // table is for readers.
 //
 // compat: LLB-067, LLB-069, LLB-070, LLB-072, LLB-073, LLB-076
-func TestFileCopyRules(t *testing.T) {
+func TestCopyRules(t *testing.T) {
 	contents := func(at string) string {
 		return at + "/f - 600 1:2 2\n" + at + "/sub d 751 0:0\n" + at + "/sub/g - 644 0:0 3"
 	}
-	type opt = func(*pb.FileActionCopy)
+	type opt = func(*Copy)
 	var (
-		follow   opt = func(a *pb.FileActionCopy) { a.FollowSymlink = true }
-		inside   opt = func(a *pb.FileActionCopy) { a.DirCopyContents = true }
-		noParent opt = func(a *pb.FileActionCopy) { a.CreateDestPath = false }
-		wild     opt = func(a *pb.FileActionCopy) { a.AllowWildcard = true }
-		empty    opt = func(a *pb.FileActionCopy) { a.AllowEmptyWildcard = true }
-		replace  opt = func(a *pb.FileActionCopy) { a.AlwaysReplaceExistingDestPaths = true }
+		follow   opt = func(a *Copy) { a.FollowLinks = true }
+		inside   opt = func(a *Copy) { a.Contents = true }
+		noParent opt = func(a *Copy) { a.MakeParents = false }
+		wild     opt = func(a *Copy) { a.Wildcards = true }
+		empty    opt = func(a *Copy) { a.AllowNone = true }
+		replace  opt = func(a *Copy) { a.Replace = true }
 	)
 	for _, c := range []struct {
 		src, dest string
@@ -128,12 +124,12 @@ func TestFileCopyRules(t *testing.T) {
 	} {
 		name := fmt.Sprintf("%s to %s %d", c.src, c.dest, len(c.opts))
 		t.Run(name, func(t *testing.T) {
-			src, dst := fileRulesSrc.make(t), fileRulesDst.make(t)
-			a := &pb.FileActionCopy{Src: c.src, Dest: c.dest, Mode: -1, Timestamp: -1, CreateDestPath: true}
+			src, dst := rulesSrc.Make(t), rulesDst.Make(t)
+			a := &Copy{Src: c.src, Dest: c.dest, MakeParents: true}
 			for _, o := range c.opts {
 				o(a)
 			}
-			err := fileTestDoCopy(t, src, dst, a, nil)
+			err := doCopy(t, src, dst, a)
 			if want, ok := strings.CutPrefix(c.want, "!"); ok {
 				if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), dst) || strings.Contains(err.Error(), src) {
 					t.Fatalf("error %v, want %q", err, want)
@@ -143,66 +139,73 @@ func TestFileCopyRules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			kept := fileRulesKept
+			kept := rulesKept
 			if c.gone != "" {
 				kept = strings.Replace(kept, c.gone, "", 1)
 			}
-			fileTestWant(t, dst, kept+"\n"+c.want)
+			treetest.Want(t, dst, kept+"\n"+c.want)
 		})
 	}
 }
 
 // compat: LLB-068
-func TestFileCopyMode(t *testing.T) {
-	const src fileTestTree = "dir d 750\ndir/run - 755\ndir/data - 640\ndir/sub d 2700\ndir/l l 777 0:0 x"
+func TestCopyMode(t *testing.T) {
+	parse := func(expr string) Chmod {
+		c, err := ParseChmod(expr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	const src treetest.Tree = "dir d 750\ndir/run - 755\ndir/data - 640\ndir/sub d 2700\ndir/l l 777 0:0 x"
 	for _, c := range []struct {
-		mode    int32
-		modeStr string
-		want    string
+		name  string
+		chmod Chmod
+		want  string
 	}{
-		{-1, "", "n d 750 0:0\nn/run - 755 0:0\nn/data - 640 0:0\nn/sub d 2700 0:0\nn/l l 777 0:0 x"},
-		{0o604, "", "n d 604 0:0\nn/run - 604 0:0\nn/data - 604 0:0\nn/sub d 604 0:0\nn/l l 777 0:0 x"},
-		{0o7711, "", "n d 7711 0:0\nn/run - 7711 0:0\nn/data - 7711 0:0\nn/sub d 7711 0:0\nn/l l 777 0:0 x"},
-		{0, "", "n d 0 0:0\nn/run - 0 0:0\nn/data - 0 0:0\nn/sub d 0 0:0\nn/l l 777 0:0 x"},
-		{0o600, "u=rw,go+rX", "n d 655 0:0\nn/run - 655 0:0\nn/data - 644 0:0\nn/sub d 2655 0:0\nn/l l 777 0:0 x"},
-		{-1, "a=rX", "n d 555 0:0\nn/run - 555 0:0\nn/data - 444 0:0\nn/sub d 555 0:0\nn/l l 777 0:0 x"},
-		{-1, "u+s,g-rwx", "n d 4700 0:0\nn/run - 4705 0:0\nn/data - 4600 0:0\nn/sub d 6700 0:0\nn/l l 777 0:0 x"},
+		{"none", Chmod{}, "n d 750 0:0\nn/run - 755 0:0\nn/data - 640 0:0\nn/sub d 2700 0:0\nn/l l 777 0:0 x"},
+		{"604", ChmodTo(0o604), "n d 604 0:0\nn/run - 604 0:0\nn/data - 604 0:0\nn/sub d 604 0:0\nn/l l 777 0:0 x"},
+		{"7711", ChmodTo(0o7711), "n d 7711 0:0\nn/run - 7711 0:0\nn/data - 7711 0:0\nn/sub d 7711 0:0\nn/l l 777 0:0 x"},
+		{"0", ChmodTo(0), "n d 0 0:0\nn/run - 0 0:0\nn/data - 0 0:0\nn/sub d 0 0:0\nn/l l 777 0:0 x"},
+		{"u=rw,go+rX", parse("u=rw,go+rX"), "n d 655 0:0\nn/run - 655 0:0\nn/data - 644 0:0\nn/sub d 2655 0:0\nn/l l 777 0:0 x"},
+		{"a=rX", parse("a=rX"), "n d 555 0:0\nn/run - 555 0:0\nn/data - 444 0:0\nn/sub d 555 0:0\nn/l l 777 0:0 x"},
+		{"u+s,g-rwx", parse("u+s,g-rwx"), "n d 4700 0:0\nn/run - 4705 0:0\nn/data - 4600 0:0\nn/sub d 6700 0:0\nn/l l 777 0:0 x"},
 	} {
-		t.Run(fmt.Sprintf("%o %s", c.mode, c.modeStr), func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			dst := t.TempDir()
-			a := &pb.FileActionCopy{Src: "/dir", Dest: "/n", Mode: c.mode, ModeStr: c.modeStr, Timestamp: -1}
-			if err := fileTestDoCopy(t, src.make(t), dst, a, nil); err != nil {
+			a := &Copy{Src: "/dir", Dest: "/n", Chmod: c.chmod}
+			if err := doCopy(t, src.Make(t), dst, a); err != nil {
 				t.Fatal(err)
 			}
-			fileTestWant(t, dst, c.want)
+			treetest.Want(t, dst, c.want)
 		})
 	}
 }
 
 // compat: LLB-061, LLB-062
-func TestFileCopyStamp(t *testing.T) {
+func TestCopyStamp(t *testing.T) {
 	dst := t.TempDir()
-	a := &pb.FileActionCopy{Src: "/dir", Dest: "/new/", Mode: -1, Timestamp: (fileTestTime + 77) * 1e9, CreateDestPath: true}
-	if err := fileTestDoCopy(t, fileRulesSrc.make(t), dst, a, &fileIDs{21, 22}); err != nil {
+	a := &Copy{Src: "/dir", Dest: "/new/", MakeParents: true, Stamp: Stamp{&Owner{21, 22}, &unix.Timespec{Sec: treetest.Time + 77}}}
+	if err := doCopy(t, rulesSrc.Make(t), dst, a); err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.SplitSeq(fileTestDump(t, dst, true), "\n") {
+	for line := range strings.SplitSeq(treetest.Dump(t, dst, true), "\n") {
 		if !strings.Contains(line, " 21:22") || !strings.HasSuffix(line, "@77") {
 			t.Errorf("%s", line)
 		}
 	}
-	a = &pb.FileActionCopy{Src: "/dir", Dest: "/keep", Mode: -1, Timestamp: -1}
-	if err := fileTestDoCopy(t, fileRulesSrc.make(t), dst, a, nil); err != nil {
+	a = &Copy{Src: "/dir", Dest: "/keep"}
+	if err := doCopy(t, rulesSrc.Make(t), dst, a); err != nil {
 		t.Fatal(err)
 	}
-	if got := fileTestDump(t, filepath.Join(dst, "keep"), true); got != "f - 600 1:2 2 @2\nsub d 751 0:0 @3\nsub/g - 644 0:0 3 @4" {
+	if got := treetest.Dump(t, filepath.Join(dst, "keep"), true); got != "f - 600 1:2 2 @2\nsub d 751 0:0 @3\nsub/g - 644 0:0 3 @4" {
 		t.Errorf("times aren't kept:\n%s", got)
 	}
 }
 
 // compat: LLB-074
-func TestFileCopyPatterns(t *testing.T) {
-	const src fileTestTree = `
+func TestCopyPatterns(t *testing.T) {
+	const src treetest.Tree = `
 a d 700 3:3
 a/b d 711 4:4
 a/b/c.go - 644
@@ -226,26 +229,26 @@ g.go - 644
 	} {
 		t.Run(fmt.Sprint(c.include, c.exclude), func(t *testing.T) {
 			dst := t.TempDir()
-			a := &pb.FileActionCopy{Src: "/", Dest: "/", Mode: -1, Timestamp: -1, DirCopyContents: true, IncludePatterns: c.include, ExcludePatterns: c.exclude}
-			if err := fileTestDoCopy(t, src.make(t), dst, a, nil); err != nil {
+			a := &Copy{Src: "/", Dest: "/", Contents: true, Include: c.include, Exclude: c.exclude}
+			if err := doCopy(t, src.Make(t), dst, a); err != nil {
 				t.Fatal(err)
 			}
-			fileTestWant(t, dst, c.want)
-			for line := range strings.SplitSeq(fileTestDump(t, dst, true), "\n") {
+			treetest.Want(t, dst, c.want)
+			for line := range strings.SplitSeq(treetest.Dump(t, dst, true), "\n") {
 				if strings.HasSuffix(line, "@now") {
 					t.Errorf("time isn't the source's: %s", line)
 				}
 			}
 		})
 	}
-	a := &pb.FileActionCopy{Src: "/", Dest: "/", Mode: -1, IncludePatterns: []string{"[a"}}
-	if err := fileTestDoCopy(t, src.make(t), t.TempDir(), a, nil); err == nil || !strings.Contains(err.Error(), "include patterns") {
+	a := &Copy{Src: "/", Dest: "/", Include: []string{"[a"}}
+	if err := doCopy(t, src.Make(t), t.TempDir(), a); err == nil || !strings.Contains(err.Error(), "include patterns") {
 		t.Errorf("bad pattern: %v", err)
 	}
 }
 
 // compat: LLB-075
-func TestFileCopyRequired(t *testing.T) {
+func TestCopyRequired(t *testing.T) {
 	for _, c := range []struct {
 		include, required []string
 		missing           string
@@ -256,8 +259,8 @@ func TestFileCopyRequired(t *testing.T) {
 		{[]string{"zzz"}, []string{"/dir"}, "/dir"},
 		{nil, []string{"/zzz"}, ""},
 	} {
-		a := &pb.FileActionCopy{Src: "/", Dest: "/", Mode: -1, Timestamp: -1, IncludePatterns: c.include, RequiredPaths: c.required}
-		err := fileTestDoCopy(t, fileRulesSrc.make(t), t.TempDir(), a, nil)
+		a := &Copy{Src: "/", Dest: "/", Include: c.include, Required: c.required}
+		err := doCopy(t, rulesSrc.Make(t), t.TempDir(), a)
 		if c.missing == "" && err != nil {
 			t.Errorf("%v: %v", c, err)
 		}
@@ -268,8 +271,8 @@ func TestFileCopyRequired(t *testing.T) {
 }
 
 // compat: LLB-077
-func TestFileCopyKeeps(t *testing.T) {
-	src := fileTestTree("d d\nd/one - 644 0:0 same\nd/two h d/one\nd/sub d\nd/sub/three h d/one\nd/s s 755\nd/b b 600\nd/x - 644 0:0 x\nd/l l 777 0:0 x").make(t)
+func TestCopyKeeps(t *testing.T) {
+	src := treetest.Tree("d d\nd/one - 644 0:0 same\nd/two h d/one\nd/sub d\nd/sub/three h d/one\nd/s s 755\nd/b b 600\nd/x - 644 0:0 x\nd/l l 777 0:0 x").Make(t)
 	const size = 40 << 20
 	hole := filepath.Join(src, "d/hole")
 	f, err := os.Create(hole)
@@ -293,8 +296,8 @@ func TestFileCopyKeeps(t *testing.T) {
 	set("d/s", "trusted.s", "5")
 
 	dst := t.TempDir()
-	a := &pb.FileActionCopy{Src: "/d", Dest: "/n", Mode: -1, Timestamp: -1}
-	if err := fileTestDoCopy(t, src, dst, a, nil); err != nil {
+	a := &Copy{Src: "/d", Dest: "/n"}
+	if err := doCopy(t, src, dst, a); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Stat_t
@@ -308,7 +311,7 @@ func TestFileCopyKeeps(t *testing.T) {
 	if err := errors.Join(os.Remove(hole), os.Remove(filepath.Join(dst, "n/hole"))); err != nil {
 		t.Fatal(err)
 	}
-	fileTestWant(t, dst, `
+	treetest.Want(t, dst, `
 		n d 755 0:0
 		n/b b 600 0:0 1:3
 		n/l l 777 0:0 x
@@ -332,58 +335,56 @@ func TestFileCopyKeeps(t *testing.T) {
 }
 
 // Whatever links a hostile image holds, nothing outside its root changes.
-func TestFileCopyStaysInside(t *testing.T) {
+func TestCopyStaysInside(t *testing.T) {
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("s"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	up := strings.Repeat("../", 30)
-	hostile := fileTestTree("abs l 777 0:0 " + outside + "\nup l 777 0:0 " + up + outside[1:] +
+	hostile := treetest.Tree("abs l 777 0:0 " + outside + "\nup l 777 0:0 " + up + outside[1:] +
 		"\nproc l 777 0:0 /proc/self/root\nmagic l 777 0:0 /proc/self/cwd\nfile l 777 0:0 " + outside + "/secret\ndev b 600")
-	src := fileTestTree("evil d\nevil/abs - 644 0:0 own\nevil/up - 644 0:0 own\nplain - 644 0:0 own\nlink l 777 0:0 " + outside + "/secret").make(t)
-	before := fileTestDump(t, outside, true)
+	src := treetest.Tree("evil d\nevil/abs - 644 0:0 own\nevil/up - 644 0:0 own\nplain - 644 0:0 own\nlink l 777 0:0 " + outside + "/secret").Make(t)
+	before := treetest.Dump(t, outside, true)
+	owned := Stamp{&Owner{1, 1}, &unix.Timespec{Nsec: 1}}
 	for _, dest := range []string{"/abs", "/abs/", "/abs/x", "/up/x", "/up/secret", "/proc" + outside + "/x", "/magic/x", "/file", "/file/", "/" + up + outside, "/dev"} {
 		for _, from := range []string{"/plain", "/evil", "/evil/.", "/link"} {
 			for _, follow := range []bool{false, true} {
-				dst := hostile.make(t)
-				a := &pb.FileActionCopy{Src: from, Dest: dest, Mode: 0o777, Timestamp: 1, CreateDestPath: true, FollowSymlink: follow}
-				err := fileTestDoCopy(t, src, dst, a, &fileIDs{1, 1})
+				dst := hostile.Make(t)
+				a := &Copy{Src: from, Dest: dest, MakeParents: true, FollowLinks: follow, Stamp: owned, Chmod: ChmodTo(0o777)}
+				err := doCopy(t, src, dst, a)
 				if from == "/link" && follow && err == nil {
 					t.Errorf("copying a link to %s's outside worked", src)
 				}
-				r := fileTestRoot(t, dst)
-				_ = r.mkfileAction(&pb.FileActionMkFile{Path: dest, Data: []byte("own")}, &fileIDs{1, 1})
-				_ = r.mkdirAction(&pb.FileActionMkDir{Path: dest, MakeParents: true, Mode: 0o777}, &fileIDs{1, 1})
-				_ = r.rmAction(&pb.FileActionRm{Path: dest + "/secret"})
-				_ = r.rmAction(&pb.FileActionRm{Path: dest + "/*", AllowWildcard: true})
+				r := rootOf(t, dst)
+				_ = r.Mkfile(dest, []byte("own"), 0, owned)
+				_ = r.MkdirAll(dest, 0o777, owned)
+				_ = r.Remove(dest+"/secret", false)
+				_ = r.RemoveMatches(dest+"/*", false)
 			}
 		}
 	}
-	if after := fileTestDump(t, outside, true); after != before {
+	if after := treetest.Dump(t, outside, true); after != before {
 		t.Errorf("outside was\n%s\nand is\n%s", before, after)
 	}
 }
 
-func TestFileCopyCancelled(t *testing.T) {
-	src := fileTestTree("d d\nd/a - 644 0:0 a\nd/b d\nd/b/c - 644 0:0 c").make(t)
+func TestCopyCancelled(t *testing.T) {
+	src := treetest.Tree("d d\nd/a - 644 0:0 a\nd/b d\nd/b/c - 644 0:0 c").Make(t)
 	stop := errors.New("stopped")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(stop)
-	c, err := newFileCopy(fileTestRoot(t, src), fileTestRoot(t, t.TempDir()), &pb.FileActionCopy{Src: "/d", Dest: "/n", Mode: -1}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := fileTestOpenFDs(t)
-	if err := c.run(ctx); !errors.Is(err, stop) {
+	from, to := rootOf(t, src), rootOf(t, t.TempDir())
+	open := openFDs(t)
+	if err := (&Copy{Src: "/d", Dest: "/n"}).Run(ctx, from, to); !errors.Is(err, stop) {
 		t.Errorf("error %v", err)
 	}
-	if now := fileTestOpenFDs(t); now != open {
+	if now := openFDs(t); now != open {
 		t.Errorf("%d open files, %d before", now, open)
 	}
 }
 
 // A copy that fails in the midst of many files closes what it opened.
-func TestFileCopyFailureLeaksNothing(t *testing.T) {
+func TestCopyFailureLeaksNothing(t *testing.T) {
 	src, dst := t.TempDir(), t.TempDir()
 	for i := range 40 {
 		dir := filepath.Join(src, fmt.Sprintf("d%02d/sub", i))
@@ -391,26 +392,25 @@ func TestFileCopyFailureLeaksNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		for j := range 40 {
-			write(t, filepath.Join(dir, fmt.Sprint(j)), "x")
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(j)), []byte("x"), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if err := os.MkdirAll(filepath.Join(dst, "d33/sub/17/in the way"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c, err := newFileCopy(fileTestRoot(t, src), fileTestRoot(t, dst), &pb.FileActionCopy{Src: "/.", Dest: "/", Mode: -1, Timestamp: -1}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	open := fileTestOpenFDs(t)
-	if err := c.run(t.Context()); err == nil || err.Error() != "copy /d33/sub/17: cannot replace directory /d33/sub/17 with file" {
+	from, to := rootOf(t, src), rootOf(t, dst)
+	open := openFDs(t)
+	if err := (&Copy{Src: "/.", Dest: "/"}).Run(t.Context(), from, to); err == nil || err.Error() != "copy /d33/sub/17: cannot replace directory /d33/sub/17 with file" {
 		t.Errorf("error %v", err)
 	}
-	if now := fileTestOpenFDs(t); now != open {
+	if now := openFDs(t); now != open {
 		t.Errorf("%d open files, %d before", now, open)
 	}
 }
 
-func fileTestOpenFDs(t testing.TB) int {
+func openFDs(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -419,7 +419,7 @@ func fileTestOpenFDs(t testing.TB) int {
 	return len(entries)
 }
 
-func BenchmarkFileCopy20k(b *testing.B) {
+func BenchmarkCopy20k(b *testing.B) {
 	src := b.TempDir()
 	data := bytes.Repeat([]byte("x"), 10<<10)
 	for i := range 20_000 {
@@ -433,7 +433,7 @@ func BenchmarkFileCopy20k(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	a := &pb.FileActionCopy{Src: "/", Dest: "/", Mode: -1, Timestamp: -1, DirCopyContents: true}
+	a := &Copy{Src: "/", Dest: "/", Contents: true}
 	run := func(name string, copy func(dst string) error) {
 		b.Run(name, func(b *testing.B) {
 			for range b.N {
@@ -446,6 +446,6 @@ func BenchmarkFileCopy20k(b *testing.B) {
 			}
 		})
 	}
-	run("ours", func(dst string) error { return fileTestDoCopy(b, src, dst, a, nil) })
-	run("fsutil", func(dst string) error { return fileOracle(src, dst, a, nil) })
+	run("ours", func(dst string) error { return doCopy(b, src, dst, a) })
+	run("fsutil", func(dst string) error { return oracleCopy{Copy: a}.asPeer(src, dst) })
 }

@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 
 // file copies what is called name in d's source, and is no directory, to the
 // name as in d's copy.
-func (t *fileTree) file(d *filePair, name, as string, kind fs.FileMode) error {
+func (t *treeCopy) file(d *pair, name, as string, kind fs.FileMode) error {
 	var err error
 	switch {
 	case kind.IsRegular():
@@ -22,21 +22,21 @@ func (t *fileTree) file(d *filePair, name, as string, kind fs.FileMode) error {
 	default:
 		err = t.special(d, name, as)
 	}
-	return fileErr("copy", path.Join(d.from, name), err)
+	return pathErr("copy", path.Join(d.from, name), err)
 }
 
 // place makes a new file. If something has that name, it goes first: make is
 // then called again.
-func (t *fileTree) place(d *filePair, name string, make func() error) error {
+func (t *treeCopy) place(d *pair, name string, make func() error) error {
 	err := make()
 	if err != unix.EEXIST {
 		return err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.dst, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := files.Lstat(d.dst, name, &st); err != nil {
 		return err
 	}
-	if files.IsDir(&st) && !t.action.AlwaysReplaceExistingDestPaths {
+	if files.IsDir(&st) && !t.Replace {
 		return fmt.Errorf("cannot replace directory %s with file", path.Join(d.at, name))
 	}
 	if err := files.RemoveAll(d.dst, name); err != nil {
@@ -45,7 +45,7 @@ func (t *fileTree) place(d *filePair, name string, make func() error) error {
 	return make()
 }
 
-func (t *fileTree) regular(d *filePair, name, as string) error {
+func (t *treeCopy) regular(d *pair, name, as string) error {
 	src, err := files.OpenFile(d.srcFD, name)
 	if err != nil {
 		return err
@@ -76,20 +76,20 @@ func (t *fileTree) regular(d *filePair, name, as string) error {
 
 // first returns the first copy of a file with several names, and whether that
 // is the caller's to make, at at.
-func (t *fileTree) first(st *unix.Stat_t, at string) (f *fileFirst, ours bool) {
-	id := fileInode{st.Dev, st.Ino}
+func (t *treeCopy) first(st *unix.Stat_t, at string) (f *firstCopy, ours bool) {
+	id := inode{st.Dev, st.Ino}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if f, ok := t.links[id]; ok {
 		return f, false
 	}
-	f = &fileFirst{at: at, done: make(chan struct{})}
+	f = &firstCopy{at: at, done: make(chan struct{})}
 	t.links[id] = f
 	return f, true
 }
 
 // link gives the copy at at the further name as.
-func (t *fileTree) link(d *filePair, at, as string) error {
+func (t *treeCopy) link(d *pair, at, as string) error {
 	dir, name, err := t.dst.openParent(at)
 	if err != nil {
 		return err
@@ -100,8 +100,8 @@ func (t *fileTree) link(d *filePair, at, as string) error {
 
 // data copies the open file src with its metadata to the new file as. What the
 // new file has from the start isn't set again.
-func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err error) {
-	perm := t.chmod.of(st.Mode)
+func (t *treeCopy) data(d *pair, src int, st *unix.Stat_t, as string) (err error) {
+	perm := t.Chmod.of(st.Mode)
 	dst := -1
 	err = t.place(d, as, func() (err error) {
 		dst, err = unix.Openat(d.dst, as, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm&0o777)
@@ -118,10 +118,10 @@ func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err e
 	if err := t.copier.Copy(t.ctx, dst, src, st); err != nil {
 		return err
 	}
-	ids := t.ids(st)
-	if d.inherits || ids.uid != t.uid || ids.gid != t.gid {
-		if err := unix.Fchown(dst, ids.uid, ids.gid); err != nil {
-			return ids.explain(err)
+	owner := t.owner(st)
+	if d.inherits || owner.UID != t.uid || owner.GID != t.gid {
+		if err := unix.Fchown(dst, owner.UID, owner.GID); err != nil {
+			return owner.explain(err)
 		}
 	}
 	if d.inherits || perm&0o7000 != 0 || perm&t.umask != 0 {
@@ -129,17 +129,17 @@ func (t *fileTree) data(d *filePair, src int, st *unix.Stat_t, as string) (err e
 			return err
 		}
 	}
-	fileCopyXattrs(files.XattrsOf(dst), files.XattrsOf(src))
+	copyXattrs(files.XattrsOf(dst), files.XattrsOf(src))
 	return unix.UtimesNanoAt(d.dst, as, t.times(st), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func (t *fileTree) symlink(d *filePair, name, as string) error {
+func (t *treeCopy) symlink(d *pair, name, as string) error {
 	link, err := files.Readlink(d.srcFD, name)
 	if err != nil {
 		return err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.srcFD, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := files.Lstat(d.srcFD, name, &st); err != nil {
 		return err
 	}
 	if err := t.place(d, as, func() error { return unix.Symlinkat(link, d.dst, as) }); err != nil {
@@ -150,9 +150,9 @@ func (t *fileTree) symlink(d *filePair, name, as string) error {
 
 // special copies a device, pipe or socket. A socket is nothing without who
 // listens on it; its copy is an empty file.
-func (t *fileTree) special(d *filePair, name, as string) error {
+func (t *treeCopy) special(d *pair, name, as string) error {
 	var st unix.Stat_t
-	if err := unix.Fstatat(d.srcFD, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := files.Lstat(d.srcFD, name, &st); err != nil {
 		return err
 	}
 	kind := st.Mode & unix.S_IFMT
@@ -170,16 +170,16 @@ func (t *fileTree) special(d *filePair, name, as string) error {
 }
 
 // describe gives the link or special file as the metadata of name.
-func (t *fileTree) describe(d *filePair, name, as string, st *unix.Stat_t) error {
-	ids := t.ids(st)
-	if err := unix.Fchownat(d.dst, as, ids.uid, ids.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return ids.explain(err)
+func (t *treeCopy) describe(d *pair, name, as string, st *unix.Stat_t) error {
+	owner := t.owner(st)
+	if err := unix.Fchownat(d.dst, as, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return owner.explain(err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		if err := unix.Fchmodat(d.dst, as, t.chmod.of(st.Mode), 0); err != nil {
+	if !files.IsLink(st) {
+		if err := unix.Fchmodat(d.dst, as, t.Chmod.of(st.Mode), 0); err != nil {
 			return err
 		}
 	}
-	fileCopyXattrs(files.XattrsAt(d.dst, as), files.XattrsAt(d.srcFD, name))
+	copyXattrs(files.XattrsAt(d.dst, as), files.XattrsAt(d.srcFD, name))
 	return unix.UtimesNanoAt(d.dst, as, t.times(st), unix.AT_SYMLINK_NOFOLLOW)
 }

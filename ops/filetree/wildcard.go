@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"cmp"
@@ -9,14 +9,13 @@ import (
 
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/internal/files"
-	"golang.org/x/sys/unix"
 )
 
 // wildcards returns the paths that src matches, in order, or src itself,
 // cleaned, if it has no wildcards (LLB-073). The part before the first wildcard
 // is resolved through links, but one at its end only if follow is set; below
 // it, links aren't followed. Nothing below a match is matched again.
-func (r fileRoot) wildcards(src string, follow bool) ([]string, error) {
+func (r Root) wildcards(src string, follow bool) ([]string, error) {
 	base, pattern := contenthash.SplitWildcards(path.Join("/", src))
 	if pattern == "" {
 		return []string{base}, nil
@@ -29,10 +28,10 @@ func (r fileRoot) wildcards(src string, follow bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if !files.IsDir(&st) {
 		return nil, nil
 	}
-	m := fileMatcher{pattern: pattern, base: at}
+	m := matcher{pattern: pattern, base: at}
 	if !strings.ContainsAny(pattern, `[\`) { // a class may match a slash
 		m.depth = 1 + strings.Count(pattern, "/")
 	}
@@ -40,30 +39,27 @@ func (r fileRoot) wildcards(src string, follow bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
 	if err := m.walk(fd, "", 1); err != nil {
 		return nil, err
 	}
 	return m.matches, nil
 }
 
-// fileMatcher collects what below base matches pattern.
-type fileMatcher struct {
+// matcher collects what below base matches pattern.
+type matcher struct {
 	pattern string
 	base    string
 	depth   int // matches have this many elements; 0 is any number
 	matches []string
 }
 
-func (m *fileMatcher) walk(dir int, rel string, depth int) error {
-	f, err := fileReadDir(dir)
-	if err != nil {
-		return fileErr("open", path.Join(m.base, rel), err)
-	}
+// walk goes through the open directory dir, which it closes.
+func (m *matcher) walk(dir int, rel string, depth int) error {
+	f := os.NewFile(uintptr(dir), files.Path(dir))
 	defer f.Close()
 	entries, err := f.ReadDir(-1)
 	if err != nil {
-		return fileErr("read", path.Join(m.base, rel), err)
+		return pathErr("read", path.Join(m.base, rel), cause(err))
 	}
 	slices.SortFunc(entries, func(a, b os.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
 	for _, e := range entries {
@@ -77,11 +73,9 @@ func (m *fileMatcher) walk(dir int, rel string, depth int) error {
 		}
 		sub, err := files.OpenDir(dir, e.Name())
 		if err != nil {
-			return fileErr("open", path.Join(m.base, name), err)
+			return pathErr("open", path.Join(m.base, name), err)
 		}
-		err = m.walk(sub, name, depth+1)
-		unix.Close(sub)
-		if err != nil {
+		if err := m.walk(sub, name, depth+1); err != nil {
 			return err
 		}
 	}

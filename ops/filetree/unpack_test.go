@@ -1,4 +1,4 @@
-package ops
+package filetree
 
 import (
 	"archive/tar"
@@ -12,27 +12,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/ops/filetree/treetest"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 )
 
-// fileTestEntry is an entry of an archive: a header and what it holds.
-type fileTestEntry struct {
+// entry is an entry of an archive: a header and what it holds.
+type entry struct {
 	tar.Header
 	data string
 }
 
-func fileTestTar(t testing.TB, entries ...fileTestEntry) []byte {
+func tarOf(t testing.TB, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, e := range entries {
 		e.Size = int64(len(e.data))
 		if e.ModTime.IsZero() {
-			e.ModTime = time.Unix(fileTestTime+5, 0)
+			e.ModTime = time.Unix(treetest.Time+5, 0)
 		}
 		if err := w.WriteHeader(&e.Header); err != nil {
 			t.Fatal(err)
@@ -47,32 +47,32 @@ func fileTestTar(t testing.TB, entries ...fileTestEntry) []byte {
 	return b.Bytes()
 }
 
-func fileTestFile(name, data string) fileTestEntry {
-	return fileTestEntry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o640, Uid: 3, Gid: 4}, data}
+func fileEntry(name, data string) entry {
+	return entry{tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o640, Uid: 3, Gid: 4}, data}
 }
 
-func fileTestLink(kind byte, name, target string) fileTestEntry {
-	return fileTestEntry{tar.Header{Typeflag: kind, Name: name, Linkname: target, Mode: 0o777}, ""}
+func linkEntry(kind byte, name, target string) entry {
+	return entry{tar.Header{Typeflag: kind, Name: name, Linkname: target, Mode: 0o777}, ""}
 }
 
-func fileTestDir(name string, mode int64) fileTestEntry {
-	return fileTestEntry{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}, ""}
+func dirEntry(name string, mode int64) entry {
+	return entry{tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}, ""}
 }
 
-// fileTestAdd unpacks the archive, called add, to dest below dst.
-func fileTestAdd(t testing.TB, archive []byte, dst, dest string, owner *fileIDs) error {
+// add unpacks the archive, called add, to dest below dst.
+func add(t testing.TB, archive []byte, dst, dest string, owner *Owner) error {
 	t.Helper()
 	src := t.TempDir()
 	if err := os.WriteFile(filepath.Join(src, "add"), archive, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return fileTestDoCopy(t, src, dst, &pb.FileActionCopy{Src: "/add", Dest: dest, Mode: -1, Timestamp: -1,
-		CreateDestPath: true, AttemptUnpackDockerCompatibility: true}, owner)
+	a := &Copy{Src: "/add", Dest: dest, MakeParents: true, Unpack: true, Stamp: Stamp{Owner: owner}}
+	return doCopy(t, src, dst, a)
 }
 
 // compat: LLB-071
-func TestFileUnpackCompressions(t *testing.T) {
-	plain := fileTestTar(t, fileTestFile("f", "hello"))
+func TestUnpackCompressions(t *testing.T) {
+	plain := tarOf(t, fileEntry("f", "hello"))
 	through := func(open func(w io.Writer) (io.WriteCloser, error)) []byte {
 		var b bytes.Buffer
 		w, err := open(&b)
@@ -104,10 +104,10 @@ func TestFileUnpackCompressions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dst := t.TempDir()
-			if err := fileTestAdd(t, archive, dst, "/x/y", nil); err != nil {
+			if err := add(t, archive, dst, "/x/y", nil); err != nil {
 				t.Fatal(err)
 			}
-			fileTestWant(t, dst, "x d 755 0:0\nx/y d 755 0:0\nx/y/f - 640 3:4 hello")
+			treetest.Want(t, dst, "x d 755 0:0\nx/y d 755 0:0\nx/y/f - 640 3:4 hello")
 		})
 	}
 	for name, data := range map[string][]byte{
@@ -115,7 +115,7 @@ func TestFileUnpackCompressions(t *testing.T) {
 	} {
 		t.Run(name+" is copied", func(t *testing.T) {
 			dst := t.TempDir()
-			if err := fileTestAdd(t, data, dst, "/x", nil); err != nil {
+			if err := add(t, data, dst, "/x", nil); err != nil {
 				t.Fatal(err)
 			}
 			if got, err := os.ReadFile(filepath.Join(dst, "x")); err != nil || !bytes.Equal(got, data) {
@@ -124,8 +124,8 @@ func TestFileUnpackCompressions(t *testing.T) {
 		})
 	}
 	t.Run("cut archive", func(t *testing.T) {
-		big := fileTestTar(t, fileTestFile("f", "hello"), fileTestFile("g", strings.Repeat("x", 5000)))
-		err := fileTestAdd(t, big[:3000], t.TempDir(), "/x", nil)
+		big := tarOf(t, fileEntry("f", "hello"), fileEntry("g", strings.Repeat("x", 5000)))
+		err := add(t, big[:3000], t.TempDir(), "/x", nil)
 		if err == nil || !strings.Contains(err.Error(), "unpack /add") {
 			t.Errorf("error %v", err)
 		}
@@ -144,34 +144,34 @@ func gzipOf(t testing.TB, s string) []byte {
 }
 
 // compat: LLB-071
-func TestFileUnpackEntries(t *testing.T) {
-	dev := func(kind byte, name string) fileTestEntry {
-		return fileTestEntry{tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: 1, Devminor: 3}, ""}
+func TestUnpackEntries(t *testing.T) {
+	dev := func(kind byte, name string) entry {
+		return entry{tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: 1, Devminor: 3}, ""}
 	}
-	xattr := fileTestFile("x", "")
+	xattr := fileEntry("x", "")
 	xattr.PAXRecords = map[string]string{"SCHILY.xattr.user.a": "1", "SCHILY.xattr.trusted.overlay.opaque": "y"}
-	dst := fileTestTree("old d 700 8:8\nold/kept - 644 0:0 k\nwas d\nwas/in - 644\nlink l 777 0:0 old\ntext - 644 0:0 t").make(t)
-	archive := fileTestTar(t,
-		fileTestDir("./", 0o700),
-		fileTestDir("old/", 0o751),
-		fileTestFile("was", "now a file"),
-		fileTestFile("text", "new"),
-		fileTestFile("implied/dirs/f", "i"),
-		fileTestFile("./dots/../dots2/f", "d"),
-		fileTestFile("/absolute", "a"),
-		fileTestFile("../../up", "u"),
-		fileTestEntry{tar.Header{Typeflag: tar.TypeReg, Name: "suid", Mode: 0o4755}, "s"},
-		fileTestLink(tar.TypeSymlink, "sym", "../../etc/passwd"),
-		fileTestLink(tar.TypeLink, "hard", "text"),
+	dst := treetest.Tree("old d 700 8:8\nold/kept - 644 0:0 k\nwas d\nwas/in - 644\nlink l 777 0:0 old\ntext - 644 0:0 t").Make(t)
+	archive := tarOf(t,
+		dirEntry("./", 0o700),
+		dirEntry("old/", 0o751),
+		fileEntry("was", "now a file"),
+		fileEntry("text", "new"),
+		fileEntry("implied/dirs/f", "i"),
+		fileEntry("./dots/../dots2/f", "d"),
+		fileEntry("/absolute", "a"),
+		fileEntry("../../up", "u"),
+		entry{tar.Header{Typeflag: tar.TypeReg, Name: "suid", Mode: 0o4755}, "s"},
+		linkEntry(tar.TypeSymlink, "sym", "../../etc/passwd"),
+		linkEntry(tar.TypeLink, "hard", "text"),
 		dev(tar.TypeChar, "c"), dev(tar.TypeBlock, "b"), dev(tar.TypeFifo, "p"),
-		fileTestFile(".wh.gone", "no whiteout"),
-		fileTestFile("link/through", "l"),
+		fileEntry(".wh.gone", "no whiteout"),
+		fileEntry("link/through", "l"),
 		xattr,
 	)
-	if err := fileTestAdd(t, archive, dst, "/", nil); err != nil {
+	if err := add(t, archive, dst, "/", nil); err != nil {
 		t.Fatal(err)
 	}
-	fileTestWant(t, dst, `
+	treetest.Want(t, dst, `
 		.wh.gone - 640 3:4 no whiteout
 		absolute - 640 3:4 a
 		b b 600 0:0 1:3
@@ -195,8 +195,8 @@ func TestFileUnpackEntries(t *testing.T) {
 		x - 640 3:4`)
 	var st unix.Stat_t
 	for _, name := range []string{"old", "text", "sym", "p"} {
-		if err := unix.Lstat(filepath.Join(dst, name), &st); err != nil || fileTestShowTime(&st) != "@5" {
-			t.Errorf("time of %s is %s, %v", name, fileTestShowTime(&st), err)
+		if err := unix.Lstat(filepath.Join(dst, name), &st); err != nil || treetest.ShowTime(&st) != "@5" {
+			t.Errorf("time of %s is %s, %v", name, treetest.ShowTime(&st), err)
 		}
 	}
 	var b [8]byte
@@ -208,17 +208,17 @@ func TestFileUnpackEntries(t *testing.T) {
 	}
 
 	owned := t.TempDir()
-	if err := fileTestAdd(t, fileTestTar(t, fileTestDir("d", 0o755), fileTestFile("d/f", "x")), owned, "/new", &fileIDs{50, 60}); err != nil {
+	if err := add(t, tarOf(t, dirEntry("d", 0o755), fileEntry("d/f", "x")), owned, "/new", &Owner{50, 60}); err != nil {
 		t.Fatal(err)
 	}
-	fileTestWant(t, owned, "new d 755 50:60\nnew/d d 755 50:60\nnew/d/f - 640 50:60 x")
+	treetest.Want(t, owned, "new d 755 50:60\nnew/d d 755 50:60\nnew/d/f - 640 50:60 x")
 }
 
 // Zeros don't take space, and what is between them is there.
-func TestFileUnpackSparse(t *testing.T) {
+func TestUnpackSparse(t *testing.T) {
 	data := strings.Repeat("\x00", 4<<20) + "middle" + strings.Repeat("\x00", 3<<20)
 	dst := t.TempDir()
-	if err := fileTestAdd(t, fileTestTar(t, fileTestFile("f", data), fileTestFile("end", "e")), dst, "/", nil); err != nil {
+	if err := add(t, tarOf(t, fileEntry("f", data), fileEntry("end", "e")), dst, "/", nil); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Stat_t
@@ -232,30 +232,30 @@ func TestFileUnpackSparse(t *testing.T) {
 
 // Entries can't get out of the destination, by their names or through links
 // that were there or came before.
-func TestFileUnpackStaysInside(t *testing.T) {
+func TestUnpackStaysInside(t *testing.T) {
 	outside := t.TempDir()
 	if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("s"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	before := fileTestDump(t, outside, true)
+	before := treetest.Dump(t, outside, true)
 	up := strings.Repeat("../", 30) + outside[1:]
-	for name, entries := range map[string][]fileTestEntry{
-		"names":          {fileTestFile(up+"/x", "e"), fileTestFile(outside+"/y", "e")},
-		"link":           {fileTestLink(tar.TypeSymlink, "l", outside), fileTestFile("l/x", "e")},
-		"relative link":  {fileTestLink(tar.TypeSymlink, "l", up), fileTestFile("l/x", "e"), fileTestDir("l", 0o777)},
-		"link to a file": {fileTestLink(tar.TypeSymlink, "l", outside+"/secret"), fileTestFile("l", "e")},
-		"hard link":      {fileTestLink(tar.TypeLink, "l", outside+"/secret"), fileTestFile("l", "e")},
-		"link to a link": {fileTestLink(tar.TypeSymlink, "l", up+"/secret"), fileTestLink(tar.TypeLink, "h", "l"), fileTestFile("h", "e")},
-		"proc":           {fileTestLink(tar.TypeSymlink, "l", "/proc/self/root"+outside), fileTestFile("l/x", "e")},
-		"link, replaced": {fileTestDir("d", 0o755), fileTestFile("d/f", ""), fileTestLink(tar.TypeSymlink, "d", outside), fileTestFile("d/f", "e")},
-		"existing link":  {fileTestFile("there/x", "e"), fileTestFile("there/secret", "e")},
+	for name, entries := range map[string][]entry{
+		"names":          {fileEntry(up+"/x", "e"), fileEntry(outside+"/y", "e")},
+		"link":           {linkEntry(tar.TypeSymlink, "l", outside), fileEntry("l/x", "e")},
+		"relative link":  {linkEntry(tar.TypeSymlink, "l", up), fileEntry("l/x", "e"), dirEntry("l", 0o777)},
+		"link to a file": {linkEntry(tar.TypeSymlink, "l", outside+"/secret"), fileEntry("l", "e")},
+		"hard link":      {linkEntry(tar.TypeLink, "l", outside+"/secret"), fileEntry("l", "e")},
+		"link to a link": {linkEntry(tar.TypeSymlink, "l", up+"/secret"), linkEntry(tar.TypeLink, "h", "l"), fileEntry("h", "e")},
+		"proc":           {linkEntry(tar.TypeSymlink, "l", "/proc/self/root"+outside), fileEntry("l/x", "e")},
+		"link, replaced": {dirEntry("d", 0o755), fileEntry("d/f", ""), linkEntry(tar.TypeSymlink, "d", outside), fileEntry("d/f", "e")},
+		"existing link":  {fileEntry("there/x", "e"), fileEntry("there/secret", "e")},
 	} {
-		dst := fileTestTree("sub d\nsub/there l 777 0:0 " + outside + "\nkeep - 644 0:0 k").make(t)
-		err := fileTestAdd(t, fileTestTar(t, entries...), dst, "/sub", nil)
+		dst := treetest.Tree("sub d\nsub/there l 777 0:0 " + outside + "\nkeep - 644 0:0 k").Make(t)
+		err := add(t, tarOf(t, entries...), dst, "/sub", nil)
 		if err != nil && strings.Contains(err.Error(), dst) {
 			t.Errorf("%s: error shows where the state is: %v", name, err)
 		}
-		if after := fileTestDump(t, outside, true); after != before {
+		if after := treetest.Dump(t, outside, true); after != before {
 			t.Errorf("%s: outside was\n%s\nand is\n%s", name, before, after)
 		}
 		if got, err := os.ReadFile(filepath.Join(dst, "keep")); err != nil || string(got) != "k" {
@@ -264,17 +264,17 @@ func TestFileUnpackStaysInside(t *testing.T) {
 	}
 }
 
-// FuzzFileUnpack feeds archives from outside: they may fail, but write nothing
+// FuzzUnpack feeds archives from outside: they may fail, but write nothing
 // beside their destination.
-func FuzzFileUnpack(f *testing.F) {
-	f.Add(fileTestTar(f, fileTestDir("d", 0o755), fileTestFile("d/f", "x"), fileTestLink(tar.TypeSymlink, "l", "/x"), fileTestFile("l/y", "")))
-	f.Add(fileTestTar(f, fileTestLink(tar.TypeLink, "l", "../x"), fileTestFile("../x", "")))
+func FuzzUnpack(f *testing.F) {
+	f.Add(tarOf(f, dirEntry("d", 0o755), fileEntry("d/f", "x"), linkEntry(tar.TypeSymlink, "l", "/x"), fileEntry("l/y", "")))
+	f.Add(tarOf(f, linkEntry(tar.TypeLink, "l", "../x"), fileEntry("../x", "")))
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		dst := t.TempDir()
 		if err := os.Mkdir(filepath.Join(dst, "to"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		_ = fileTestAdd(t, archive, dst, "/to", nil)
+		_ = add(t, archive, dst, "/to", nil)
 		entries, err := os.ReadDir(dst)
 		if err != nil || len(entries) != 1 {
 			t.Errorf("%v beside the destination, %v", entries, err)
