@@ -130,22 +130,12 @@ func mergeKeys(a, b map[string]string) map[string]string {
 // different things.
 func (b *execBench) randomRef(r *rand.Rand) *cache.Ref {
 	b.t.Helper()
-	u, err := b.cache.New(context.Background(), nil, cache.Options{})
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	view, err := u.Open(context.Background())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.randomDir(r, view.Path(), 3)
-	if err := view.Close(); err != nil {
-		b.t.Fatal(err)
-	}
-	ref, err := u.Commit(context.Background())
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	ref := commitRef(b.t, b.cache, nil, func(dir string) {
+		b.randomDir(r, dir, 3)
+		if err := unix.Setxattr(dir, "user.root", []byte(fmt.Sprint(r.IntN(2))), 0); err != nil {
+			b.t.Fatal(err)
+		}
+	})
 	b.t.Cleanup(ref.Release)
 	return ref
 }

@@ -30,6 +30,16 @@ type fileSet map[string]string
 // newRef commits a record on parent with the given files written to it.
 func newRef(t testing.TB, m *cache.Manager, parent *cache.Ref, content fileSet) *cache.Ref {
 	t.Helper()
+	return commitRef(t, m, parent, func(dir string) {
+		for name, text := range content {
+			write(t, filepath.Join(dir, name), text)
+		}
+	})
+}
+
+// commitRef commits a record on parent that fill has changed.
+func commitRef(t testing.TB, m *cache.Manager, parent *cache.Ref, fill func(dir string)) *cache.Ref {
+	t.Helper()
 	ctx := context.Background()
 	u, err := m.New(ctx, parent, cache.Options{})
 	if err != nil {
@@ -39,9 +49,7 @@ func newRef(t testing.TB, m *cache.Manager, parent *cache.Ref, content fileSet) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range content {
-		write(t, filepath.Join(view.Path(), name), text)
-	}
+	fill(view.Path())
 	if err := view.Close(); err != nil {
 		t.Fatal(err)
 	}

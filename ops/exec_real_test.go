@@ -72,23 +72,7 @@ func newRealBench(t testing.TB, binary string) *realBench {
 // change commits a record on parent after fn has changed it.
 func (b *realBench) change(parent *cache.Ref, fn func(dir string)) *cache.Ref {
 	b.t.Helper()
-	ctx := context.Background()
-	u, err := b.cache.New(ctx, parent, cache.Options{})
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	view, err := u.Open(ctx)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	fn(view.Path())
-	if err := view.Close(); err != nil {
-		b.t.Fatal(err)
-	}
-	ref, err := u.Commit(ctx)
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	ref := commitRef(b.t, b.cache, parent, fn)
 	b.t.Cleanup(ref.Release)
 	return ref
 }

@@ -17,28 +17,14 @@ import (
 // fileTestRef commits a record with the tree, and text in some of its files.
 func fileTestRef(t testing.TB, m *cache.Manager, tree treetest.Tree, text map[string]string) *cache.Ref {
 	t.Helper()
-	u, err := m.New(context.Background(), nil, cache.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := u.Open(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree.MakeIn(t, v.Path())
-	for name, s := range text {
-		if err := os.WriteFile(filepath.Join(v.Path(), name), []byte(s), 0o644); err != nil {
-			t.Fatal(err)
+	return commitRef(t, m, nil, func(dir string) {
+		tree.MakeIn(t, dir)
+		for name, s := range text {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(s), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if err := v.Close(); err != nil {
-		t.Fatal(err)
-	}
-	ref, err := u.Commit(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ref
+	})
 }
 
 // fileTestOp makes the op of actions on so many inputs.
