@@ -67,8 +67,8 @@ func checkSource(op *pb.SourceOp, inputs int) error {
 	return nil
 }
 
-// checkFile counts the outputs; what actions need of one another is the file
-// op's to check.
+// checkFile counts the outputs; what actions need of one another is their plan's to
+// check.
 func checkFile(op *pb.FileOp) (outputs int, err error) {
 	if op == nil {
 		return 0, invalid("file", "it is missing")
@@ -77,8 +77,8 @@ func checkFile(op *pb.FileOp) (outputs int, err error) {
 		return 0, invalid("file.actions", "a file op needs at least one action")
 	}
 	for i, a := range op.Actions {
-		if a == nil || a.Action == nil {
-			return 0, invalid(fmt.Sprintf("file.actions[%d]", i), "it is missing, or of a kind that this daemon doesn't know")
+		if a.GetMkdir() == nil && a.GetMkfile() == nil && a.GetSymlink() == nil && a.GetRm() == nil && a.GetCopy() == nil {
+			return 0, invalid(fmt.Sprintf("file.actions[%d]", i), "it is missing, or has no body of a kind that this daemon knows")
 		}
 		if a.Output != int64(pb.SkipOutput) {
 			outputs++

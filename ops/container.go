@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -157,7 +158,7 @@ func (c *Container) process(ctx context.Context, p ContainerProcess) (proc execu
 		return proc, err
 	}
 	meta := p.Meta.CloneVT()
-	meta.ExtraHosts = append(append([]*pb.HostIP(nil), c.req.ExtraHosts...), meta.ExtraHosts...)
+	meta.ExtraHosts = slices.Concat(c.req.ExtraHosts, meta.ExtraHosts)
 	if c.req.Hostname != "" {
 		meta.Hostname = c.req.Hostname
 	}

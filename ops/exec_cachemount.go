@@ -70,6 +70,8 @@ func (w cacheWant) key() string {
 	return w.id + ":" + w.base.ID()
 }
 
+func (w cacheWant) shared() bool { return w.sharing == pb.CacheSharingOpt_SHARED }
+
 // acquire returns a directory for want, which the caller gives back with
 // release: one that others write to as well (shared), one that nobody else has
 // (private), or the one there is, once it is free (locked) (LLB-045).
@@ -103,7 +105,7 @@ func (c *cacheMounts) tryAcquire(ctx context.Context, k *cacheKey, want cacheWan
 	for _, dir := range k.dirs {
 		switch {
 		case dir.doomed:
-		case want.sharing == pb.CacheSharingOpt_SHARED && dir.shared:
+		case want.shared() && dir.shared:
 			dir.users++
 			return dir, nil, nil
 		case want.sharing == pb.CacheSharingOpt_LOCKED:
@@ -140,7 +142,7 @@ func (c *cacheMounts) open(ctx context.Context, k *cacheKey, want cacheWant) (*c
 		if err != nil {
 			return nil, errors.Join(err, release(ctx, mutable))
 		}
-		return newCacheDir(k, mutable, mounts, want), nil
+		return newCacheDir(k, mutable, mounts, want.shared()), nil
 	}
 	mutable, err := c.cache.New(ctx, want.base, cache.Options{
 		Description: want.description,
@@ -155,11 +157,11 @@ func (c *cacheMounts) open(ctx context.Context, k *cacheKey, want cacheWant) (*c
 	if err != nil {
 		return nil, errors.Join(err, mutable.Discard(ctx))
 	}
-	return newCacheDir(k, mutable, mounts, want), nil
+	return newCacheDir(k, mutable, mounts, want.shared()), nil
 }
 
-func newCacheDir(k *cacheKey, u *cache.Mutable, mounts []mount.Mount, want cacheWant) *cacheDir {
-	return &cacheDir{key: k, mutable: u, mounts: mounts, users: 1, shared: want.sharing == pb.CacheSharingOpt_SHARED}
+func newCacheDir(k *cacheKey, u *cache.Mutable, mounts []mount.Mount, shared bool) *cacheDir {
+	return &cacheDir{key: k, mutable: u, mounts: mounts, users: 1, shared: shared}
 }
 
 // unavailable says whether GetMutable failed because the record is in use or

@@ -21,8 +21,7 @@ func (s *step) environment(ctx context.Context) ([]string, error) {
 
 // plainEnv is the environment without secrets.
 func plainEnv(meta *pb.Meta) []string {
-	env := append([]string(nil), meta.Env...)
-	env = append(env, proxyEnv(meta.ProxyEnv)...)
+	env := slices.Concat(meta.Env, proxyEnv(meta.ProxyEnv))
 	if !hasVariable(env, "PATH") {
 		env = append(env, "PATH="+defaultPath)
 	}

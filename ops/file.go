@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"github.com/kilnbuild/kiln/cache"
@@ -25,10 +24,10 @@ type fileOp struct {
 	read     map[int][]fileSelector
 }
 
-// newFileOp checks op and returns what the solver calls.
+// newFileOp makes the op's plan and returns what the solver calls.
 func (l *Loader) newFileOp(v vertex, op *pb.FileOp) (solver.Op, error) {
 	inputs := len(v.pb.Inputs)
-	plan, err := fileCheck(op, inputs)
+	plan, err := newFilePlan(op, inputs)
 	if err != nil {
 		return nil, err
 	}
@@ -93,19 +92,19 @@ func fileActionOwner(a *pb.FileAction) *pb.ChownOpt {
 	return nil
 }
 
-// fileActionName is what messages call the action.
+// fileActionName is what clients and messages call the action.
 func fileActionName(a *pb.FileAction) string {
 	switch x := a.GetAction().(type) {
 	case *pb.FileAction_Mkdir:
-		return "mkdir " + x.Mkdir.GetPath()
+		return "mkdir " + x.Mkdir.Path
 	case *pb.FileAction_Mkfile:
-		return "mkfile " + x.Mkfile.GetPath()
+		return "mkfile " + x.Mkfile.Path
 	case *pb.FileAction_Symlink:
-		return "symlink " + x.Symlink.GetNewpath()
+		return "symlink " + x.Symlink.Newpath + " -> " + x.Symlink.Oldpath
 	case *pb.FileAction_Rm:
-		return "rm " + x.Rm.GetPath()
+		return "rm " + x.Rm.Path
 	case *pb.FileAction_Copy:
-		return fmt.Sprintf("copy %s to %s", x.Copy.GetSrc(), x.Copy.GetDest())
+		return "copy " + x.Copy.Src + " " + x.Copy.Dest
 	}
 	return "unknown"
 }

@@ -16,15 +16,12 @@ type filePlan struct {
 	commit []bool
 }
 
-// fileCheck checks the action graph: every index names an input or an action,
+// newFilePlan checks the action graph: every index names an input or an action,
 // outputs are 0 to n-1, each made once, and no action needs itself.
-func fileCheck(op *pb.FileOp, inputs int) (filePlan, error) {
-	if _, err := checkFile(op); err != nil {
-		return filePlan{}, err
-	}
+func newFilePlan(op *pb.FileOp, inputs int) (filePlan, error) {
 	made := map[int]int{}
 	for i, a := range op.Actions {
-		if err := fileCheckAction(a, inputs+len(op.Actions)); err != nil {
+		if err := checkFileAction(a, inputs+len(op.Actions)); err != nil {
 			return filePlan{}, invalid(fmt.Sprintf("file.actions[%d]", i), "%s: %w", fileActionName(a), err)
 		}
 		if a.Output == int64(pb.SkipOutput) {
@@ -47,14 +44,14 @@ func fileCheck(op *pb.FileOp, inputs int) (filePlan, error) {
 		}
 		plan.outputs[i], plan.commit[action] = action, true
 	}
-	if err := fileCheckLoops(op, inputs); err != nil {
+	if err := checkFileLoops(op, inputs); err != nil {
 		return filePlan{}, err
 	}
 	plan.share(op, inputs)
 	return plan, nil
 }
 
-func fileCheckAction(a *pb.FileAction, states int) error {
+func checkFileAction(a *pb.FileAction, states int) error {
 	for _, in := range []struct {
 		name  string
 		index int64
@@ -66,27 +63,10 @@ func fileCheckAction(a *pb.FileAction, states int) error {
 	if a.Output < int64(pb.SkipOutput) {
 		return fmt.Errorf("output %d is negative", a.Output)
 	}
-	missing := false
-	switch x := a.Action.(type) {
-	case *pb.FileAction_Mkdir:
-		missing = x.Mkdir == nil
-	case *pb.FileAction_Mkfile:
-		missing = x.Mkfile == nil
-	case *pb.FileAction_Symlink:
-		missing = x.Symlink == nil
-	case *pb.FileAction_Rm:
-		missing = x.Rm == nil
-	case *pb.FileAction_Copy:
-		if missing = x.Copy == nil; !missing {
-			if _, err := fileChmod(x.Copy); err != nil {
-				return err
-			}
+	if c := a.GetCopy(); c != nil {
+		if _, err := fileChmod(c); err != nil {
+			return err
 		}
-	default:
-		missing = true
-	}
-	if missing {
-		return fmt.Errorf("it has no body, or one of a kind that this daemon doesn't know")
 	}
 	owner := fileActionOwner(a)
 	for _, o := range []struct {
@@ -119,7 +99,7 @@ func fileNeeds(a *pb.FileAction) []int {
 	return needs
 }
 
-func fileCheckLoops(op *pb.FileOp, inputs int) error {
+func checkFileLoops(op *pb.FileOp, inputs int) error {
 	const (
 		unseen = iota
 		open

@@ -23,6 +23,14 @@ func fileTestCopy(in, from, out int64, src, dest string) *pb.FileAction {
 		Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{Src: src, Dest: dest, Mode: -1, Timestamp: -1, CreateDestPath: true}}}
 }
 
+// checkAndPlan is all that is checked of a file op.
+func checkAndPlan(op *pb.FileOp, inputs int) (filePlan, error) {
+	if _, err := checkFile(op); err != nil {
+		return filePlan{}, err
+	}
+	return newFilePlan(op, inputs)
+}
+
 // compat: LLB-060
 func TestFileCheckRefuses(t *testing.T) {
 	owned := func(in int64) *pb.FileAction {
@@ -46,7 +54,7 @@ func TestFileCheckRefuses(t *testing.T) {
 		{"nil body", []*pb.FileAction{{Input: -1, SecondaryInput: -1, Action: &pb.FileAction_Copy{}}}, "file.actions[0]", "no body"},
 		{"input too large", []*pb.FileAction{fileTestMkdir(3, 0, "/a"), fileTestMkdir(0, 1, "/b")}, "file.actions[0]", "mkdir /a: input 3 is none of the 3"},
 		{"input too small", []*pb.FileAction{fileTestMkdir(-2, 0, "/a")}, "file.actions[0]", "input -2"},
-		{"secondary input", []*pb.FileAction{fileTestCopy(0, 7, 0, "/a", "/b")}, "file.actions[0]", "copy /a to /b: secondary input 7"},
+		{"secondary input", []*pb.FileAction{fileTestCopy(0, 7, 0, "/a", "/b")}, "file.actions[0]", "copy /a /b: secondary input 7"},
 		{"owner's input", []*pb.FileAction{owned(9)}, "file.actions[0]", "group \"g\" is looked up in 9"},
 		{"owner's input below 0", []*pb.FileAction{owned(-1)}, "file.actions[0]", "looked up in -1"},
 		{"owner without name", []*pb.FileAction{nameless}, "file.actions[0]", "the name is missing"},
@@ -61,7 +69,7 @@ func TestFileCheckRefuses(t *testing.T) {
 		{"loop that no output needs", []*pb.FileAction{fileTestMkdir(0, 0, "/a"), fileTestMkdir(3, -1, "/b"), fileTestMkdir(2, -1, "/c")}, "file.actions[1]", "loop"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := fileCheck(&pb.FileOp{Actions: c.actions}, 1)
+			_, err := checkAndPlan(&pb.FileOp{Actions: c.actions}, 1)
 			var de *DefinitionError
 			if !errors.As(err, &de) {
 				t.Fatalf("error %v", err)
@@ -95,7 +103,7 @@ func TestFilePlan(t *testing.T) {
 		{"owner from its own input", []*pb.FileAction{fileTestMkdir(0, -1, "/a"), owner},
 			filePlan{[]int{1}, []bool{false, true}}},
 	} {
-		got, err := fileCheck(&pb.FileOp{Actions: c.actions}, 1)
+		got, err := checkAndPlan(&pb.FileOp{Actions: c.actions}, 1)
 		if err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: got %v, %v, want %v", c.name, got, err, c.want)
 		}
@@ -120,7 +128,7 @@ func FuzzFileCheck(f *testing.F) {
 		if proto.Unmarshal(data, &op) != nil || inputs < 0 || inputs > 100 {
 			return
 		}
-		plan, err := fileCheck(&op, inputs)
+		plan, err := checkAndPlan(&op, inputs)
 		if err != nil {
 			return
 		}

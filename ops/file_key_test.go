@@ -61,7 +61,7 @@ func TestFileKeysAreUpstreams(t *testing.T) {
 			if err := protojson.Unmarshal(c.Op, &op); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := fileCheck(&op, c.Inputs); err != nil {
+			if _, err := checkAndPlan(&op, c.Inputs); err != nil {
 				t.Fatal(err)
 			}
 			got, err := fileCacheMap(&op, c.Inputs)

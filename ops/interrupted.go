@@ -220,7 +220,7 @@ func (c *cacheMounts) takeUp(ctx context.Context, n noteCache) (_ *cacheDir, err
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cache mount %q: %w", n.ID, err), release(ctx, mutable))
 	}
-	d := &cacheDir{key: k, mutable: mutable, mounts: mounts, users: 1, shared: n.Shared}
+	d := newCacheDir(k, mutable, mounts, n.Shared)
 	k.dirs = append(k.dirs, d)
 	return d, nil
 }

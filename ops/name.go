@@ -62,20 +62,9 @@ func (n *node) diffSide(input int64, index int) string {
 }
 
 func fileName(actions []*pb.FileAction) string {
-	names := make([]string, 0, len(actions))
-	for _, action := range actions {
-		switch a := action.Action.(type) {
-		case *pb.FileAction_Mkdir:
-			names = append(names, "mkdir "+a.Mkdir.Path)
-		case *pb.FileAction_Mkfile:
-			names = append(names, "mkfile "+a.Mkfile.Path)
-		case *pb.FileAction_Symlink:
-			names = append(names, "symlink "+a.Symlink.Newpath+" -> "+a.Symlink.Oldpath)
-		case *pb.FileAction_Rm:
-			names = append(names, "rm "+a.Rm.Path)
-		case *pb.FileAction_Copy:
-			names = append(names, "copy "+a.Copy.Src+" "+a.Copy.Dest)
-		}
+	names := make([]string, len(actions))
+	for i, a := range actions {
+		names[i] = fileActionName(a)
 	}
 	return strings.Join(names, ", ")
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/kilnbuild/kiln/internal/files"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -157,7 +158,7 @@ func (n *nestedOp) definition(ctx context.Context, input solver.Result) (def *pb
 	case st.Size() > maxNestedDefinition:
 		return nil, fmt.Errorf("read the definition %s: it has %d bytes; the limit is %d", name, st.Size(), maxNestedDefinition)
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", found.Fd()))
+	f, err := os.Open(files.Path(int(found.Fd())))
 	if err != nil {
 		return nil, fmt.Errorf("read the definition %s: %w", name, err)
 	}
