@@ -44,8 +44,8 @@ func (s Stamp) touch(dir int, name string) error {
 	return unix.UtimesNanoAt(dir, name, []unix.Timespec{*s.Time, *s.Time}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
-// Chmod is how a copy changes permissions (LLB-068): by a chmod expression, to
-// fixed bits, or, as it is made, not at all.
+// Chmod is how a copy changes permissions (LLB-068): by a chmod expression or to
+// fixed bits. The zero value leaves them as they are.
 type Chmod struct {
 	set   *mode.Set
 	fixed *uint32

@@ -11,7 +11,7 @@
 // returns has none. All else opens directories by such paths, which the kernel walks
 // refusing links (files.OpenBeneath), or works on single names in open directories,
 // where a link is itself what is meant. So one that is put in the way between the two
-// steps leads to an error, not outside. Of what is there only regular files are read.
+// steps leads to an error, not outside. Of what is there only regular files are opened.
 // What is written is always new: what had the name before is removed, not opened, as
 // it may be a device, or share its content with a file elsewhere.
 //
