@@ -65,10 +65,15 @@ func (w *work) close() error {
 // size is that of what is written: several requests of the disk.
 const size = 700_000
 
-// content is what the job of that name makes, and script the shell's way to it.
+// content is what the job of that name makes.
 func content(name string) string { return strings.Repeat(name+"\n", size/len(name)+1)[:size] }
 
-func script(name string) string { return fmt.Sprintf("yes %s | head -c %d", name, size) }
+// script is the shell's way to have it in a file, through the end of a command. The
+// shell goes by the last command of a pipeline: that a program in it couldn't
+// be read from a bad disk is seen by the size.
+func script(name, sink, file string) string {
+	return fmt.Sprintf("yes %s | head -c %d | %s%s && [ $(wc -c < %s) = %d ]", name, size, sink, file, file, size)
+}
 
 // kind is a kind of work. All of them make a file data with the job's content, but
 // that a kind without file makes only what export says.
@@ -90,18 +95,18 @@ var kinds = []kind{
 		return j.result(j.image().File(llb.Mkfile("/data", 0o644, []byte(j.content))))
 	}},
 	{name: "run", warm: true, state: func(j *job) llb.State {
-		one := j.run(j.image(), script(j.name)+" > /one").Root()
+		one := j.run(j.image(), script(j.name, "cat > ", "/one")).Root()
 		return j.result(j.run(one, "cp /one /data").Root())
 	}},
 	{name: "cache mount", warm: true, state: func(j *job) llb.State {
 		mount := llb.AddMount("/cache", llb.Scratch(), llb.AsPersistentCacheDir("c", llb.CacheMountShared))
 		// A file that has its name was on the disk, and is for good.
 		one := j.run(j.image(), "for f in /cache/*.ok; do [ ! -e $f ] || n=$(basename $f .ok); [ ! -e $f ] || yes $n | head -c "+fmt.Sprint(size)+" | cmp - $f || exit 77; done; "+
-			script(j.name)+" | dd of=/cache/new bs=4096 conv=fsync && mv /cache/new /cache/"+j.name+".ok && cp /cache/"+j.name+".ok /one", mount).Root()
+			script(j.name, "dd bs=4096 conv=fsync of=", "/cache/new")+" && mv /cache/new /cache/"+j.name+".ok && cp /cache/"+j.name+".ok /one", mount).Root()
 		return j.result(j.run(one, "mv /one /data", mount).Root())
 	}},
 	{name: "logs", warm: true, logs: true, state: func(j *job) llb.State {
-		return j.result(j.run(j.image(), script(j.name)+" | tee /data").Root())
+		return j.result(j.run(j.image(), script(j.name, "tee ", "/data")).Root())
 	}},
 	{name: "local", state: func(j *job) llb.State {
 		in := llb.Local("in", llb.SharedKeyHint("in"))
@@ -123,7 +128,7 @@ var kinds = []kind{
 
 // imageState's result has two layers above the base image.
 func imageState(j *job) llb.State {
-	return j.run(j.run(j.image(), script(j.name)+" > /one").Root(), "cp /one /data").Root()
+	return j.run(j.run(j.image(), script(j.name, "cat > ", "/one")).Root(), "cp /one /data").Root()
 }
 
 // job is a piece of work of its own, whose result is known.
