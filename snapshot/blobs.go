@@ -59,12 +59,18 @@ type BlobInfo struct {
 	Digest digest.Digest
 	Size   int64
 	Disk   int64 // bytes of allocated blocks
-	// Version changes when anybody writes to the file or replaces it.
+	// Version changes when anybody writes to the file or replaces it; see there.
 	Version FileVersion
 }
 
 // FileVersion is which file it is, and how it was last changed. That of no file
 // is zero.
+//
+// Kernels before 6.13 stamp files with the time of the last tick of a clock, so
+// that a write in place within the same few milliseconds doesn't show. Not to
+// trust a version that young would be right, as git does with its index, but has
+// every blob read once more that is made and sent at once, which is what most
+// builds do, against a writer that nobody has met.
 type FileVersion struct {
 	ino            uint64
 	size           int64
