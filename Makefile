@@ -55,7 +55,7 @@ e2e-runtimes: build peer ## end-to-end tests with kilnrun and with crun as the d
 
 # What only the built-in runtime is tried with: rootless daemons have no other, what
 # takes long shows nothing of the runtime, and attacks are on a sandbox that is ours.
-BUILTIN_CASES := SameAsUpstream|KilnBuildsKiln|TestRootless|TestDiskOfDaemon|TestAttacks
+BUILTIN_CASES := SameAsUpstream|SameCacheAsUpstream|KilnBuildsKiln|TestRootless|TestDiskOfDaemon|TestAttacks
 
 # What an ordinary user's daemon is tried with in `make e2e`, beside the tests of
 # such a daemon alone. With KILN_E2E_ROOTLESS=1 all cases pass but those of bridges
