@@ -147,6 +147,12 @@ func (w *Witness) lost(ctx context.Context, err error) error {
 	return w.ref.m.lostSnapshot(ctx, w.ref.r, err)
 }
 
+// Read is Dir or File, for who has described the file or directory path in st
+// anyway, and reads what was looked at before: see snapshot.Witness.
+func (w *Witness) Read(ctx context.Context, path string, st *unix.Stat_t) error {
+	return w.lost(ctx, w.w.Read(path, st))
+}
+
 // Close ends it.
 func (w *Witness) Close() error {
 	return w.w.Close()

@@ -38,18 +38,11 @@ func (r *fileRun) apply(ctx context.Context, a *pb.FileAction, root filetree.Roo
 		}
 		return remove(x.Rm.Path, x.Rm.AllowNotFound)
 	case *pb.FileAction_Copy:
-		src, err := r.root(ctx, int(a.SecondaryInput))
-		if err != nil {
-			return err
-		}
 		c, err := fileCopy(x.Copy, owner)
 		if err != nil {
 			return err
 		}
-		if err := c.Run(ctx, src, root); err != nil {
-			return r.missed(ctx, int(a.SecondaryInput), x.Copy.Src, err)
-		}
-		return nil
+		return r.copyFrom(ctx, int(a.SecondaryInput), c, root)
 	}
 	return fmt.Errorf("internal error: action of kind %T was checked but can't be run", a.Action)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/files"
@@ -39,17 +40,25 @@ func changedSince(st *unix.Stat_t, since int64) bool {
 
 // Witness tells whether what is read of a committed snapshot is what was
 // committed. It knows what files look like, not what is in them: what a disk
-// does by itself it doesn't see, nor a change whose time was set back.
+// does by itself it doesn't see, nor a change whose time was set back. Its methods
+// but Close may run at once.
 type Witness struct {
+	id     string
 	layers []witnessed // lowest first
-	oldest int64       // since when one of the layers is committed, as far as known
+	// oldest and newest are since when layers are committed, as far as known.
+	oldest, newest int64
+
+	// Most that is read is as it should be by its times alone, and the layers are
+	// opened by who looks closer.
+	open    sync.Once
+	openErr error
 }
 
 // witnessed is a layer, open.
 type witnessed struct {
-	id    string
-	since int64
-	dir   *os.File
+	id, path string
+	since    int64
+	dir      *os.File
 }
 
 // OpenWitness returns the witness of id. It has nothing to tell of snapshotters
@@ -61,28 +70,38 @@ func OpenWitness(s Snapshotter, id string) (*Witness, error) {
 	}
 	o.mu.Lock()
 	ids, err := o.flatLocked(id)
-	w := &Witness{layers: make([]witnessed, len(ids))}
+	w := &Witness{id: id, layers: make([]witnessed, len(ids))}
 	for i, id := range ids {
-		w.layers[i] = witnessed{id: id}
+		w.layers[i] = witnessed{id: id, path: o.fsPath(id)}
 		if s := o.snaps[id]; s.Committed {
 			w.layers[i].since = s.At
 			if w.oldest == 0 || s.At != 0 && s.At < w.oldest {
 				w.oldest = s.At
 			}
+			w.newest = max(w.newest, s.At)
 		}
 	}
 	o.mu.Unlock()
-	for i := range w.layers {
-		l := &w.layers[i]
-		if err != nil {
-			break
-		}
-		l.dir, err = os.OpenFile(o.fsPath(l.id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("look at the layers of %s: %w", id, gone(err)), w.Close())
+		return nil, fmt.Errorf("look at the layers of %s: %w", id, gone(err))
 	}
 	return w, nil
+}
+
+// opened opens the layers, once.
+func (w *Witness) opened() error {
+	w.open.Do(func() {
+		for i := range w.layers {
+			l := &w.layers[i]
+			dir, err := os.OpenFile(l.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+			if err != nil {
+				w.openErr = fmt.Errorf("look at the layers of %s: %w", w.id, gone(err))
+				return
+			}
+			l.dir = dir
+		}
+	})
+	return w.openErr
 }
 
 // Close lets go of the layers.
@@ -99,6 +118,9 @@ func (w *Witness) Close() error {
 // Dir returns a *ChangedError if entries of the directory path, relative to the
 // root, were changed in any layer.
 func (w *Witness) Dir(path string) error {
+	if err := w.opened(); err != nil {
+		return err
+	}
 	for _, l := range w.layers {
 		if st, ok := l.stat(path); ok && files.IsDir(&st) && changedSince(&st, l.since) {
 			return &ChangedError{l.id, path}
@@ -113,6 +135,9 @@ func (w *Witness) File(path string, st *unix.Stat_t) error {
 	if !changedSince(st, w.oldest) {
 		return nil // most files
 	}
+	if err := w.opened(); err != nil {
+		return err
+	}
 	for _, l := range slices.Backward(w.layers) {
 		if own, ok := l.stat(path); ok {
 			if changedSince(&own, l.since) {
@@ -122,6 +147,20 @@ func (w *Witness) File(path string, st *unix.Stat_t) error {
 		}
 	}
 	return nil
+}
+
+// Read is Dir or File, whichever st describes, for who reads what was looked at
+// before and has st anyway: it costs nothing more unless path was changed since
+// the last of the layers was committed. A directory that several layers have goes
+// by the uppermost one.
+func (w *Witness) Read(path string, st *unix.Stat_t) error {
+	switch {
+	case !changedSince(st, w.newest):
+		return nil
+	case files.IsDir(st):
+		return w.Dir(path)
+	}
+	return w.File(path, st)
 }
 
 // stat describes the file path of the layer, if it is there.

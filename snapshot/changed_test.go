@@ -68,6 +68,16 @@ func TestChanged(t *testing.T) {
 				if err := w.File(f, &st); (err != nil) != (f == tt.file) {
 					t.Errorf("file %s: %v", f, err)
 				}
+				if err := w.Read(f, &st); (err != nil) != (f == tt.file) {
+					t.Errorf("reading file %s: %v", f, err)
+				}
+			}
+			for d, layer := range map[string]string{".": layerDir(o, "high"), "d": dir} {
+				var st unix.Stat_t
+				must(t, unix.Lstat(layer+"/"+d, &st))
+				if err := w.Read(d, &st); (err != nil) != (d == tt.dir && d != ".") {
+					t.Errorf("reading directory %s: %v", d, err) // the lower root is below another
+				}
 			}
 		})
 	}

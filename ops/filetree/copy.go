@@ -48,6 +48,10 @@ type Copy struct {
 
 	Stamp Stamp // of copies; by default they keep their source's owner and times
 	Chmod Chmod
+
+	// Witness, unless nil, is asked of each directory and file that is read, below
+	// src without a slash in front; its error ends the copy.
+	Witness func(ctx context.Context, path string, st *unix.Stat_t) error
 }
 
 // copying is one run of a Copy.
@@ -55,6 +59,14 @@ type copying struct {
 	*Copy
 	src, dst Root
 	missing  []string // required paths that nothing copied is under yet
+}
+
+// read asks the witness of what is read at the resolved path p.
+func (c *Copy) read(ctx context.Context, p string, st *unix.Stat_t) error {
+	if c.Witness == nil {
+		return nil
+	}
+	return c.Witness(ctx, strings.TrimPrefix(p, "/"), st)
 }
 
 // Run copies from src to dst. A failure may leave some of the copies.

@@ -55,6 +55,9 @@ func (t *treeCopy) regular(d *pair, name, as string) error {
 	if err := unix.Fstat(src, &st); err != nil {
 		return err
 	}
+	if err := t.read(t.ctx, path.Join(d.from, name), &st); err != nil {
+		return err
+	}
 	if st.Nlink <= 1 {
 		return t.data(d, src, &st, as)
 	}

@@ -138,6 +138,9 @@ func (t *treeCopy) copyDir(ctx context.Context, from, target string) (err error)
 	if err := top.openSource(fd); err != nil {
 		return err
 	}
+	if err := t.read(ctx, from, &top.st); err != nil {
+		return errors.Join(err, top.close())
+	}
 	if err := t.makeTop(top); err != nil {
 		return errors.Join(err, top.close())
 	}
@@ -314,7 +317,8 @@ func (t *treeCopy) enter(d *pair, name, rel string, copied bool, info patternInf
 		return err
 	}
 	d.refs.Add(1)
-	if copied {
+	err = t.read(t.ctx, sub.from, &sub.st)
+	if err == nil && copied {
 		err = t.make(sub, true)
 	}
 	if err == nil {
