@@ -145,6 +145,10 @@ func (d difference) facetCauses(now, old *record, isArgument func(string) bool) 
 		switch {
 		case c.Kind == explanation.Command && old.Step.Text != now.Step.Text:
 			c.From = old.Step.Text
+		case name == "order of the actions" && old.Step.Text != now.Step.Text:
+			// Whoever wrote the instruction has ordered nothing: with --link, say, it
+			// makes files on nothing.
+			c = explanation.Cause{Kind: explanation.Command, From: old.Step.Text, Certain: true}
 		case c.Kind == explanation.Image && c.Subject == "digest":
 			c.Subject = a["image"]
 			if slices.Contains(d.facets, "image") {

@@ -247,7 +247,11 @@ func relative(p string) string {
 // cause is c as a reason.
 func (c fileChange) cause() explanation.Cause {
 	if c.how == "" {
-		return explanation.Cause{Kind: explanation.Files, Subject: c.path, Certain: true}
+		dir := c.path
+		if dir == "." {
+			dir = "" // of all that it reads
+		}
+		return explanation.Cause{Kind: explanation.Files, Subject: dir, Certain: true}
 	}
 	return explanation.Cause{Kind: explanation.File, Subject: c.path, To: c.how, Certain: true}
 }

@@ -288,6 +288,55 @@ func TestWithoutTheCache(t *testing.T) {
 	s.expect(s.run(1, "a", "base", "a", nil), "ran because ignore-cache in the definition asks for it")
 	s.expect(s.run(2, "b", "a", "b", nil), "ran because [2/3] RUN a has a new result (ignore-cache in the definition asks for it)")
 	s.r.Close(false)
+
+	for given, said := range map[string]string{"": "--no-cache", "a,b": "--no-cache-filter=a,b"} {
+		r := j.NewRecorder(Options{Ref: "2", Opts: map[string]string{"no-cache": given}, Key: func() (string, bool) { return "project", true }})
+		r.Announced(&solver.Announce{Vertex: s.steps[1]})
+		s := &script{t: t, ref: "2", r: r, steps: []*solver.Vertex{{}, s.steps[1]}}
+		x := s.execute(1, "a", "base", "a")
+		x.Inputs, x.Wanted[0].Lookup.Inputs, x.Wanted[0].Save.Lookup.Inputs = nil, nil, nil
+		r.Starts(x, progress.Scope{})
+		r.work.Wait()
+		s.expect(r.stepLocked(r.states[x.Vertex]).Sentence(), "ran because "+said+" asks for it")
+		r.Close(false)
+	}
+}
+
+// Steps that projects have in common stand in stages of other names.
+func TestOrderAcrossProjects(t *testing.T) {
+	j := newJournal(t)
+	in := func(project string, names ...string) *script {
+		s := j.script(t, project, names...)
+		s.r.opts.Key = func() (string, bool) { return project, true }
+		return s
+	}
+	s := in("other", "[theirs 1/2] FROM base", "[theirs 2/2] RUN x")
+	s.run(0, "base", "", "base", nil)
+	s.r.Close(false)
+	s = in("ours", "[1/2] FROM base", "[2/2] RUN a")
+	s.run(1, "a", "base", "a", nil)
+	s.r.Close(false)
+	s = in("ours", "[1/3] FROM base", "[2/3] RUN new", "[3/3] RUN a")
+	s.run(1, "new", "base", "new", nil)
+	s.expect(s.run(2, "a", "new", "a 2", nil), "ran because it now follows [2/3] RUN new and followed FROM base before")
+	s.r.Close(false)
+}
+
+// What nobody wrote is not named where the instruction is another one.
+func TestOrderOfActions(t *testing.T) {
+	of := func(text, order string) *record {
+		return &record{Step: step{Kind: "file", Text: text}, Op: order, Facets: facetsOf(map[string]string{"source": "f", "order of the actions": order})}
+	}
+	for was, want := range map[string]string{
+		"COPY f /f":        "ran because its command changed; it was COPY f /f",
+		"COPY --link f /f": "ran because the order of the actions changed from 0 to 1",
+	} {
+		now, old := of("COPY --link f /f", "1"), of(was, "0")
+		causes := compare(now, old).facetCauses(now, old, func(string) bool { return false })
+		if got := (explanation.Step{Ran: true, Causes: causes}).Sentence(); got != want {
+			t.Errorf("it was %s: %q, want %q", was, got, want)
+		}
+	}
 }
 
 // A cause is followed from step to step, also through steps that didn't run.

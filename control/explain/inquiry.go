@@ -35,7 +35,7 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	if old.diff.none() {
 		return []explanation.Cause{q.without(old.record)}, old.record
 	}
-	args := q.arguments(old.record)
+	args := q.r.arguments(old.record)
 	causes := old.diff.facetCauses(q.s.record, old.record, args.has)
 	for i := range causes {
 		args.behind(&causes[i], q.s.record, old.record)
@@ -99,7 +99,10 @@ func loss(why string) string {
 
 // noCache is who asks for the step to run.
 func (q *inquiry) noCache() string {
-	if _, ok := q.r.opts.Opts["no-cache"]; ok {
+	switch stages, ok := q.r.opts.Opts["no-cache"]; {
+	case ok && stages != "":
+		return "--no-cache-filter=" + clip(stages, maxName)
+	case ok:
 		return "--no-cache"
 	}
 	return "ignore-cache in the definition"
@@ -167,12 +170,12 @@ func (q *inquiry) evicted(results ...string) (explanation.Cause, bool) {
 // them, and which of them differ.
 type arguments struct{ now, before map[string]string }
 
-func (q *inquiry) arguments(old *record) arguments {
-	q.r.journal.mu.Lock()
-	defer q.r.journal.mu.Unlock()
-	q.r.journal.readyBuildsLocked()
-	a := arguments{now: q.r.args()}
-	if b := q.r.journal.builds[old.Build]; b != nil {
+func (r *Recorder) arguments(old *record) arguments {
+	r.journal.mu.Lock()
+	defer r.journal.mu.Unlock()
+	r.journal.readyBuildsLocked()
+	a := arguments{now: r.args()}
+	if b := r.journal.builds[old.Build]; b != nil {
 		a.before = b.Args
 	}
 	return a
@@ -237,7 +240,11 @@ func (r *Recorder) parent(s *state, i int, old *record, depth int) explanation.C
 	c := explanation.Cause{Kind: explanation.Parent, Subject: name, Certain: true}
 	before := r.journal.byKey(old.Inputs[i].Keys)
 	if before != nil && !r.sameStep(in, before) {
-		return explanation.Cause{Kind: explanation.Order, Subject: name, From: before.Step.name(), Certain: true}
+		from := before.Step.name()
+		if before.Project != old.Project {
+			from = before.Step.Text // projects have steps in common, not the names of stages
+		}
+		return explanation.Cause{Kind: explanation.Order, Subject: name, From: from, Certain: true}
 	}
 	if before != nil && depth < maxDepth {
 		c.By = r.differs(in, before, depth+1)
@@ -272,7 +279,7 @@ func (r *Recorder) differs(s *state, old *record, depth int) []explanation.Cause
 	if now.Op == "" {
 		d.op = len(d.facets) > 0 // of a step that wasn't looked at only these are known
 	}
-	if causes := d.facetCauses(now, old, func(string) bool { return false }); len(causes) > 0 {
+	if causes := d.facetCauses(now, old, r.arguments(old).has); len(causes) > 0 {
 		return causes[:1]
 	}
 	for i := range s.inputs {
