@@ -66,7 +66,7 @@ func allowed() (*policysession.DecisionResponse, *gwpb.ResolveSourceMetaRequest,
 // A client's policy is asked about every source after the rules, is told what it
 // wants to know, and decides.
 //
-// compat: LLB-123, CTL-026, SES-075
+// compat: LLB-123, LLB-C39, CTL-026, SES-075
 func TestPolicySession(t *testing.T) {
 	d := newDaemon(t)
 	d.reg.Push(t, "base", "2", registrytest.Image{

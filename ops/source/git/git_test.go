@@ -220,6 +220,9 @@ func TestServerOfRefsAlone(t *testing.T) {
 	check(t, err, "failed to fetch remote")
 }
 
+// Which hashes a repository has is found out; all others have SHA-1.
+//
+// compat: LLB-109
 func TestSHA256(t *testing.T) {
 	d, srv := start(t, t.TempDir()), gittest.NewServer(t)
 	r := srv.Repo(t, "r.git", "--object-format=sha256")

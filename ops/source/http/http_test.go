@@ -456,7 +456,7 @@ func TestHostileServers(t *testing.T) {
 	check(t, err, "connection refused")
 }
 
-// compat: SES-072
+// compat: SES-072, LLB-116
 func TestUpload(t *testing.T) {
 	d := start(t, t.TempDir())
 	up := uploadprovider.New()
@@ -467,6 +467,9 @@ func TestUpload(t *testing.T) {
 	}
 	_, err := d.try(t, "http://buildkit-session/none", nil, id)
 	check(t, err, "fetch http://buildkit-session/none")
+	// Without a client nobody else is asked, such as a host of that name.
+	_, err = d.try(t, url, nil)
+	check(t, err, "no active sessions")
 }
 
 func TestMeta(t *testing.T) {
