@@ -213,7 +213,8 @@ func (e *executor) takeNetwork(ctx context.Context, p Process, undo *cleanup.Sta
 	if provider == nil {
 		return nil, nil
 	}
-	n, err := provider.Take(ctx, p.Hostname)
+	// Whoever talks to a process, as with frontends, may have others run meanwhile.
+	n, err := provider.Take(ctx, network.User{Hostname: p.Hostname, Asks: p.Stdin != nil || p.Started != nil})
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}

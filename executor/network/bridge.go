@@ -70,8 +70,9 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 		return nil, err
 	}
 	// What waits for use in a small subnet leaves room for other members.
-	some := max(room/4, 1)
-	b.pool = newPool(min(cfg.ahead(), some), min(usedKept, some), log, b.connect)
+	b.pool = newPool(poolConfig{
+		make: b.connect, remove: b.remove, ahead: min(cfg.ahead(), room/8), keep: min(remembered, room/4), makers: makers(), log: log,
+	})
 	return b, nil
 }
 
@@ -180,10 +181,10 @@ func noDAD(s subnet) int {
 	return unix.IFA_F_NODAD
 }
 
-func (b *bridge) Take(ctx context.Context, _ string) (*Namespace, error) {
-	n, err := b.pool.Take(ctx)
+func (b *bridge) Take(ctx context.Context, u User) (*Namespace, error) {
+	n, err := b.pool.Take(ctx, u.Asks)
 	if errors.Is(err, errExhausted) {
-		return nil, fmt.Errorf("no address is left in the bridge's subnet %s, which has %d for steps that run at once; set a larger bridgeSubnet, or max-parallelism", b.subnets[0], len(b.slots.used))
+		err = fmt.Errorf("no address is left in the bridge's subnet %s, which has %d for steps that run at once; set a larger bridgeSubnet, or max-parallelism: %w", b.subnets[0], len(b.slots.used), err)
 	}
 	return n, err
 }
@@ -208,17 +209,43 @@ func removeBridge(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(deleteGroup(owner), removeRules(owner))
+	return errors.Join(deleteGroup(owner.group()), deleteGroup(owner.goingGroup()), removeRules(owner))
 }
 
-// deleteGroup deletes all links of owner at once, which takes the kernel hardly
-// longer than to delete one.
-func deleteGroup(owner owner) error {
+// remove disconnects namespaces, even such as somebody keeps alive, and unmakes
+// them. All are disconnected at once: to delete links takes the kernel 13 ms at
+// least, for one as for a hundred, in which nobody else can change any.
+func (b *bridge) remove(all []*Namespace) error {
+	var errs []error
+	var going []*port
+	for _, n := range all {
+		if err := n.port.leave(); err != nil {
+			errs = append(errs, err)
+		} else {
+			going = append(going, n.port)
+		}
+	}
+	if len(going) > 0 {
+		if err := deleteGroup(b.owner.goingGroup()); err != nil {
+			errs, going = append(errs, err), nil
+		}
+	}
+	for _, p := range going {
+		p.slots.put(p.slot)
+	}
+	for _, n := range all {
+		errs = append(errs, n.close())
+	}
+	return errors.Join(errs...)
+}
+
+// deleteGroup deletes all links of a group, of which there may be none.
+func deleteGroup(group uint32) error {
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(owner.group())))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove the links of group %d: %w", owner.group(), err)
+		return fmt.Errorf("remove the links of group %d: %w", group, err)
 	}
 	return nil
 }

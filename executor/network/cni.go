@@ -78,9 +78,10 @@ func openCNI(dir string, cfg Config, log *slog.Logger) (_ *plugins, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.pool = newPool(cfg.ahead(), usedKept, log, func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, dir, "") })
-	first.pool = p.pool
-	first.Release()
+	p.pool = newPool(poolConfig{
+		make:  func(ctx context.Context) (*Namespace, error) { return p.connect(ctx, dir, "") },
+		first: first, ahead: cfg.ahead(), keep: remembered, makers: makers(), log: log,
+	})
 	return p, nil
 }
 
@@ -129,15 +130,15 @@ func readCNIConfig(name string) (*libcni.NetworkConfigList, error) {
 	return libcni.NetworkConfFromBytes(list)
 }
 
-func (p *plugins) Take(ctx context.Context, hostname string) (*Namespace, error) {
-	if !servable(hostname) {
-		return p.pool.Take(ctx)
+func (p *plugins) Take(ctx context.Context, u User) (*Namespace, error) {
+	if !servable(u.Hostname) {
+		return p.pool.Take(ctx, u.Asks)
 	}
-	n, err := p.connect(ctx, p.dir, hostname)
+	n, err := p.connect(ctx, p.dir, u.Hostname)
 	if err != nil {
 		return nil, err
 	}
-	n.pool = p.pool
+	p.pool.lend(n, u.Asks)
 	return n, nil
 }
 

@@ -124,10 +124,10 @@ func TestCNI(t *testing.T) {
 			}
 			again.Discard()
 			// A process with a name has a namespace of its own.
-			named, err := n.Default.Take(t.Context(), "my.host")
+			named, err := n.Default.Take(t.Context(), User{Hostname: "my.host"})
 			must(t, err)
 			named.Release()
-			hostile, err := n.Default.Take(t.Context(), "x;CNI_BAD=1")
+			hostile, err := n.Default.Take(t.Context(), User{Hostname: "x;CNI_BAD=1"})
 			must(t, err)
 			hostile.Release()
 			must(t, n.Close())

@@ -25,7 +25,7 @@ func hold(dir string) {
 	cfg := Config{Mode: Mode(os.Getenv("KILN_TEST_MODE")), CNIConfig: os.Getenv("KILN_TEST_CNI"), CNIBinaries: os.Getenv("KILN_TEST_PLUGINS")}
 	n, err := Open(dir, cfg, discard)
 	if err == nil {
-		_, err = n.Default.Take(context.Background(), "")
+		_, err = n.Default.Take(context.Background(), User{})
 	}
 	fmt.Println("held:", err)
 	select {}

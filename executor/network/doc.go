@@ -7,9 +7,12 @@
 // machine's own network needs no provider: such a process has no namespace.
 //
 // Making a namespace takes the kernel longer than everything else that a step
-// is set up with, so each provider keeps some ready. One that was used is handed
-// out again only if nothing is left in it; all others are unmade in the
-// background.
+// is set up with, so each provider keeps some ready, and as many as were in use at
+// once of late. One that was used is handed out again only if nothing is left in
+// it; all others are unmade in the background, many at once.
+//
+// Where the network has room for no more, a process waits for another's to come
+// back, but not for those of frontends and the like, which end only after others.
 //
 // A namespace of none and bridge lives by an open file, so it ends with the
 // daemon, however that ends; what remains after a crash are the bridge and its

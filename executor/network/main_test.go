@@ -116,7 +116,7 @@ func machine(t testing.TB) string {
 
 func take(t testing.TB, p Provider) *Namespace {
 	t.Helper()
-	n, err := p.Take(t.Context(), "")
+	n, err := p.Take(t.Context(), User{})
 	must(t, err)
 	return n
 }

@@ -21,7 +21,9 @@ type Namespace struct {
 	path    string   // where it is mounted; "" is nowhere
 	// disconnect removes what connects it to other networks; nil if nothing does.
 	disconnect func() error
-	named      bool // by the user of the process that it was made for
+	port       *port // in place of disconnect, on the bridge
+	named      bool  // by the user of the process that it was made for
+	asks       bool  // nobody waits for the process that has it
 	pool       *pool
 }
 

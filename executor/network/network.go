@@ -65,11 +65,21 @@ func setDefault[T comparable](v *T, def T) {
 	}
 }
 
+// User is the process that a namespace is for.
+type User struct {
+	// Hostname is what its user calls it, "" if nothing: networks with a name
+	// service may tell others.
+	Hostname string
+	// Asks says that other processes may have to run before this one ends, as with
+	// frontends: nobody waits for it to give back its namespace.
+	Asks bool
+}
+
 // Provider hands out namespaces of one kind. It is safe for concurrent use.
 type Provider interface {
-	// Take returns a namespace for a process. hostname is what the user calls
-	// the process, "" if nothing: networks with a name service may tell others.
-	Take(ctx context.Context, hostname string) (*Namespace, error)
+	// Take returns a namespace for a process. If there is no room for another one,
+	// it waits until a process that has one ends, or ctx does.
+	Take(ctx context.Context, u User) (*Namespace, error)
 
 	// Close removes all that was made for namespaces. None may be in use.
 	Close() error
@@ -190,6 +200,11 @@ func (cfg Config) ahead() int {
 	return min(max(2*runtime.NumCPU(), 4), 16)
 }
 
+// makers is how many namespaces are made at once for steps that wait. With more of
+// them the last one is ready no sooner, for the kernel makes one after the other,
+// and the first ones later.
+func makers() int { return max(runtime.NumCPU(), 2) }
+
 // owner stands for a state directory in the names of what is made in the
 // machine's network: the directory is an executor's alone, so that they are, too.
 type owner [4]byte
@@ -209,6 +224,9 @@ func (o owner) String() string { return hex.EncodeToString(o[:]) }
 // group is that of the owner's links, by which they are found whatever their
 // names are. It is far from the numbers that people choose.
 func (o owner) group() uint32 { return binary.BigEndian.Uint32(o[:])&0x3fffffff | 0x40000000 }
+
+// goingGroup is that of links that are about to be removed together.
+func (o owner) goingGroup() uint32 { return o.group() + 0x40000000 }
 
 // hardwareAddr is that of the owner's bridge.
 func (o owner) hardwareAddr() net.HardwareAddr {

@@ -15,11 +15,12 @@ const noneAhead = 3
 type none struct{ pool *pool }
 
 func openNone(log *slog.Logger) none {
-	return none{newPool(noneAhead, usedKept, log, func(context.Context) (*Namespace, error) {
-		return create(func(*Namespace) error { return nil })
+	return none{newPool(poolConfig{
+		make:  func(context.Context) (*Namespace, error) { return create(func(*Namespace) error { return nil }) },
+		ahead: noneAhead, keep: remembered, makers: makers(), log: log,
 	})}
 }
 
-func (n none) Take(ctx context.Context, _ string) (*Namespace, error) { return n.pool.Take(ctx) }
+func (n none) Take(ctx context.Context, u User) (*Namespace, error) { return n.pool.Take(ctx, u.Asks) }
 
 func (n none) Close() error { return n.pool.Close() }

@@ -25,7 +25,7 @@ func (b *bridge) connect(context.Context) (*Namespace, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.remove())
 	}
-	n.disconnect = p.remove
+	n.port = p
 	return n, nil
 }
 
@@ -91,20 +91,21 @@ func (p *port) addLink(n *Namespace) error {
 // has it is known by the name of its link.
 func (p *port) addToSlot(n *Namespace) error {
 	var taken []int
+	full := errExhausted
 	defer func() {
 		for _, slot := range taken {
 			p.slots.put(slot)
 		}
 	}()
 	for {
-		slot, err := p.slots.take()
-		if err != nil {
-			return err
+		slot, ok := p.slots.take()
+		if !ok {
+			return full
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.Group = p.linkName(slot), p.owner.group()
 		link := &netlink.Veth{LinkAttrs: attrs, PeerName: innerName, PeerHardwareAddr: hardwareAddr(slot), PeerNamespace: netlink.NsFd(n.FD())}
-		err = p.host.LinkAdd(link)
+		err := p.host.LinkAdd(link)
 		if err == nil {
 			p.link, p.slot = link, slot
 			return nil
@@ -113,6 +114,7 @@ func (p *port) addToSlot(n *Namespace) error {
 		if !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add link %s: %w", attrs.Name, err)
 		}
+		full = errElsewhere
 	}
 }
 
@@ -168,21 +170,37 @@ func neighbor(link int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
 	return &netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
 }
 
-// remove disconnects the namespace, even one that somebody keeps alive, and
-// frees its slot.
+// leave has the port deleted with its group.
+func (p *port) leave() error {
+	if err := p.forget(); err != nil {
+		return err
+	}
+	if err := p.host.LinkSetGroup(p.link, int(p.owner.goingGroup())); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("link %s: mark it for removal: %w", p.link.Name, err)
+	}
+	return nil
+}
+
+// remove removes what there is of a port that wasn't made whole, and frees its
+// slot.
 func (p *port) remove() error {
 	if p.link == nil {
 		return nil
 	}
+	if err := errors.Join(p.forget(), deleteLink(p.host, p.link)); err != nil {
+		return err
+	}
+	p.slots.put(p.slot)
+	return nil
+}
+
+// forget has the machine forget what is behind the port.
+func (p *port) forget() error {
 	for _, s := range p.subnets {
 		err := p.host.NeighDel(neighbor(p.bridge.link.Index, s.address(p.slot), hardwareAddr(p.slot)))
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("remove neighbor %s: %w", s.address(p.slot), err)
 		}
 	}
-	if err := deleteLink(p.host, p.link); err != nil {
-		return err
-	}
-	p.slots.put(p.slot)
 	return nil
 }

@@ -100,7 +100,7 @@ type slots struct {
 	next int
 }
 
-func (s *slots) take() (int, error) {
+func (s *slots) take() (slot int, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range s.used {
@@ -108,10 +108,10 @@ func (s *slots) take() (int, error) {
 		s.next = (s.next + 1) % len(s.used)
 		if !s.used[slot] {
 			s.used[slot] = true
-			return slot, nil
+			return slot, true
 		}
 	}
-	return 0, errExhausted
+	return 0, false
 }
 
 func (s *slots) put(slot int) {
