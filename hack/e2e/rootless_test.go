@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -194,6 +195,62 @@ func TestRootlessInANamespace(t *testing.T) {
 	if strings.Contains(d.log.String(), "the networks bridge and cni") {
 		t.Errorf("the log says that there are no networks:\n%s", d.log)
 	}
+}
+
+// Below rootlesskit, which ends with the daemon: a step that the daemon leaves goes
+// on in namespaces that are no longer the next one's.
+func TestRootlessBelowRootlesskit(t *testing.T) {
+	belowRootlesskit(t)
+	d := newDaemon(t)
+	d.dockerfile(`FROM BASE
+RUN [ "$(id -u)" = 0 ] && touch /f && chown 5:65536 /f && [ "$(stat -c %u:%g /f)" = 5:65536 ]
+COPY --chown=33:44 f /g
+RUN [ "$(stat -c %u:%g /g)" = 33:44 ]
+RUN --mount=type=cache,target=/c touch /c/f
+USER 1000
+RUN [ "$(id -u)" = 1000 ]
+`, files{"f": "x"}).must(t)
+	first := d.buildLong()
+	first.begun()
+	d.kill()
+	first.fails()
+	d.start()
+	second := d.buildLong()
+	second.begun()
+	d.goOn()
+	second.succeeds(1)
+}
+
+// With a network of rootlesskit's, steps have the bridge, and by it the machine.
+func TestRootlessBelowRootlesskitOnABridge(t *testing.T) {
+	// The machine's node may be root's alone.
+	tun := filepath.Join(t.TempDir(), "tun")
+	if err := errors.Join(unix.Mknod(tun, unix.S_IFCHR, int(unix.Mkdev(10, 200))), os.Chmod(tun, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	_, port, err := net.SplitHostPort(env.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	belowRootlesskit(t, "--net=slirp4netns", "--copy-up=/etc", "--copy-up=/run")
+	env.outside = []string{"unshare", "--mount", "sh", "-c", "mount --bind " + tun + ` /dev/net/tun && exec "$0" "$@"`}
+	base := []string{"--oci-layout", "store=" + env.layout.Dir, "--opt", fmt.Sprintf("context:base=oci-layout://store@%s", env.layout.Manifest.Digest)}
+	d := newDaemon(t, "--oci-worker-net", "bridge")
+	r := d.dockerfile("FROM base\nRUN ip addr >&2 && wget -S -O /dev/null http://10.0.2.2:"+port+"/v2/\n", nil, base...).must(t)
+	for _, want := range []string{"inet 10.10.", "200 OK"} {
+		if !strings.Contains(r.stderr, want) {
+			t.Errorf("stderr lacks %q:\n%s", want, r.stderr)
+		}
+	}
+}
+
+// belowRootlesskit has the daemons of a test run below it, as an ordinary user.
+func belowRootlesskit(t *testing.T, args ...string) {
+	t.Helper()
+	u := asUser(t, 65536)
+	t.Cleanup(func() { env.inside, env.outside = nil, nil })
+	// One that is killed leaves its files.
+	env.inside = append([]string{"rootlesskit", "--state-dir", filepath.Join(u.Home, "rootlesskit")}, args...)
 }
 
 // Where a part of the machine's /proc is hidden, as in a container, none can be
