@@ -145,8 +145,14 @@ func CheckProcess(p *specs.Process) error {
 		return err
 	}
 	for _, kv := range p.Env { // the value may be a secret
-		if name, _, _ := strings.Cut(kv, "="); strings.ContainsRune(kv, 0) {
+		name, _, ok := strings.Cut(kv, "=")
+		switch {
+		case strings.ContainsRune(kv, 0):
 			return fmt.Errorf("process.env: %q contains a zero byte", name)
+		case !ok:
+			return fmt.Errorf("process.env: %q isn't NAME=VALUE", name)
+		case name == "":
+			return errors.New("process.env: a value has no name; write NAME=VALUE")
 		}
 	}
 	return nil
