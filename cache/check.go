@@ -221,7 +221,10 @@ func (c *checker) stored() {
 			rep.problem("the store has a record %s that isn't there", id)
 			return true
 		}
-		want, err := encodeLocked(r)
+		want, err := encodeLocked(r, r.stored)
+		if r.handles == 0 && !r.stored.tells(r) {
+			rep.problem("the last use of record %s is stored as %v, not as %v", id, r.stored, useLocked(r))
+		}
 		if r.handles == 0 && (err != nil || !bytes.Equal(want, value)) {
 			rep.problem("record %s is stored as %s, not as %s (error %v)", id, value, want, err)
 		}

@@ -220,7 +220,7 @@ func (l *loader) make(id string) *record {
 		id: id, birth: id, state: immutable, snap: s.Snap, diffID: s.DiffID, uses: s.Uses,
 		// What is kept beside a record that may have been written to is no good.
 		open:     s.Open || s.Mutable && l.m.db.Unproven(),
-		snapSize: sizeUnknown, persisted: true,
+		snapSize: sizeUnknown, persisted: true, stored: use{s.LastUsed, s.Uses},
 		opts: Options{
 			Description: s.Desc, Type: s.Type, CreatedAt: time.Unix(0, s.Created), Index: s.Index, Retain: s.Retain,
 		},

@@ -100,21 +100,43 @@ func (s *storedRecord) set(name, value []byte) bool {
 	return false
 }
 
-// encodeLocked returns what is stored of r.
-func encodeLocked(r *record) ([]byte, error) {
+// use is the last use of a record as it is stored.
+type use struct {
+	at    int64 // nanoseconds since 1970, 0 for never
+	count int   // of all uses
+}
+
+// useSlack is by how much earlier than it was a last use may be stored: else all
+// records that a build makes would be written twice, at once and when the build
+// lets go of them.
+const useSlack = 10 * time.Second
+
+// useLocked is the last use of r, as of now if there is one: a crash ends it.
+func useLocked(r *record) use {
+	switch {
+	case r.handles > 0:
+		return use{time.Now().UnixNano(), r.uses + 1}
+	case r.lastUsed.IsZero():
+		return use{0, r.uses}
+	}
+	return use{r.lastUsed.UnixNano(), r.uses}
+}
+
+// tells says whether u, which is stored, needn't be written again.
+func (u use) tells(r *record) bool {
+	return u.count >= r.uses && r.lastUsed.UnixNano()-u.at < int64(useSlack)
+}
+
+// encodeLocked returns what is stored of r, whose last use is last.
+func encodeLocked(r *record, last use) ([]byte, error) {
 	s := storedRecord{
 		Parents: ids(r.parents), Layers: ids(r.layers), Snap: r.snap,
 		Mutable: r.state == mutable, Retain: r.opts.Retain, Open: r.open,
 		Desc: r.opts.Description, Type: r.opts.Type, Created: r.opts.CreatedAt.UnixNano(),
-		Uses: r.uses, DiffID: r.diffID, Index: r.opts.Index,
+		LastUsed: last.at, Uses: last.count, DiffID: r.diffID, Index: r.opts.Index,
 	}
 	if r.twin != nil {
 		s.Twin = r.twin.id
-	}
-	if r.handles > 0 { // a crash ends the use
-		s.LastUsed, s.Uses = time.Now().UnixNano(), r.uses+1
-	} else if !r.lastUsed.IsZero() {
-		s.LastUsed = r.lastUsed.UnixNano()
 	}
 	if r.snapSize != sizeUnknown {
 		s.Size = &r.snapSize
@@ -148,18 +170,19 @@ type put struct {
 	blobs   []digest.Digest
 	meta    map[string]*metaValue
 	version int
-	uses    int
+	use     use
 	size    int64
 	first   bool // it wasn't persisted before
 }
 
 func (m *Manager) putOf(r *record) (put, error) {
-	value, err := encodeLocked(r)
+	last := useLocked(r)
+	value, err := encodeLocked(r, last)
 	if err != nil {
 		return put{}, fmt.Errorf("encode cache record %s: %w", r.id, err)
 	}
 	p := put{r: r, id: r.id, birth: r.birth, needs: r.needs(), value: value, meta: maps.Clone(r.meta),
-		version: r.version, uses: r.uses, size: r.snapSize}
+		version: r.version, use: last, size: r.snapSize}
 	if r.owns() {
 		p.snap = r.snap
 	}
@@ -268,7 +291,8 @@ func (m *Manager) reliedOnLocked(r *record) bool {
 
 // storedLocked notes that p went into a batch.
 func (m *Manager) storedLocked(p put) {
-	if p.uses == p.r.uses && p.size == p.r.snapSize {
+	p.r.stored = p.use
+	if p.use.tells(p.r) && p.size == p.r.snapSize {
 		delete(m.used, p.r)
 	}
 	if p.version == p.r.version {

@@ -55,6 +55,7 @@ type record struct {
 	opts      Options
 	lastUsed  time.Time
 	uses      int
+	stored    use    // the last use that was put in a batch
 	snapSize  int64  // of the record's own snapshot, sizeUnknown until measured
 	lost      error  // why the record isn't handed out any more
 	broken    bool   // lost for good: goes with the last handle
@@ -234,7 +235,7 @@ func dropSourcesLocked(r *record) {
 func (m *Manager) usedLocked(r *record) {
 	r.lastUsed = time.Now()
 	r.uses++
-	if r.persisted {
+	if r.persisted && !r.stored.tells(r) {
 		m.used[r] = struct{}{}
 	}
 }

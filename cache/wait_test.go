@@ -108,3 +108,38 @@ func TestFlushLetsBuildsIn(t *testing.T) {
 		t.Errorf("%d last uses aren't written", left)
 	}
 }
+
+// A use that ends soon after the record was written isn't written again; one that
+// goes on for long, and the next one, are.
+func TestUseIsWrittenOnce(t *testing.T) {
+	e := newEnv(t)
+	ref := e.layer(nil, Options{}, "f=x")
+	r := ref.r
+	e.persist(ref)
+	must(t, e.db.Sync(t.Context()))
+	unwritten := func() bool {
+		e.m.mu.Lock()
+		defer e.m.mu.Unlock()
+		_, there := e.m.used[r]
+		return there
+	}
+	ref.Release()
+	if unwritten() {
+		t.Error("a use that was written with its record is to be written again")
+	}
+	get(e.m.Get(t.Context(), r.id))(t).Release()
+	if !unwritten() {
+		t.Error("the second use isn't to be written")
+	}
+	e.m.flush(flushAll)
+	if unwritten() {
+		t.Error("the second use wasn't written")
+	}
+	e.m.mu.Lock()
+	r.stored = use{r.stored.at - int64(useSlack), r.stored.count + 1} // as if written while it was held
+	e.m.mu.Unlock()
+	get(e.m.Get(t.Context(), r.id))(t).Release()
+	if !unwritten() {
+		t.Error("the end of a long use isn't to be written")
+	}
+}

@@ -471,7 +471,7 @@ func (o *Overlay) Persist(b *store.Batch, id string) error {
 		return err
 	}
 	added := map[string]record{}
-	if err := o.persistLocked(b, id, added); err != nil {
+	if err := o.persistLocked(b, id, added); err != nil || len(added) == 0 {
 		return err
 	}
 	// Only now it is sure that the batch was written. Until then others write
