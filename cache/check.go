@@ -31,7 +31,7 @@ func (m *Manager) Check(ctx context.Context, deep bool) (*Report, error) {
 	if err := m.db.Sync(ctx); err != nil {
 		return nil, fmt.Errorf("check cache: %w", err)
 	}
-	m.flush(flushAll)
+	m.flushUses(ctx)
 	c := &checker{m: m, report: &Report{}, deep: deep, snaps: map[string]snapshot.Info{}, blobs: map[digest.Digest]snapshot.BlobInfo{}}
 	if err := c.list(); err != nil {
 		return nil, fmt.Errorf("check cache: %w", err)
@@ -294,6 +294,6 @@ func (m *Manager) Remeasure(ctx context.Context) (corrected int, err error) {
 			corrected++
 		}
 	}
-	m.flush(flushAll)
+	m.flushUses(ctx)
 	return corrected, nil
 }

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -387,7 +388,6 @@ type flushWhat int
 const (
 	flushChanged flushWhat = iota // records that changed
 	flushSome                     // a batch of last uses too
-	flushAll                      // all last uses too
 	flushClose                    // everything; all batches of others are written
 )
 
@@ -398,12 +398,17 @@ const someUsed = 64
 // is logged: it costs cache after a restart, never a build.
 func (m *Manager) flush(what flushWhat) {
 	m.mu.Lock()
-	idle := len(m.dirty) == 0 && (what == flushChanged || len(m.used) == 0)
+	used := len(m.used)
+	idle := len(m.dirty) == 0 && (what == flushChanged || used == 0)
 	m.mu.Unlock()
 	if idle {
 		return
 	}
-	for range 1 + m.countUsed(what)/someUsed {
+	batches := 1
+	if what == flushClose {
+		batches += used / someUsed
+	}
+	for range batches {
 		b := &store.Batch{}
 		m.writes.Lock()
 		m.putLocked(b, what)
@@ -412,14 +417,19 @@ func (m *Manager) flush(what flushWhat) {
 	}
 }
 
-// countUsed is how many last uses flush writes.
-func (m *Manager) countUsed(what flushWhat) int {
-	if what < flushAll {
-		return 0
-	}
+// flushUses writes what changed and all last uses. It waits for the disk after
+// some, so that a commit is never as long as it would be for all: others wait for
+// commits, too.
+func (m *Manager) flushUses(ctx context.Context) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.used)
+	batches := 1 + len(m.used)/someUsed
+	m.mu.Unlock()
+	for i := range batches {
+		m.flush(flushSome)
+		if i%syncEvery == syncEvery-1 && m.db.Sync(ctx) != nil {
+			return // the store has said why; the next time goes on
+		}
+	}
 }
 
 // putLocked adds changed records to b, which the caller writes before it

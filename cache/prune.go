@@ -79,7 +79,7 @@ func (m *Manager) Collect(ctx context.Context, rules []PruneOptions, removed fun
 		}
 		entries = m.survey()
 	}
-	m.flush(flushAll) // of what is left
+	m.flushUses(ctx) // of what is left
 	return nil
 }
 

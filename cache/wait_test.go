@@ -97,13 +97,13 @@ func TestFlushLetsBuildsIn(t *testing.T) {
 	e.m.mu.Unlock()
 	e.m.writes.Lock()
 	b := &store.Batch{}
-	e.m.putLocked(b, flushAll)
+	e.m.putLocked(b, flushSome)
 	e.db.Write(b)
 	e.m.writes.Unlock()
 	if left := len(e.m.used); left != n-someUsed {
 		t.Errorf("a batch wrote %d last uses, not %d", n-left, someUsed)
 	}
-	e.m.flush(flushAll)
+	e.m.flushUses(t.Context())
 	if left := len(e.m.used); left != 0 {
 		t.Errorf("%d last uses aren't written", left)
 	}
@@ -131,7 +131,7 @@ func TestUseIsWrittenOnce(t *testing.T) {
 	if !unwritten() {
 		t.Error("the second use isn't to be written")
 	}
-	e.m.flush(flushAll)
+	e.m.flushUses(t.Context())
 	if unwritten() {
 		t.Error("the second use wasn't written")
 	}
