@@ -516,6 +516,49 @@ func TestSharingKey(t *testing.T) {
 	})
 }
 
+// What one build made of a step that it couldn't share is not taken for what another
+// one made of it that ran meanwhile; who comes later has either.
+func TestBuildsThatRanApart(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		a := s.w.vertex("a", 1)
+		b := s.w.vertex("b", 1, in{v: a})
+		secret := func(asker Asker) string { return asker.Values()[0].(string) }
+		leave := map[string]chan struct{}{"one": make(chan struct{}), "two": make(chan struct{})}
+		a.Op.(*step).before = func(_ context.Context, asker Asker) error {
+			<-leave[secret(asker)]
+			return nil
+		}
+		var ran []string // one after the other
+		b.Op.(*step).before = func(_ context.Context, asker Asker) error {
+			ran = append(ran, secret(asker))
+			return nil
+		}
+		a.Op = sharing{a.Op.(*step), func(asker Asker) (string, error) { return secret(asker), nil }}
+		builds := map[string]*client{}
+		for name := range leave {
+			builds[name] = s.client(b, BuildOptions{Value: name})
+		}
+		synctest.Wait()
+		for _, name := range []string{"one", "two"} {
+			close(leave[name])
+			if err := <-builds[name].err; err != nil {
+				t.Error(err)
+			}
+		}
+		builds["three"] = s.client(b, BuildOptions{Value: "three"})
+		if err := <-builds["three"].err; err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(ran, []string{"one", "two"}) {
+			t.Errorf("%q ran what stands on the step", ran)
+		}
+		for _, c := range builds {
+			c.b.Close()
+			c.cancel()
+		}
+	})
+}
+
 // limited counts the slots that are taken.
 type limited struct {
 	*step

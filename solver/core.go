@@ -100,8 +100,8 @@ type edge struct {
 	status status
 	told   level // up to which keys are known. Keys only grow
 	// byContentOnly is set if what is saved under the keys may not be what the
-	// edge is now: its vertex is transient, ignores the cache, or ran on such an
-	// input. Consumers match it by content only.
+	// edge is now: its vertex is transient, ignores the cache, ran on such an
+	// input, or ran apart from others. Consumers match it by content only.
 	byContentOnly bool
 	lost          bool // a record of it was
 	adopted       bool // what an import knows of the edge has been saved

@@ -412,13 +412,13 @@ func (e *edge) save(l Lookup) Save {
 }
 
 // made gives e the result of an execution.
-func (c *Core) made(e *edge, r Result, keys []Key) {
+func (c *Core) made(e *edge, out Output) {
 	n := e.node
-	e.keys = keys
-	e.byContentOnly = n.transient || n.ignoreCache && len(n.inputs) > 0
+	e.keys = out.Keys
+	e.byContentOnly = out.Apart || n.transient || n.ignoreCache && len(n.inputs) > 0
 	for i := range n.inputs {
 		in := &n.inputs[i]
 		e.byContentOnly = e.byContentOnly || in.edge.byContentOnly && in.digest != digested
 	}
-	c.succeed(e, r)
+	c.succeed(e, out.Result)
 }

@@ -261,6 +261,9 @@ type Output struct {
 	Index  int
 	Result Result
 	Keys   []Key // by which it is found
+	// Apart is set if somebody else's result is found by the keys, too, who ran
+	// the step meanwhile and couldn't share it.
+	Apart bool
 }
 
 func (ev *Executed) unused() {
@@ -300,18 +303,17 @@ func (ev *Executed) apply(c *Core) {
 
 // land gives e what an execution, or whoever did the same before, made of it.
 func (c *Core) land(e *edge, out Output, cached bool) {
-	keys := out.Keys
 	if len(e.node.inputs) == 0 {
-		keys = rootKeys(e.node.ops, int(e.index)) // whatever others know it by
+		out.Keys = rootKeys(e.node.ops, int(e.index)) // whatever others know it by
 	}
 	switch {
 	case e.status == done:
 		c.do(&Release{Result: out.Result})
 	case cached:
-		e.keys, e.byContentOnly = keys, false
+		e.keys, e.byContentOnly = out.Keys, false
 		c.succeed(e, out.Result)
 	default:
-		c.made(e, out.Result, keys)
+		c.made(e, out)
 	}
 }
 

@@ -218,7 +218,7 @@ func (s *Solver) landed(ctx context.Context, f *flight) bool {
 			f.outputs = nil
 			return false
 		}
-		f.outputs = append(f.outputs, Output{w.Save.Output, r, keys})
+		f.outputs = append(f.outputs, Output{Index: w.Save.Output, Result: r, Keys: keys})
 	}
 	return true
 }
@@ -237,6 +237,27 @@ func (s *Solver) find(ctx context.Context, l Lookup) (Result, []Key) {
 	return nil, nil
 }
 
+// ranMeanwhile says whether somebody has run the same step as f since f began, who
+// had other secrets, say, and has output i of it, for all to find from then on. What
+// was made of that one wasn't made of f's.
+func (s *Solver) ranMeanwhile(f *flight, i int) bool {
+	if _, ok := f.leader.Vertex.Op.(Sharer); !ok || f.leader.Vertex.IgnoreCache {
+		return false
+	}
+	lookup := f.leader.Save(i).Lookup
+	for _, w := range f.leader.Wanted {
+		if w.Save.Output == i {
+			lookup = w.Lookup
+		}
+	}
+	r, _ := s.find(f.ctx, lookup)
+	if r == nil {
+		return false
+	}
+	r.Release()
+	return true
+}
+
 // keep makes what f made findable.
 func (s *Solver) keep(f *flight) {
 	if f.leader.Transient {
@@ -245,6 +266,7 @@ func (s *Solver) keep(f *flight) {
 	for i := range f.outputs {
 		out := &f.outputs[i]
 		save := f.leader.Save(out.Index)
+		out.Apart = s.ranMeanwhile(f, out.Index)
 		save.Result, out.Keys = out.Result, save.Keys
 		if err := s.opts.Keys.Save(save); err != nil {
 			s.opts.Warn("keep a result", "vertex", f.leader.Vertex.Name, "error", err)
