@@ -56,6 +56,33 @@ func TestSixteenClients(t *testing.T) {
 	wg.Wait()
 }
 
+// Two clients whose steps run at the same time with secrets of their own get what
+// was made with theirs, also of what stands on the step. compat: X-2
+func TestSecretsOfClientsAtOnce(t *testing.T) {
+	d := newDaemon(t)
+	const wait = "wait() { n=0; until [ -e /c/$1 ]; do n=$((n+1)); [ $n -lt 1200 ] || exit 1; sleep 0.05; done; }; "
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN --mount=type=secret,id=s --mount=type=cache,target=/c s=$(cat /run/secrets/s); "+wait+
+		"touch /c/$s; wait one; wait two; [ $s = one ] || wait done; echo $s > /secret\nFROM scratch\nCOPY --from=b /secret /\n", "BASE", env.base)}.write(t)
+	client := func(secret string) (ended chan result, out string) {
+		ended, out = make(chan result, 1), t.TempDir()
+		from := files{"s": secret}.write(t)
+		go func() {
+			ended <- d.dockerfileIn(dir, "--secret", "id=s,src="+filepath.Join(from, "s"), "--output", "type=local,dest="+out)
+		}()
+		return ended, out
+	}
+	first, one := client("one")
+	second, two := client("two")
+	(<-first).must(t)
+	d.dockerfile("FROM BASE\nRUN --mount=type=cache,target=/c touch /c/done\n", nil).must(t)
+	(<-second).must(t)
+	for want, out := range map[string]string{"one\n": one, "two\n": two} {
+		if got := readFile(t, out, "secret"); got != want {
+			t.Errorf("a client has %q, want %q", got, want)
+		}
+	}
+}
+
 // A client that is killed cancels its build; what its step started is gone.
 // compat: CTL-044, X-3, X-9
 func TestClientKilled(t *testing.T) {
