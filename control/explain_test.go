@@ -263,7 +263,7 @@ var mutations = []mutation{
 
 	// Why the cache was of no use.
 	{name: "no cache", change: func(p *project) { p.opts["no-cache"] = "" }, step: runEcho, cause: cause{explanation.NoCache, "--no-cache", ""}},
-	{name: "no cache for a stage", change: func(p *project) { p.opts["no-cache"] = "build" }, step: runEcho, cause: cause{explanation.NoCache, "--no-cache", ""}},
+	{name: "no cache for a stage", change: func(p *project) { p.opts["no-cache"] = "build" }, step: runEcho, cause: cause{explanation.NoCache, "--no-cache-filter=build", ""}},
 	{name: "cache pruned", change: func(p *project) {
 		must(p.t, p.d.client().Prune(p.t.Context(), client.PruneOptions{All: true}, func(*control.UsageRecord) error { return nil }))
 	}, step: runEcho, cause: cause{explanation.Evicted, "prune", ""}},
