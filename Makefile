@@ -74,6 +74,7 @@ containerd: deps ## containers of Debian's containerd with kilnrun as its runc
 .PHONY: engines
 engines: deps ## containers of Debian's Podman and Docker with kilnrun as their runc
 	hack/engines/deps
+	hack/criu/deps
 	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/engines
 
 .PHONY: criu

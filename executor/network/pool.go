@@ -373,14 +373,15 @@ func (u used) settled(ctx context.Context) bool {
 	}
 }
 
-// forget has those removed that were needed once, and not for a while.
+// forget has those removed that were needed once, and not for a while. Nothing
+// wakes up for it while nothing is to be forgotten.
 func (p *pool) forget(ctx context.Context) {
-	tick := time.NewTicker(memory)
-	defer tick.Stop()
-	for {
+	for p.await(ctx, func() bool { return p.most != [2]int{} }) == nil {
+		timer := time.NewTimer(memory)
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-ctx.Done():
+			timer.Stop()
 			return
 		}
 		p.do(func() {
