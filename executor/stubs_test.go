@@ -44,6 +44,7 @@ func TestStubs(t *testing.T) {
 			script    string
 			mounts    []Mount
 			recursive bool
+			noEtc     bool // the root has no /etc
 			want      []string
 		}{
 			{name: "nothing of resolv.conf and hosts", want: []string{"/etc"}},
@@ -51,6 +52,8 @@ func TestStubs(t *testing.T) {
 			{name: "parents stay", mounts: []Mount{dir("/a/b/c")}, want: []string{"/a", "/a/b", "/etc"}},
 			{name: "parents go with recursive", mounts: []Mount{dir("/a/b/c"), file("/x/y")}, recursive: true, want: []string{"/etc"}},
 			{name: "parents that are used stay", script: "echo > /a/file", mounts: []Mount{dir("/a/b/c")}, recursive: true, want: []string{"/a", "/a/file", "/etc"}},
+			{name: "/etc stays where it was made", noEtc: true, want: []string{"/etc"}},
+			{name: "/etc goes with recursive", noEtc: true, recursive: true},
 			{name: "below another mount nothing is made in the root", mounts: []Mount{dir("/m"), file("/m/deep/file")}, want: []string{"/etc"}},
 			{name: "what was there stays", mounts: []Mount{dir("/tmp")}, want: []string{"/etc"}},
 			{name: "what the process makes stays", script: "echo x > /new", want: []string{"/etc", "/new"}},
@@ -59,6 +62,11 @@ func TestStubs(t *testing.T) {
 				root := busyboxRoot(t)
 				for _, d := range always {
 					mkdir(t, filepath.Join(root, d))
+				}
+				if tc.noEtc {
+					if err := os.RemoveAll(filepath.Join(root, "etc")); err != nil {
+						t.Fatal(err)
+					}
 				}
 				p := process(t, tc.script)
 				var upper string

@@ -23,7 +23,7 @@ type MountPoint struct {
 // Stubs are the mount points that were made for a run.
 type Stubs struct {
 	root  Root
-	paths []string // resolved; deeper ones of a chain first
+	paths []string // resolved
 }
 
 // Prepare makes the mount points that are missing and remembers them. Those
@@ -117,7 +117,8 @@ func (s *Stubs) missing(name string, recursive bool) []string {
 // their parents stay.
 func (s *Stubs) Remove() error {
 	var errs []error
-	for _, p := range s.paths {
+	slices.Sort(s.paths)
+	for _, p := range slices.Backward(s.paths) { // what is in a directory before it
 		if err := s.remove(p); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
 			errs = append(errs, fmt.Errorf("remove mount point %s: %w", p, err))
 		}
