@@ -55,7 +55,7 @@ e2e-runtimes: build peer ## end-to-end tests with kilnrun and with crun as the d
 
 # What only the built-in runtime is tried with: rootless daemons have no other, what
 # takes long shows nothing of the runtime, and attacks are on a sandbox that is ours.
-BUILTIN_CASES := SameAsUpstream|SameCacheAsUpstream|KilnBuildsKiln|TestRootless|TestDiskOfDaemon|TestAttacks
+BUILTIN_CASES := SameAsUpstream|SameCacheAsUpstream|RandomProjects|KilnBuildsKiln|TestRootless|TestDiskOfDaemon|TestAttacks
 
 # What an ordinary user's daemon is tried with in `make e2e`, beside the tests of
 # such a daemon alone. With KILN_E2E_ROOTLESS=1 all cases pass but those of bridges
@@ -90,6 +90,10 @@ crash: deps build ## kill the daemon 1,000 times and cut its power 100 times, un
 .PHONY: fault
 fault: deps build ## let every request of the daemon's disk fail once, in each kind of work; takes an hour
 	$(GO) run ./hack/fault -every
+
+.PHONY: random
+random: deps build peer ## build 200 random projects with kiln and with upstream; takes an hour
+	KILN_RANDOM_PROJECTS=200 $(GO) test -tags e2e -count=1 -timeout 2h -run TestRandomProjects ./hack/e2e
 
 .PHONY: vm
 vm: ## tests of containers, mounts and limits in a virtual machine: Debian's kernel, systemd, cgroup v2
