@@ -3,10 +3,13 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/store"
+	"golang.org/x/sys/unix"
 )
 
 // When the disk has lost what was written lately, that alone goes out of use:
@@ -86,6 +89,33 @@ func TestWithRoomAfterFailure(t *testing.T) {
 			must(t, err)
 		} else {
 			wantErr(t, err, c.want, "the disk that holds "+e.root+" fails")
+		}
+	}
+}
+
+// What didn't fit on a full disk is tried once more if room has come since it began,
+// such as by what is removed in the background.
+func TestWithRoomThatCame(t *testing.T) {
+	needRoot(t)
+	disk := t.TempDir()
+	must(t, unix.Mount("small", disk, "tmpfs", 0, "size=16m"))
+	t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	root := filepath.Join(disk, "state")
+	must(t, os.Mkdir(root, 0o700))
+	e := newEnvAt(t, root)
+	filler := filepath.Join(disk, "filler")
+	for size, want := range map[int]int{worthTrying / 2: 1, 2 * worthTrying: 2} {
+		must(t, os.WriteFile(filler, make([]byte, size), 0o600))
+		calls := 0
+		err := e.m.WithRoom(t.Context(), func() error {
+			if calls++; calls > 1 {
+				return nil
+			}
+			must(t, os.Remove(filler))
+			return fmt.Errorf("write: %w", syscall.ENOSPC)
+		})
+		if calls != want || (err == nil) != (want > 1) {
+			t.Errorf("with %d bytes more than before: called %d times, not %d: %v", size, calls, want, err)
 		}
 	}
 }

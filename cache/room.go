@@ -38,10 +38,12 @@ func isFull(err error) bool {
 
 // WithRoom calls fn, which writes to the disk. If the disk is full, it applies
 // the rules of the garbage collection, and calls fn once more if that has freed
-// anything. If the disk fails, it calls fn once more when it is known what was
+// anything, or if what was removed before has gone meanwhile. If the disk fails, it calls fn once more when it is known what was
 // lost with that. What fn wrote before it failed must be gone when it returns. If
 // the disk stays full the error is a *FullError.
 func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
+	// A disk of which nobody can say what is free has no room that came.
+	before, _, ferr := m.statfs()
 	err := fn()
 	if known := (*FullError)(nil); errors.As(err, &known) {
 		m.awaitRemovals(ctx)
@@ -60,17 +62,35 @@ func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 	if ctx.Err() != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
+	// What fn has begun to write is being removed: without it, what is free is
+	// less than what was needed. On a disk that is full to the last byte even
+	// that may fail, and the numbers are as of now.
+	m.awaitRemovals(ctx)
+	if freed == 0 && ferr == nil {
+		freed = m.cameSince(before)
+	}
 	m.log.Warn("the disk is full", "error", err, "freed", freed)
 	if freed > 0 {
 		if err = fn(); !isFull(err) {
 			return err
 		}
+		m.awaitRemovals(ctx)
 	}
-	// What fn has begun to write is being removed: without it, what is free is
-	// less than what was needed. On a disk that is full to the last byte even
-	// that may fail, and the numbers are as of now.
-	m.awaitRemovals(ctx)
 	return errors.Join(m.full(ctx, err), gcErr)
+}
+
+// worthTrying is how much room must have come for what didn't fit to be tried again:
+// more than what the daemon itself writes and removes all the time.
+const worthTrying = 1 << 20
+
+// cameSince is how much more is free than before; 0 if it is hardly more. The files of
+// what a prune removed go after it has ended, and who asked for it goes on at once.
+func (m *Manager) cameSince(before int64) int64 {
+	free, _, err := m.statfs()
+	if came := free - before; err == nil && came >= worthTrying {
+		return came
+	}
+	return 0
 }
 
 // awaitRemovals waits until what didn't fit is off the disk: who is told of a full disk
