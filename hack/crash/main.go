@@ -25,6 +25,7 @@ func main() {
 	flag.IntVar(&cfg.Clients, "clients", 4, "builds at the same time")
 	flag.DurationVar(&cfg.MaxLoad, "load", 0, "longest time of building in a round; 0 is 700ms")
 	flag.DurationVar(&cfg.MaxStart, "start", 0, "longest time of a start; 0 is 2s")
+	flag.DurationVar(&cfg.Bound, "bound", 0, "how long after its end a step must not be lost any more; 0 is 1s")
 	flag.Uint64Var(&cfg.Seed, "seed", 1, "of the random choices")
 	flag.Parse()
 	if err := inOwnMounts(cfg); err != nil {

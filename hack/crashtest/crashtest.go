@@ -46,13 +46,13 @@ type Config struct {
 	// MaxStart is from where on a start is a failure; 0 is 2 s. A machine that is
 	// busy with other things needs more.
 	MaxStart time.Duration
-	Seed     uint64
-	Log      io.Writer // progress; nil is none
+	// Bound is how old the news of a finished step must be for its result to be
+	// durable: the group commit's delay, and time for two commits of the disk. 0 is
+	// a second, enough for one that has nothing else to do.
+	Bound time.Duration
+	Seed  uint64
+	Log   io.Writer // progress; nil is none
 }
-
-// Bound is how old the news of a finished step must be for its result to be
-// durable: the group commit's delay, and time for two commits of a busy disk.
-const Bound = time.Second
 
 // Result is what came out.
 type Result struct {
@@ -113,6 +113,9 @@ func Run(ctx context.Context, cfg Config) (_ Result, err error) {
 	if cfg.MaxStart == 0 {
 		cfg.MaxStart = 2 * time.Second
 	}
+	if cfg.Bound == 0 {
+		cfg.Bound = time.Second
+	}
 	if cfg.Log == nil {
 		cfg.Log = io.Discard
 	}
@@ -161,7 +164,7 @@ func (r *run) fail(format string, args ...any) {
 func (r *run) round(ctx context.Context, n int) error {
 	load := 20*time.Millisecond + time.Duration(r.rnd.Int64N(int64(r.MaxLoad)))
 	if n%10 == 9 { // now and then long enough for steps that must be durable
-		load += Bound
+		load += time.Second
 	}
 	crashed, err := r.load(ctx, load, n)
 	if err != nil {
@@ -297,7 +300,7 @@ func (r *run) collect(ctx context.Context, begin time.Duration) (records int) {
 // verify builds once more what was going on, and some of what was done, and
 // compares.
 func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
-	r.jobs.crashed(crashed.Add(-Bound))
+	r.jobs.crashed(crashed.Add(-r.Bound))
 	interrupted, some := r.jobs.touched(r.rnd, 6)
 	r.result.InterruptedBuild += len(interrupted)
 	for _, j := range append(interrupted, some...) {
@@ -314,7 +317,7 @@ func (r *run) verify(ctx context.Context, crashed time.Time, n int) error {
 		}
 		for _, step := range due {
 			if j.ran(step) {
-				r.fail("round %d: step %s was told to be done more than %s before the crash, and ran again", n, step, Bound)
+				r.fail("round %d: step %s was told to be done more than %s before the crash, and ran again", n, step, r.Bound)
 			} else {
 				r.result.Checked++
 			}

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 	"unsafe"
 
 	"github.com/kilnbuild/kiln/hack/harness"
@@ -97,14 +96,14 @@ func (d *disk) unmount() error {
 		return nil
 	}
 	// Processes of steps end a moment after their daemon.
-	err := harness.WaitFor(10*time.Second, func() error { return unix.Unmount(d.dir, 0) })
+	err := harness.WaitFor(harness.Patience, func() error { return unix.Unmount(d.dir, 0) })
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", d.dir, err)
 	}
 	d.mounted = false
 	// A process with a mount namespace of its own keeps the file system, and the
 	// loop device.
-	return harness.WaitFor(10*time.Second, func() error {
+	return harness.WaitFor(harness.Patience, func() error {
 		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		if err != nil {
 			return err

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -150,7 +149,7 @@ func stopByRoot(t *testing.T, root string) {
 		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		if err := harness.WaitFor(10*time.Second, func() error {
+		if err := harness.WaitFor(harness.Patience, func() error {
 			if state, _ := status(pid); state != 'Z' && state != 'X' {
 				return fmt.Errorf("kilnd %d still runs", pid)
 			}
@@ -191,7 +190,9 @@ func TestFlagsAndConfig(t *testing.T) {
 
 	d := newDaemonWithConfig(t, "insecure-entitlements = [\"network.host\"]\n[otel]\nsocketPath = \"/x\"\n[history]\nmaxAge = 3600\n", "--cdi-disabled", "--otel-socket-path", "/x")
 	d.dockerfile("FROM BASE\nRUN --network=host true\n", nil, "--allow", "network.host").must(t)
-	for _, want := range []string{"config key otel.socketPath has no effect", "flag --cdi-disabled has no effect", "flag --otel-socket-path has no effect"} {
+	unused := []string{"config key otel.socketPath has no effect", "flag --cdi-disabled has no effect", "flag --otel-socket-path has no effect"}
+	d.logs(unused...)
+	for _, want := range unused {
 		if n := strings.Count(d.log.String(), want); n != 1 {
 			t.Errorf("the log says %d times %q:\n%s", n, want, d.log)
 		}

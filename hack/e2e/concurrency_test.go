@@ -88,7 +88,7 @@ func TestSecretsOfClientsAtOnce(t *testing.T) {
 func TestClientKilled(t *testing.T) {
 	d := newDaemon(t)
 	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
-	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE\nRUN echo started; (setsid sleep 4321 &) ; sleep 4321\n", "BASE", env.base)}.write(t)
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE\nRUN echo sta''rted; (setsid sleep 4321 &) ; sleep 4321\n", "BASE", env.base)}.write(t)
 	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--frontend", "dockerfile.v0",
 		"--local", "context="+dir, "--local", "dockerfile="+dir, "--progress=plain")
 	var out lockedBuffer
@@ -96,7 +96,7 @@ func TestClientKilled(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := harness.WaitFor(20*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(out.String(), "started") {
 			return fmt.Errorf("the step has not started: %s", out.String())
 		}
@@ -106,7 +106,7 @@ func TestClientKilled(t *testing.T) {
 	}
 	cmd.Process.Kill()
 	cmd.Wait()
-	if err := harness.WaitFor(10*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if left := d.left(); strings.Contains(left, "4321") {
 			return fmt.Errorf("still running: %s", left)
 		}
@@ -133,17 +133,18 @@ func TestClientKilledMidTransfer(t *testing.T) {
 	}
 	args := []string{"--addr", d.addr, "build", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir, "--progress=plain"}
 	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), args...)
-	var out lockedBuffer
-	cmd.Stderr = &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	harness.WaitFor(5*time.Second, func() error {
-		if strings.Contains(out.String(), "transferring context") {
-			return nil
+	// Some of the files are here.
+	if err := harness.WaitFor(harness.Patience, func() error {
+		if found, err := filepath.Glob(filepath.Join(d.root, "snapshots", "*", "fs", "f1")); err != nil || len(found) == 0 {
+			return fmt.Errorf("no file has come: %v", err)
 		}
-		return fmt.Errorf("not yet")
-	})
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	cmd.Process.Kill()
 	cmd.Wait()
 	res := t.TempDir()
@@ -209,9 +210,9 @@ func processorTime(t *testing.T, pid int) time.Duration {
 
 // SIGTERM lets running builds end; a second signal doesn't. compat: DMN-112
 func TestDrain(t *testing.T) {
-	d := newDaemon(t, "--grace", "20s")
+	d := newDaemon(t, "--grace", "5m")
 	d.dockerfile("FROM BASE\nRUN true\n", nil).must(t)
-	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN echo started; sleep 1; echo done > /f\nFROM scratch\nCOPY --from=b /f /\n", "BASE", env.base)}.write(t)
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE AS b\nRUN echo sta''rted; sleep 1; echo done > /f\nFROM scratch\nCOPY --from=b /f /\n", "BASE", env.base)}.write(t)
 	out := t.TempDir()
 	cmd := exec.Command(filepath.Join(env.peer, "buildctl"), "--addr", d.addr, "build", "--frontend", "dockerfile.v0",
 		"--local", "context="+dir, "--local", "dockerfile="+dir, "--progress=plain", "--output", "type=local,dest="+out)
@@ -220,7 +221,7 @@ func TestDrain(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := harness.WaitFor(20*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(log.String(), "started") {
 			return fmt.Errorf("the step has not started: %s", log.String())
 		}
@@ -270,7 +271,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	d.dockerfile("FROM scratch\nCOPY . /\n", big).fails(t, "no space left")
 	// What the failed builds wrote goes in the background.
-	if err := harness.WaitFor(10*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if r := d.dockerfile("FROM BASE\nRUN echo again\n", nil); r.code != 0 {
 			return errors.New(r.stderr)
 		}

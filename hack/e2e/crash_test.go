@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/hack/harness"
 )
 
 // crashRounds is how often a crash test takes the daemon down: a few times here,
@@ -32,8 +34,9 @@ func crash(t *testing.T, args ...string) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	before := survey(t)
-	// How long a start takes says little where other tests run; make crash wants 2 s.
-	args = append(args, "-kilnd", filepath.Join(env.bin, "kilnd"), "-start", "20s")
+	// How long a start or a commit takes says little where other tests run; make crash
+	// wants 2 s and 1 s.
+	args = append(args, "-kilnd", filepath.Join(env.bin, "kilnd"), "-start", harness.Patience.String(), "-bound", "10s")
 	out, err := exec.Command(bin, args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("crash %s: %v\n%s", strings.Join(args, " "), err, out)

@@ -126,13 +126,19 @@ func (d *daemon) start() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	err := harness.WaitFor(10*time.Second, func() error {
+	var ended error
+	err := harness.WaitFor(harness.Patience, func() error {
 		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
-		if err != nil {
-			return err
+		if err == nil {
+			return c.Close()
 		}
-		return c.Close()
+		if state, _ := status(d.cmd.Process.Pid); state == 'Z' {
+			ended = fmt.Errorf("it has ended: %w", err)
+			return nil
+		}
+		return err
 	})
+	err = errors.Join(err, ended)
 	// It listens, and answers some calls, before it has cleaned up what a crash left.
 	if err == nil {
 		err = harness.Ready(d.addr)
@@ -152,10 +158,10 @@ func (d *daemon) stop() {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		d.t.Errorf("stop kilnd: %v", err)
 	}
-	watchdog := time.AfterFunc(30*time.Second, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
+	watchdog := time.AfterFunc(harness.Patience, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
 	err := d.cmd.Wait()
 	if !watchdog.Stop() {
-		d.t.Errorf("kilnd did not end within 30 s of SIGTERM")
+		d.t.Errorf("kilnd did not end within %s of SIGTERM", harness.Patience)
 	}
 	if err != nil {
 		d.t.Errorf("kilnd: %v", err)
@@ -169,6 +175,23 @@ func (d *daemon) kill() {
 	d.cmd.Process.Kill() // an error means that it has ended
 	d.cmd.Wait()         // likewise
 	d.cmd = nil
+}
+
+// logs waits until the daemon's log has each of texts: what it has written gets here a
+// moment later.
+func (d *daemon) logs(texts ...string) {
+	d.t.Helper()
+	if err := harness.WaitFor(harness.Patience, func() error {
+		log := d.log.String()
+		for _, text := range texts {
+			if !strings.Contains(log, text) {
+				return fmt.Errorf("the daemon's log lacks %q:\n%s", text, tail(log, 200))
+			}
+		}
+		return nil
+	}); err != nil {
+		d.t.Error(err)
+	}
 }
 
 // finish stops the daemon and checks that nothing of it is left, and that du

@@ -134,7 +134,7 @@ func peerDaemon(t *testing.T) (addr string) {
 		unix.Unmount(filepath.Join(dir, "state"), unix.MNT_DETACH) // it may not be a mount
 		os.RemoveAll(dir)
 	})
-	if err := harness.WaitFor(20*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		c, err := net.Dial("unix", filepath.Join(dir, "s"))
 		if err != nil {
 			return err

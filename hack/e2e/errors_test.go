@@ -5,7 +5,6 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/hack/harness"
 	"github.com/kilnbuild/kiln/hack/testimage"
 )
 
@@ -53,13 +53,7 @@ func TestBadDockerfiles(t *testing.T) {
 func TestRegistryTrouble(t *testing.T) {
 	d := newDaemon(t)
 	t.Run("Down", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := l.Addr().String()
-		l.Close()
-		d.dockerfile("FROM "+addr+"/x/y:z\nRUN true\n", nil).fails(t, addr, "connection refused")
+		d.dockerfile("FROM "+harness.Nobody+"/x/y:z\nRUN true\n", nil).fails(t, harness.Nobody, "connection refused")
 	})
 	t.Run("LiesAboutADigest", func(t *testing.T) {
 		liar := lyingRegistry(t, func(layer []byte) []byte {

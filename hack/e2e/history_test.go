@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -140,7 +139,7 @@ func TestHistoryIsWatched(t *testing.T) {
 		watcher.Wait()         // likewise
 	})
 	ref := d.built("FROM BASE\nRUN true\n")
-	if err := harness.WaitFor(10*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(out.String(), ref) {
 			return os.ErrNotExist
 		}

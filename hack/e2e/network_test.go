@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/kilnbuild/kiln/hack/harness"
@@ -268,7 +267,7 @@ func TestBridgeNetworkAfterACrash(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := harness.WaitFor(20*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(output.String(), "running") {
 			return fmt.Errorf("the step doesn't run:\n%s", output)
 		}

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -101,7 +100,7 @@ func TestShellIsAbandoned(t *testing.T) {
 			marker := fmt.Sprintf("%d0818", os.Getpid())
 			s.typed(survival(marker) + "\n")
 			s.await("the last words")
-			if err := harness.WaitFor(30*time.Second, func() error { // the shell forks, then executes it
+			if err := harness.WaitFor(harness.Patience, func() error { // the shell forks, then executes it
 				if left := d.left(); !strings.Contains(left, "sleep "+marker) {
 					return &notYet{left}
 				}
@@ -111,14 +110,7 @@ func TestShellIsAbandoned(t *testing.T) {
 			}
 			end(t, d, client)
 			// Also where the daemon runs on, without what the shell has started.
-			if err := harness.WaitFor(30*time.Second, func() error {
-				if left := marked(t, marker); len(left) > 0 {
-					return &notYet{strings.Join(left, "\n")}
-				}
-				return nil
-			}); err != nil {
-				t.Error(err)
-			}
+			noneLeft(t, marker)
 		})
 	}
 }
@@ -209,7 +201,7 @@ func startScreen(t *testing.T, cmd *exec.Cmd) *screen {
 
 func (s *screen) await(want string) {
 	s.t.Helper()
-	if err := harness.WaitFor(30*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(s.out.String(), want) {
 			return &notYet{s.out.String()}
 		}

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -63,7 +62,7 @@ func (d *daemon) buildLongOf(dockerfile, base string, args ...string) *long {
 // says waits until the client has shown text.
 func (l *long) says(text string) {
 	l.d.t.Helper()
-	err := harness.WaitFor(20*time.Second, func() error {
+	err := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(l.stderr.String(), text) {
 			return fmt.Errorf("the client hasn't shown %q:\n%s\nlog of kilnd:\n%s", text, l.stderr, tail(l.d.log.String(), 30))
 		}
@@ -133,19 +132,6 @@ func (d *daemon) goOn() {
 	}
 }
 
-// longEnds waits until nothing is left of the step.
-func longEnds(t *testing.T) {
-	t.Helper()
-	if err := harness.WaitFor(20*time.Second, func() error {
-		if left := marked(t, longMark()); len(left) > 0 {
-			return fmt.Errorf("the step goes on: %q", left)
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A step outlives its daemon, whether that is killed or ends in order. Who asks
 // the next one for the same gets its log from the start and its result; it
 // doesn't begin a second time.
@@ -173,7 +159,7 @@ func TestStepOutlivesDaemon(t *testing.T) {
 		d.kill()
 		first.fails()
 		d.goOn()
-		longEnds(t)
+		noneLeft(t, longMark())
 		d.start()
 		d.buildLong().succeeds(1)
 	})
@@ -223,7 +209,7 @@ func TestUnclaimedStepEnds(t *testing.T) {
 			if restarted {
 				d.start()
 			}
-			longEnds(t)
+			noneLeft(t, longMark())
 			if !restarted {
 				d.start()
 			}

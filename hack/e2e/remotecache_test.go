@@ -222,15 +222,11 @@ func TestCacheInImage(t *testing.T) {
 // An import that is of no use costs nothing but its steps, and is named by who
 // explains them. compat: EXP-082, GW-030
 func TestCacheThatIsOfNoUse(t *testing.T) {
-	down, err := harness.FreeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := newDaemon(t)
 	ref := env.registry + "/cache/some:1"
 	d.makes(cached, cachedFiles, "--export-cache", "type=registry,mode=max,ref="+ref)
 	for name, imported := range map[string]string{
-		"connection refused":         "type=registry,ref=" + down + "/no:such",
+		"connection refused":         "type=registry,ref=" + harness.Nobody + "/no:such",
 		"not found":                  "type=registry,ref=" + env.registry + "/no/such:cache",
 		"no cache import of type s3": "type=s3,bucket=b,region=r,name=n",
 		`import of type "floppy"`:    "type=floppy,src=/dev/fd0",
@@ -328,10 +324,6 @@ func TestCacheThatLies(t *testing.T) {
 
 // compat: EXP-080
 func TestCacheExportErrors(t *testing.T) {
-	down, err := harness.FreeAddress()
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := newDaemon(t)
 	build := func(export ...string) result {
 		var args []string
@@ -340,8 +332,8 @@ func TestCacheExportErrors(t *testing.T) {
 		}
 		return d.dockerfile(cached, cachedFiles, args...)
 	}
-	build("type=registry,ref="+down+"/x:1").fails(t, down, "connection refused")
-	build("type=registry,ignore-error=true,ref=" + down + "/x:1").must(t)
+	build("type=registry,ref="+harness.Nobody+"/x:1").fails(t, harness.Nobody, "connection refused")
+	build("type=registry,ignore-error=true,ref=" + harness.Nobody + "/x:1").must(t)
 	build("type=s3,bucket=b,region=r").fails(t, "no cache export of type s3", "registry, local and inline")
 	build("type=floppy").fails(t, `no cache export of type "floppy"`)
 	build("type=registry,mode=most,ref="+env.registry+"/x:1").fails(t, `"most" is neither min nor max`)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -62,7 +61,7 @@ func TestAgentSocketEndsWithItsStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait := func(want int) error {
-		return harness.WaitFor(20*time.Second, func() error {
+		return harness.WaitFor(harness.Patience, func() error {
 			if n := d.agentSockets(); n != want {
 				return fmt.Errorf("the daemon has %d sockets for agents, not %d", n, want)
 			}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 )
@@ -38,7 +37,7 @@ func startAgent(t *testing.T) agent {
 		cmd.Process.Kill() // an error means that it has ended
 		cmd.Wait()         // likewise
 	})
-	if err := harness.WaitFor(10*time.Second, func() error {
+	if err := harness.WaitFor(harness.Patience, func() error {
 		c, err := net.Dial("unix", a.socket)
 		if err != nil {
 			return err

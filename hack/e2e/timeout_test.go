@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 	"golang.org/x/sys/unix"
@@ -44,30 +43,44 @@ func marked(t *testing.T, marker string) (list []string) {
 	return list
 }
 
+// noneLeft waits until nothing that has marker in its command runs: of a build that is
+// over, the client may hear before all of it has ended.
+func noneLeft(t *testing.T, marker string) {
+	t.Helper()
+	if err := harness.WaitFor(harness.Patience, func() error {
+		if left := marked(t, marker); len(left) > 0 {
+			return fmt.Errorf("processes are left:\n%s", strings.Join(left, "\n"))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTimeouts(t *testing.T) {
 	marker := fmt.Sprintf("%d0815", os.Getpid())
-	d := newDaemonWithConfig(t, "[kiln]\nnoOutputTimeout = \"1500ms\"")
+	// Where the last words are wanted, there is time to get as far.
+	d := newDaemonWithConfig(t, "[kiln]\nnoOutputTimeout = \"3s\"")
 	for _, c := range []struct {
 		name string
 		args []string
 		want []string
 	}{
-		{"OfTheStep", []string{"--opt", "kiln.step-timeout=1s"}, []string{"Dockerfile:2", "did not complete successfully: exit code: ", "timeout: it ran for", "is 1s (kiln.step-timeout)", `"the last words"`}},
+		{"OfTheStep", []string{"--opt", "kiln.step-timeout=2500ms"}, []string{"Dockerfile:2", "did not complete successfully: exit code: ", "timeout: it ran for", "is 2.5s (kiln.step-timeout)", `"the last words"`}},
 		{"OfTheStepFromBuildx", []string{"--opt", "build-arg:KILN_STEP_TIMEOUT=300ms"}, []string{"kiln.step-timeout"}},
-		{"OfOutputByDefault", nil, []string{"timeout: it ran for", "printed nothing for 1.5s", "kiln.no-output-timeout", `"the last words"`}},
+		{"OfOutputByDefault", nil, []string{"timeout: it ran for", "printed nothing for 3s", "kiln.no-output-timeout", `"the last words"`}},
 		{"OfOutput", []string{"--opt", "kiln.no-output-timeout=700ms"}, []string{"printed nothing for 700ms"}},
 		{"OfTheBuild", []string{"--opt", "kiln.build-timeout=800ms"}, []string{"timeout: the build has run for 800ms", "kiln.build-timeout"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d.t = t
 			d.dockerfile(survivor(marker), nil, c.args...).fails(t, c.want...)
-			if left := marked(t, marker); len(left) > 0 {
-				t.Errorf("processes are left:\n%s", strings.Join(left, "\n"))
-			}
+			noneLeft(t, marker)
 		})
 	}
 	d.t = t
-	d.dockerfile("FROM BASE\nRUN for i in 1 2 3 4 5; do echo $i; sleep 0.4; done\n", nil).must(t) // longer than it may be silent
+	// Longer than it may be silent.
+	d.dockerfile("FROM BASE\nRUN for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.3; done\n", nil, "--opt", "kiln.no-output-timeout=2s").must(t)
 	d.dockerfile("FROM BASE\nRUN true\n", nil, "--opt", "kiln.step-timeout=soon").fails(t, "kiln.step-timeout", `"soon"`, "a duration such as 10m")
 }
 
@@ -93,7 +106,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	started := harness.WaitFor(20*time.Second, func() error {
+	started := harness.WaitFor(harness.Patience, func() error {
 		if !strings.Contains(out.String(), "the last words\n") {
 			return fmt.Errorf("the step hasn't begun:\n%s", out)
 		}
@@ -108,12 +121,5 @@ func TestCancelLeavesNothing(t *testing.T) {
 	if started != nil {
 		t.Fatal(started)
 	}
-	if err := harness.WaitFor(20*time.Second, func() error {
-		if left := marked(t, marker); len(left) > 0 {
-			return fmt.Errorf("processes are left:\n%s", strings.Join(left, "\n"))
-		}
-		return nil
-	}); err != nil {
-		t.Error(err)
-	}
+	noneLeft(t, marker)
 }

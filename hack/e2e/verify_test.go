@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 	"github.com/kilnbuild/kiln/worker/verify"
@@ -42,7 +41,7 @@ func (d *daemon) page(path string) (string, error) {
 // wanted.
 func (d *daemon) verified(want map[verify.Outcome]int) (s verify.Summary) {
 	d.t.Helper()
-	err := harness.WaitFor(30*time.Second, func() error {
+	err := harness.WaitFor(harness.Patience, func() error {
 		body, err := d.page("/debug/cache/verify")
 		if err != nil {
 			return err
@@ -112,14 +111,7 @@ func TestVerifyCache(t *testing.T) {
 	if last := s.Findings[len(s.Findings)-1]; last.Outcome != verify.Wrong || last.Paths[0] != "/fixed (content)" || last.Forgotten < 4 {
 		t.Errorf("finding %+v", last)
 	}
-	if err := harness.WaitFor(10*time.Second, func() error { // it is written after it is counted
-		if !strings.Contains(d.log.String(), "level=ERROR msg=\"cache verify: a cached result was wrong") {
-			return errors.New("the log has no error")
-		}
-		return nil
-	}); err != nil {
-		t.Error(err)
-	}
+	d.logs("level=ERROR msg=\"cache verify: a cached result was wrong")
 	if log, fixed := build(); fixed != "fixed\n" {
 		t.Errorf("the next build brings %q:\n%s", fixed, log)
 	}

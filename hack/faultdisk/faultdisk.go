@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/harness"
 	"golang.org/x/sys/unix"
@@ -152,12 +151,12 @@ func (d *Disk) Unmount() error {
 		return nil
 	}
 	// Processes of steps end a moment after what started them.
-	if err := harness.WaitFor(10*time.Second, func() error { return unix.Unmount(d.Dir, 0) }); err != nil {
+	if err := harness.WaitFor(harness.Patience, func() error { return unix.Unmount(d.Dir, 0) }); err != nil {
 		return fmt.Errorf("unmount %s: %w", d.Dir, err)
 	}
 	d.mounted = false
 	// The loop device goes a moment after its last user.
-	return harness.WaitFor(10*time.Second, func() error {
+	return harness.WaitFor(harness.Patience, func() error {
 		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 		if err != nil {
 			return err

@@ -26,10 +26,6 @@ type Daemon struct {
 	log                 *Output   // of its last life
 }
 
-// daemonPatience is how long a daemon may take to start, and the processes of its
-// steps to end.
-const daemonPatience = 30 * time.Second
-
 // NewDaemon returns the daemon with that binary, state directory and kilnd.toml,
 // to which the cgroup of its steps is added. It doesn't run yet.
 func NewDaemon(bin, root, config string) (*Daemon, error) {
@@ -54,7 +50,7 @@ func (d *Daemon) Start() error {
 		return err
 	}
 	// A gRPC client that finds nobody would come back after a second only.
-	err := WaitFor(daemonPatience, func() error {
+	err := WaitFor(Patience, func() error {
 		c, err := net.Dial("unix", strings.TrimPrefix(d.Addr, "unix://"))
 		if err != nil {
 			return err
@@ -121,7 +117,7 @@ func (d *Daemon) Stop() error {
 func (d *Daemon) Close() error {
 	err := d.Kill()
 	// A step's processes end a moment after their daemon.
-	gone := WaitFor(daemonPatience, d.removeCgroups)
+	gone := WaitFor(Patience, d.removeCgroups)
 	return errors.Join(err, gone, os.RemoveAll(filepath.Dir(d.config)))
 }
 

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// FreeAddress is an address on loopback that nobody listens on.
-func FreeAddress() (string, error) {
+// freeAddress is an address on loopback that nobody listens on yet.
+func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
@@ -32,6 +32,14 @@ var slowness = sync.OnceValue(func() time.Duration {
 
 // Slow is what d is on this machine: d itself, or a multiple of it on a slow one.
 func Slow(d time.Duration) time.Duration { return d * slowness() }
+
+// Nobody is an address on loopback that nobody listens on: its port isn't one that is
+// given to who asks for any.
+const Nobody = "127.0.0.1:1"
+
+// Patience is how long what another process is about to do may take: far longer than
+// it does on the slowest machine, to tell what hangs.
+const Patience = 2 * time.Minute
 
 // WaitFor asks again and again until ok returns nil, for what another process
 // is about to do. After d, or a multiple of it on a slow machine, it returns ok's

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/kilnbuild/kiln/hack/testimage"
 	"golang.org/x/crypto/bcrypt"
@@ -38,7 +37,7 @@ func StartRegistry(dir string) (*Registry, error) { return Options{}.Start(dir) 
 // Start runs a registry that keeps its data under dir and waits until it
 // answers.
 func (o Options) Start(dir string) (*Registry, error) {
-	host, err := FreeAddress()
+	host, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +54,7 @@ func (o Options) Start(dir string) (*Registry, error) {
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%w: install the package docker-registry", err)
 	}
-	if err := WaitFor(10*time.Second, func() error {
+	if err := WaitFor(Patience, func() error {
 		resp, err := r.Get("")
 		if err != nil {
 			return err

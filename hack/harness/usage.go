@@ -21,7 +21,7 @@ func AddsUp(ctx context.Context, addr, root string) error {
 	if err != nil {
 		return err
 	}
-	err = WaitFor(10*time.Second, func() error { return addsUp(ctx, c, root) })
+	err = WaitFor(Patience, func() error { return addsUp(ctx, c, root) })
 	return errors.Join(err, c.Close())
 }
 
