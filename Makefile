@@ -38,13 +38,13 @@ test: deps build peer buildx lint unit e2e ## everything, end-to-end tests inclu
 
 .PHONY: unit
 unit: ## unit tests; -race in CI
-	$(GO) test $(if $(CI),-race) ./...
+	$(GO) test $(if $(CI),-race) -timeout 20m ./...
 
 .PHONY: e2e
 e2e: build peer buildx ## end-to-end tests through upstream's buildctl and buildx, with both runtimes, and rootless; kilnrun beside runc and crun
 	$(GO) test -tags e2e -count=1 -timeout 20m ./hack/e2e
 	KILN_E2E_RUNTIME=runc $(GO) test -tags e2e -count=1 -timeout 20m -skip "$(BUILTIN_CASES)" ./hack/e2e
-	KILN_E2E_ROOTLESS=1 $(GO) test -tags e2e -count=1 -timeout 5m -run "$(ROOTLESS_CASES)" ./hack/e2e
+	KILN_E2E_ROOTLESS=1 $(GO) test -tags e2e -count=1 -timeout 10m -run "$(ROOTLESS_CASES)" ./hack/e2e
 	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/runtimes
 	$(GO) test -tags e2e -count=1 -timeout 10m ./hack/oci
 
