@@ -169,7 +169,7 @@ func (b *execBench) interrupt(t *testing.T, unclaimed time.Duration, layers ...n
 // free fails unless somebody else gets the cache mount, in the end.
 func (b *execBench) free(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	dir, err := b.caches.acquire(ctx, cacheWant{id: "c", sharing: pb.CacheSharingOpt_LOCKED})
 	if err != nil {

@@ -97,7 +97,11 @@ func TestKeeper(t *testing.T) {
 	asked := make(chan bool, 10)
 	var rested atomic.Int32
 	k := Keep(0, Config{
-		Busy: func() bool { asked <- true; return busy.Load() },
+		Busy: func() bool {
+			b := busy.Load()
+			asked <- true // from here on the test may change it
+			return b
+		},
 		Rest: func() { rested.Add(1) },
 		Tell: func(err error) { t.Error(err) },
 	})
