@@ -384,6 +384,7 @@ func (d *daemon) damageBlobs(change func(path string)) func() {
 		if len(paths) == 0 {
 			d.t.Fatal("there are no blobs")
 		}
+		d.tick()
 		for _, p := range paths {
 			d.must(os.Chmod(p, 0o600))
 			change(p)
