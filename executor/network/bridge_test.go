@@ -244,7 +244,7 @@ func TestUseAgain(t *testing.T) {
 	zero := 0
 	n := open(t, t.TempDir(), Config{Mode: Bridge, PoolSize: &zero})
 	ns := take(t, n.Default)
-	used := inode(t, ns.FD())
+	used := identity(t, ns)
 	release := func() {
 		ns.Release()
 		idle(t, n.Default.(*bridge).pool)
@@ -263,12 +263,12 @@ func TestUseAgain(t *testing.T) {
 		t.Error("a namespace was used again in which somebody has a socket")
 	}
 	must(t, unix.Close(fd))
-	used = inode(t, ns.FD())
+	used = identity(t, ns)
 	ns.Discard()
 	if ns = take(t, n.Default); inode(t, ns.FD()) == used {
 		t.Error("a namespace was used again that must not be")
 	}
-	used = inode(t, ns.FD())
+	used = identity(t, ns)
 	// The end that closes first remembers the connection for a while.
 	var l net.Listener
 	in(t, world, func() { l, err = net.Listen("tcp", "192.0.2.2:80") })

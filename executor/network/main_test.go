@@ -149,12 +149,22 @@ func clean(t testing.TB, n *Namespace) {
 	}
 }
 
-// inode tells namespaces apart.
+// inode tells namespaces apart that there are at the same time.
 func inode(t testing.TB, fd int) uint64 {
 	t.Helper()
 	var st unix.Stat_t
 	must(t, unix.Fstat(fd, &st))
 	return st.Ino
+}
+
+// identity is the inode of a namespace that no other gets as long as the test runs:
+// without it, one that is made when this one has gone may.
+func identity(t testing.TB, n *Namespace) uint64 {
+	t.Helper()
+	fd, err := unix.FcntlInt(uintptr(n.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	must(t, err)
+	t.Cleanup(func() { must(t, unix.Close(fd)) })
+	return inode(t, fd)
 }
 
 // address is what a namespace has on eth0.
