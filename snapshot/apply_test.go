@@ -458,7 +458,7 @@ func TestApplyManyDirectories(t *testing.T) {
 	must(t, o.Prepare(t.Context(), "a", ""))
 	fds := len(names(t, "/proc/self/fd"))
 	must(t, snapshot.Apply(t.Context(), o, "a", bytes.NewReader(layerTar(t, headers...))))
-	if n := len(names(t, "/proc/self/fd")); n != fds {
+	if n := len(names(t, "/proc/self/fd")); n > fds { // one of an earlier test may be closed meanwhile
 		t.Errorf("%d open files, %d before", n, fds)
 	}
 	if got := names(t, layerDir(o, "a")); len(got) != 501 {

@@ -378,7 +378,7 @@ func TestCopyCancelled(t *testing.T) {
 	if err := (&Copy{Src: "/d", Dest: "/n"}).Run(ctx, from, to); !errors.Is(err, stop) {
 		t.Errorf("error %v", err)
 	}
-	if now := openFDs(t); now != open {
+	if now := openFDs(t); now > open { // a collected file of an earlier test may be closed meanwhile
 		t.Errorf("%d open files, %d before", now, open)
 	}
 }
@@ -405,7 +405,7 @@ func TestCopyFailureLeaksNothing(t *testing.T) {
 	if err := (&Copy{Src: "/.", Dest: "/"}).Run(t.Context(), from, to); err == nil || err.Error() != "copy /d33/sub/17: cannot replace directory /d33/sub/17 with file" {
 		t.Errorf("error %v", err)
 	}
-	if now := openFDs(t); now != open {
+	if now := openFDs(t); now > open { // a collected file of an earlier test may be closed meanwhile
 		t.Errorf("%d open files, %d before", now, open)
 	}
 }
