@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -191,6 +192,46 @@ func TestErrors(t *testing.T) {
 				t.Errorf("log %q: %v", b, err)
 			}
 		})
+	}
+}
+
+// Capabilities that can't be granted are left out, with a warning in the log,
+// which isn't printed where a container may print.
+func TestCapabilitiesOfNobody(t *testing.T) {
+	for name, binary := range runtimes(t) {
+		dir, spec := newBundle(t, "grep CapEff: /proc/self/status")
+		all := []string{"CAP_FLY", "CAP_CHOWN"}
+		if name == "kilnrun" { // with one that it lacks, runc fails
+			all = append(all, "CAP_NET_RAW")
+			without := filepath.Join(dir, "without")
+			if err := os.WriteFile(without, []byte("#!/bin/sh\nexec setpriv --bounding-set=-net_raw "+binary+" \"$@\"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			binary = without
+		}
+		spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+		writeBundle(t, dir, spec)
+		for _, format := range []string{"text", "json"} {
+			log := filepath.Join(dir, format)
+			r := invoke(t, binary, t.TempDir(), "--log", log, "--log-format", format, "run", "--bundle", dir, fmt.Sprintf("kilntest-%d-caps", os.Getpid()))
+			if r.code != 0 || r.stderr != "" || !strings.HasSuffix(r.stdout, "\t0000000000000001\n") {
+				t.Errorf("%s: %+v", name, r)
+			}
+			text, err := os.ReadFile(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(text), "CAP_FLY") || strings.Contains(string(text), "CAP_CHOWN") || strings.Contains(string(text), "CAP_NET_RAW") != (name == "kilnrun") {
+				t.Errorf("%s: log %q", name, text)
+			}
+			if format == "text" {
+				continue
+			}
+			var e entry
+			if err := json.Unmarshal(text, &e); err != nil || e.Level != "warning" || !strings.HasPrefix(e.Msg, "ignoring unknown or unavailable capabilities: [") || e.Time.IsZero() {
+				t.Errorf("%s: log %q: %v", name, text, err)
+			}
+		}
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/executor/container"
 	"github.com/kilnbuild/kiln/executor/seal"
 	"github.com/kilnbuild/kiln/internal/cleanup"
-	"github.com/moby/sys/capability"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -148,14 +147,7 @@ func processOf(c *cli.Command, box *container.Container) (*specs.Process, error)
 	if l := c.String("apparmor"); l != "" {
 		p.ApparmorProfile = l
 	}
-	more, unknown, err := knownCaps(c.StringSlice("cap"))
-	if err != nil {
-		return nil, err
-	}
-	if len(unknown) > 0 {
-		warn(c.String("log"), c.String("log-format"), fmt.Errorf("ignoring unknown or unavailable capabilities: %q", unknown))
-	}
-	p.Capabilities = withCaps(p.Capabilities, more)
+	p.Capabilities = withCaps(p.Capabilities, c.StringSlice("cap"))
 	for _, g := range c.IntSlice("additional-gids") {
 		if g < 0 || g > 1<<32-2 {
 			return nil, fmt.Errorf("--additional-gids %d: not a group id", g)
@@ -163,26 +155,6 @@ func processOf(c *cli.Command, box *container.Container) (*specs.Process, error)
 		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(g))
 	}
 	return &p, setUser(&p, c.String("user"))
-}
-
-// knownCaps parts names into those that the kernel has and others.
-func knownCaps(names []string) (known, unknown []string, err error) {
-	supported, err := capability.ListSupported()
-	if err != nil {
-		return nil, nil, fmt.Errorf("list the kernel's capabilities: %w", err)
-	}
-	kernel := map[string]bool{}
-	for _, c := range supported {
-		kernel["CAP_"+strings.ToUpper(c.String())] = true
-	}
-	for _, n := range names {
-		if kernel[n] {
-			known = append(known, n)
-		} else {
-			unknown = append(unknown, n)
-		}
-	}
-	return known, unknown, nil
 }
 
 func withCaps(have *specs.LinuxCapabilities, more []string) *specs.LinuxCapabilities {

@@ -19,21 +19,27 @@ type entry struct {
 
 // logError prints err, and appends it to the log file if there is one.
 func logError(file, format string, err error) error {
-	return logAs("error", file, format, err)
-}
-
-// warn is logError for what doesn't keep a command from being done.
-func warn(file, format string, err error) {
-	if err := logAs("warning", file, format, err); err != nil {
-		fmt.Fprintln(os.Stderr, "kilnrun:", err)
-	}
-}
-
-func logAs(level, file, format string, err error) error {
 	fmt.Fprintln(os.Stderr, "kilnrun:", err)
 	if file == "" || file == os.Stderr.Name() {
 		return nil
 	}
+	return appendLog("error", file, format, err)
+}
+
+// warn is told of what doesn't keep a command from being done. It goes to the log
+// file; standard error, where there is none, may be the container's.
+func warn(file, format string, err error) {
+	if file != "" {
+		lerr := appendLog("warning", file, format, err)
+		if lerr == nil {
+			return
+		}
+		err = errors.Join(err, lerr)
+	}
+	fmt.Fprintln(os.Stderr, "kilnrun:", err)
+}
+
+func appendLog(level, file, format string, err error) error {
 	f, ferr := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if ferr != nil {
 		return fmt.Errorf("write log: %w", ferr)

@@ -473,11 +473,11 @@ func TestCreateFails(t *testing.T) {
 				s.Linux.Seccomp.Syscalls = append(s.Linux.Seccomp.Syscalls, specs.LinuxSyscall{Names: []string{"getpriority"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{arg}})
 			}
 		}, "the kernel takes at most 4096"},
-		"filter that asks somebody": {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }, "action SCMP_ACT_NOTIFY: there are no seccomp agents"},
-		"capability":                {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} }, `unknown capability "CAP_FLY"`},
-		"rlimit":                    {func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, "RLIMIT_X"},
-		"terminal":                  {func(s *specs.Spec) { s.Process.Terminal = true }, "console socket"},
-		"cgroup":                    {func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }, "systemd"},
+		"filter that asks somebody":         {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActNotify} }, "action SCMP_ACT_NOTIFY: there are no seccomp agents"},
+		"capability that nobody is told of": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} }, `unknown capability "CAP_FLY"`},
+		"rlimit":                            {func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" }, "RLIMIT_X"},
+		"terminal":                          {func(s *specs.Spec) { s.Process.Terminal = true }, "console socket"},
+		"cgroup":                            {func(s *specs.Spec) { s.Linux.CgroupsPath = "a.slice:b:c" }, "systemd"},
 		"hook": {func(s *specs.Spec) {
 			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo bad; exit 3"}}}}
 		}, "run createRuntime hook /bin/sh: exit status 3: bad"},

@@ -231,10 +231,13 @@ func joinNamespaces(spec *specs.Spec) (err error) {
 
 // setup is what processes of the container have in common.
 func (c *Container) setup(p *specs.Process, io IO) (*native.Setup, error) {
+	p, err := c.grant(p)
+	if err != nil {
+		return nil, err
+	}
 	spec := *c.Spec
 	spec.Process = p
 	s := &native.Setup{Spec: &spec, Bundle: c.Bundle, Stdio: io.Stdio, Preserve: io.Preserve, Keyring: c.Keyring, Cgroups: c.Groups.views(), CopyUp: copyTree}
-	var err error
 	if s.Filter, err = filter(c.Spec); err != nil {
 		return nil, err
 	}

@@ -69,8 +69,9 @@ type Runtime struct {
 	// Systemd connects to the machine's systemd, for containers whose cgroups it
 	// is to manage; nil if there are none.
 	Systemd func(context.Context) (Units, error)
-	// Warn is told of poststop hooks that failed, which can't keep a container from
-	// going away. With nil, their errors are those of the operation.
+	// Warn is told of what doesn't keep an operation from being done: capabilities
+	// that can't be granted, and poststop hooks that failed. With nil, these are
+	// errors of the operation.
 	Warn func(error)
 }
 

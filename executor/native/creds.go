@@ -5,6 +5,7 @@ package native
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -155,11 +156,35 @@ func (b *builder) user() error {
 
 const capabilityStep = "capabilities"
 
+// Grantable parts names of capabilities into those that a process of the spec can
+// have and others: the kernel doesn't know them, or this process lacks them and
+// the container has no users of its own.
+func Grantable(s *specs.Spec, names []string) (can, cannot []string, err error) {
+	last, err := lastCap()
+	if err != nil {
+		return nil, nil, fmt.Errorf("look for the kernel's capabilities: %w", err)
+	}
+	users := slices.ContainsFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
+	for _, name := range names {
+		if n, known := capNumber(name); known && n <= last && (users || !lacked(n)) {
+			can = append(can, name)
+		} else {
+			cannot = append(cannot, name)
+		}
+	}
+	return can, cannot, nil
+}
+
+// lacked says whether this process can't have or give a capability.
+func lacked(n int) bool {
+	has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0)
+	return err == nil && has == 0
+}
+
 // lackedCaps are those that a process asks for and this one doesn't have.
 func lackedCaps(c *specs.LinuxCapabilities) (names []string) {
 	for _, name := range c.Permitted {
-		n, known := capNumber(name)
-		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0); known && err == nil && has == 0 {
+		if n, known := capNumber(name); known && lacked(n) {
 			names = append(names, name)
 		}
 	}

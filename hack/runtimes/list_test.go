@@ -53,6 +53,10 @@ var cases = []spec{
 	{name: "user without ambient capabilities", change: func(s *specs.Spec, _ *bundle) { s.Process.User.UID = 1000 }},
 	{name: "empty capabilities", change: func(s *specs.Spec, _ *bundle) { s.Process.Capabilities = &specs.LinuxCapabilities{} }},
 	{name: "no capabilities", change: func(s *specs.Spec, _ *bundle) { s.Process.Capabilities = nil }},
+	{name: "unknown capability", change: func(s *specs.Spec, _ *bundle) {
+		all := []string{"CAP_CHOWN", "CAP_FLY"}
+		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
+	}, tells: `ignoring unknown or unavailable capabilities: ["CAP_FLY"]`},
 	{name: "new privileges", change: func(s *specs.Spec, _ *bundle) { s.Process.NoNewPrivileges = false }},
 	{name: "user namespace", change: mapped, facts: []string{"stat:/etc/passwd", "stat:/dev/null", "write:/x"}, differs: map[string][]difference{"runc": usersRunc, "crun": usersCrun}},
 	{name: "user in a user namespace", change: func(s *specs.Spec, b *bundle) {
@@ -305,6 +309,8 @@ var cases = []spec{
 		p.Capabilities = caps("CAP_NET_ADMIN")
 		p.NoNewPrivileges = false
 	}, differs: map[string][]difference{"crun": execCrun}},
+	{name: "exec with an unknown capability", exec: func(p *specs.Process) { p.Capabilities = caps("CAP_CHOWN", "CAP_FLY") },
+		tells: `ignoring unknown or unavailable capabilities: ["CAP_FLY"]`, differs: map[string][]difference{"crun": execCrun}},
 	{name: "exec with surroundings of its own", exec: func(p *specs.Process) {
 		p.Cwd, p.Env = "/etc", []string{"PATH=/bin", "A=b"}
 		// runc 1.1 sometimes raises the soft limit to the hard one, as Go does at its start.
