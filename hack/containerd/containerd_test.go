@@ -58,6 +58,7 @@ func start(t *testing.T) *world {
 		}
 	})
 	w := &world{t, dir, &harness.Output{}}
+	t.Cleanup(w.removeCgroups)
 	w.must(w.command("go", "build", "-o", w.path("kilnrun"), "../../cmd/kilnrun"))
 	// What it is called with is written down.
 	wrapper := fmt.Sprintf("#!/bin/sh\necho \"$*\" >>%[1]s/calls\nexec %[1]s/kilnrun \"$@\"\n", dir)
@@ -88,8 +89,23 @@ func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
 func (w *world) command(name string, args ...string) *exec.Cmd { return exec.Command(name, args...) }
 
+// ctr is a command in a namespace of containerd's that is the test's own, and so
+// are the cgroups that are called as the namespace.
 func (w *world) ctr(args ...string) *exec.Cmd {
-	return exec.Command("ctr", append([]string{"--address", w.path("sock")}, args...)...)
+	return exec.Command("ctr", append([]string{"--address", w.path("sock"), "--namespace", filepath.Base(w.dir)}, args...)...)
+}
+
+// removeCgroups removes the parents of containers' cgroups, which runtimes leave.
+func (w *world) removeCgroups() {
+	for _, place := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		dirs, err := filepath.Glob(filepath.Join(place, filepath.Base(w.dir)))
+		for _, dir := range dirs {
+			err = errors.Join(err, os.Remove(dir))
+		}
+		if err != nil {
+			w.Errorf("cgroups are left: %v", err)
+		}
+	}
 }
 
 // run is the command that runs a container with kilnrun.
@@ -174,7 +190,7 @@ func TestContainerd(t *testing.T) {
 			t.Errorf("containerd never called %s", command)
 		}
 	}
-	entries, err := os.ReadDir(w.path("runc/default"))
+	entries, err := os.ReadDir(filepath.Join(w.path("runc"), filepath.Base(w.dir)))
 	if err != nil || len(entries) > 0 {
 		t.Errorf("state of containers is left: %v, %v", entries, err)
 	}
