@@ -137,19 +137,25 @@ func TestRegistryOverPlainHTTP(t *testing.T) {
 // login writes the client's docker config.
 func (d *daemon) login(host, user, password string) {
 	d.t.Helper()
+	writeLogin(d.t, d.dockerConfig(), host, user, password)
+}
+
+// writeLogin writes docker's config to a directory.
+func writeLogin(t *testing.T, dir, host, user, password string) {
+	t.Helper()
 	type entry struct {
 		Auth string `json:"auth"`
 	}
 	auths := map[string]map[string]entry{"auths": {host: {base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}}}
 	data, err := json.Marshal(auths)
 	if err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
-	if err := os.MkdirAll(d.dockerConfig(), 0o700); err != nil {
-		d.t.Fatal(err)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(d.dockerConfig(), "config.json"), data, 0o600); err != nil {
-		d.t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -24,7 +24,8 @@ const (
 // known remembers manifests and configs by their digest, so that a reference
 // with a digest needs no registry, and what tags stood for when last asked.
 // An entry is only for the repository it was read from: knowing the digest of
-// a private image doesn't give access to it by another name.
+// a private image doesn't give access to it by another name. Knowing its tag
+// gives none at all: it is for clients with the credentials that it was read with.
 type known struct {
 	db *store.DB
 
@@ -38,7 +39,11 @@ type entry struct {
 	MediaType string
 	Size      int64
 	Data      []byte `json:",omitempty"`
-	Used      int64  // unix seconds, to the day
+	// Public is a tag that was read with nobody's credentials, Readers are whose
+	// they were, which only that process knows. Older daemons left both out.
+	Public  bool     `json:",omitempty"`
+	Readers []string `json:",omitempty"`
+	Used    int64    // unix seconds, to the day
 }
 
 func openKnown(db *store.DB) *known {
@@ -65,14 +70,16 @@ func (k *known) putBlob(name string, desc ocispec.Descriptor, data []byte) {
 	}
 }
 
-// tag returns what ref stood for when it was last resolved.
-func (k *known) tag(ref string) (ocispec.Descriptor, bool) {
+// tag returns what ref stood for when it was last resolved, and with whose
+// credentials that was.
+func (k *known) tag(ref string) (ocispec.Descriptor, []string, bool) {
 	e, ok := k.get(tagKey(ref))
-	return ocispec.Descriptor{Digest: e.Digest, MediaType: e.MediaType, Size: e.Size}, ok
+	ok = ok && (e.Public || len(e.Readers) > 0)
+	return ocispec.Descriptor{Digest: e.Digest, MediaType: e.MediaType, Size: e.Size}, e.Readers, ok
 }
 
-func (k *known) putTag(ref string, desc ocispec.Descriptor) {
-	k.put(tagKey(ref), entry{Digest: desc.Digest, MediaType: desc.MediaType, Size: desc.Size})
+func (k *known) putTag(ref string, desc ocispec.Descriptor, readers []string) {
+	k.put(tagKey(ref), entry{Digest: desc.Digest, MediaType: desc.MediaType, Size: desc.Size, Public: len(readers) == 0, Readers: readers})
 }
 
 const day = 24 * 60 * 60

@@ -53,8 +53,15 @@ func (o *registryOrigin) resolver(g session.Group) *registry.Resolver {
 // Resolve asks the registry, about a digest, too: a manifest has to be asked for
 // by its media type, and registries deny those that aren't named.
 func (o *registryOrigin) Resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, error) {
-	_, desc, err := o.resolver(g).Resolve(ctx, o.ref.String())
+	desc, _, err := o.resolve(ctx, g)
 	return desc, err
+}
+
+// resolve is Resolve that says whose credentials it took.
+func (o *registryOrigin) resolve(ctx context.Context, g session.Group) (ocispec.Descriptor, []string, error) {
+	r := o.resolver(g)
+	_, desc, err := r.Resolve(ctx, o.ref.String())
+	return desc, r.Readers(), err
 }
 
 // Owner names the repository, so that a client's pull doesn't go where another's

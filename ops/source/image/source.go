@@ -73,33 +73,36 @@ func (s *Source) Resolve(op *pb.SourceOp, platform ocispec.Platform) (ops.Source
 		return nil, fmt.Errorf("%s: %w", op.Identifier, err)
 	}
 	i := NewInstance(s.opts.Cache, spec, origin)
-	s.remember(i, ref, mode)
+	s.remember(i, origin, mode)
 	return i, nil
 }
 
 // remember makes i use and extend what is known of manifests.
-func (s *Source) remember(i *Instance, ref registry.Reference, m mode) {
-	i.loader.name, i.loader.known = ref.Name(), s.known
-	i.find = func(ctx context.Context, g session.Group) (ocispec.Descriptor, error) {
-		return s.find(ctx, g, ref, m, i.origin)
-	}
+func (s *Source) remember(i *Instance, o *registryOrigin, m mode) {
+	i.loader.name, i.loader.known = o.ref.Name(), s.known
+	i.find = func(ctx context.Context, g session.Group) (ocispec.Descriptor, error) { return s.find(ctx, g, o, m) }
 }
 
-// find says what ref stands for. Content named by its digest is the same
-// wherever it is; a tag is looked up unless the mode prefers what is known.
-func (s *Source) find(ctx context.Context, g session.Group, ref registry.Reference, m mode, o Origin) (ocispec.Descriptor, error) {
+// find says what o's reference stands for. Content named by its digest is the
+// same wherever it is; a tag is looked up unless the mode prefers what is known,
+// and the registry has told it to clients with the same credentials.
+func (s *Source) find(ctx context.Context, g session.Group, o *registryOrigin, m mode) (ocispec.Descriptor, error) {
+	ref := o.ref
 	if ref.Digest != "" {
 		if _, desc, ok := s.known.blob(ref.Name(), ref.Digest); ok {
 			return desc, nil
 		}
 	} else if m == modeLocal {
-		if desc, ok := s.known.tag(ref.String()); ok {
-			return desc, nil
+		if desc, readers, ok := s.known.tag(ref.String()); ok {
+			ok, err := o.resolver(g).MayRead(ctx, ref, readers)
+			if ok || err != nil {
+				return desc, err
+			}
 		}
 	}
-	desc, err := o.Resolve(ctx, g)
+	desc, readers, err := o.resolve(ctx, g)
 	if err == nil && ref.Digest == "" {
-		s.known.putTag(ref.String(), desc)
+		s.known.putTag(ref.String(), desc, readers)
 	}
 	return desc, err
 }
@@ -191,11 +194,11 @@ func (s *Source) ResolveMeta(ctx context.Context, req MetaRequest) (Meta, error)
 	origin := &registryOrigin{s.opts.Registry, s.opts.Sessions, ref}
 	if req.NoConfig {
 		defer progress.From(ctx).Begin("resolve " + ref.String())()
-		root, err := s.find(ctx, req.Group, ref, m, origin)
+		root, err := s.find(ctx, req.Group, origin, m)
 		return Meta{Ref: ref.String(), Digest: root.Digest}, err
 	}
 	i := NewInstance(s.opts.Cache, Spec{Ref: ref.String(), Platform: req.Platform}, origin)
-	s.remember(i, ref, m)
+	s.remember(i, origin, m)
 	return i.Meta(ctx, req.Group)
 }
 

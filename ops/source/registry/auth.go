@@ -35,6 +35,7 @@ type authorizer struct {
 	mu      sync.Mutex // guards the fields below; never held across I/O
 	extra   map[origin]scopes
 	refused map[refusal]bool
+	shown   map[string]bool // owners whose credentials or tokens were sent
 }
 
 // refusal: a registry doesn't give a session's owner what is asked for.
@@ -46,7 +47,7 @@ type refusal struct {
 var _ docker.Authorizer = (*authorizer)(nil)
 
 func newAuthorizer(c *Client, a Access) *authorizer {
-	return &authorizer{c: c, a: a, extra: map[origin]scopes{}, refused: map[refusal]bool{}}
+	return &authorizer{c: c, a: a, extra: map[origin]scopes{}, refused: map[refusal]bool{}, shown: map[string]bool{}}
 }
 
 func (z *authorizer) origin(req *http.Request) origin {
@@ -70,6 +71,7 @@ func (z *authorizer) Authorize(ctx context.Context, req *http.Request) error {
 		}
 		if ch.scheme == auth.BasicAuth {
 			if o.secret != "" {
+				z.show(o, from)
 				req.SetBasicAuth(o.username, o.secret)
 			}
 			return nil
@@ -85,9 +87,19 @@ func (z *authorizer) Authorize(ctx context.Context, req *http.Request) error {
 		if err != nil {
 			return err
 		}
+		z.show(o, from)
 		req.Header.Set("Authorization", "Bearer "+value)
 		return nil
 	}
+}
+
+func (z *authorizer) show(o *owner, to origin) {
+	if o == nobody {
+		return
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.shown[o.at(to.host)] = true
 }
 
 // AddResponses learns from an unauthorized response. An error ends the

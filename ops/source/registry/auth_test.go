@@ -342,3 +342,61 @@ func TestOwners(t *testing.T) {
 		t.Errorf("not about every host: %s", got)
 	}
 }
+
+// What was read with somebody's credentials is for those who have them.
+func TestReaders(t *testing.T) {
+	sm := sessiontest.Manager(t)
+	key, public := newKey(t)
+	connect := func(k *keeper) session.Group { return session.NewGroup(sessiontest.Connect(t, sm, "", k)) }
+	for name, change := range map[string]func(*registrytest.Auth){
+		"tokens":             func(*registrytest.Auth) {},
+		"passwords":          func(a *registrytest.Auth) { a.Basic = true },
+		"for those who want": func(a *registrytest.Auth) { a.Users[""] = "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			reg, text := private(t, change)
+			ref, err := ParseReference(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newTestClient(Config{})
+			defer c.Close()
+			may := func(c *Client, g session.Group, readers []string) bool {
+				t.Helper()
+				ok, err := c.Resolver(Access{Sessions: sm, Group: g}).MayRead(t.Context(), ref, readers)
+				if err != nil {
+					t.Error(err)
+				}
+				return ok
+			}
+			reads := func(g session.Group) []string {
+				t.Helper()
+				r := c.Resolver(Access{Sessions: sm, Group: g})
+				if _, _, err := r.Resolve(t.Context(), text); err != nil {
+					t.Fatal(err)
+				}
+				return r.Readers()
+			}
+			first, again := connect(&keeper{user: "user", secret: "pass"}), connect(&keeper{user: "user", secret: "pass"})
+			other := connect(&keeper{user: "other", secret: "word"})
+			readers := reads(first)
+			if len(readers) != 1 || !may(c, first, readers) || !may(c, again, readers) || may(c, other, readers) || may(c, nil, readers) {
+				t.Errorf("readers %q: the same %v and %v, another %v, a stranger %v", readers, may(c, first, readers), may(c, again, readers), may(c, other, readers), may(c, nil, readers))
+			}
+			if _, open := reg.Users[""]; open {
+				if readers := reads(nil); len(readers) > 0 || !may(c, other, readers) {
+					t.Errorf("what strangers read is for %q", readers)
+				}
+			}
+			own := keeper{user: "user", secret: "pass", key: key, public: public}
+			if readers := reads(connect(&own)); len(readers) != 1 || may(c, other, readers) {
+				t.Errorf("who fetches tokens himself: readers %q", readers)
+			}
+			later := newTestClient(Config{})
+			defer later.Close()
+			if may(later, first, readers) {
+				t.Error("another daemon knows whose credentials they were")
+			}
+		})
+	}
+}

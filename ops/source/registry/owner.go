@@ -42,6 +42,9 @@ type ownerKey struct {
 // nobody pulls anonymously.
 var nobody = &owner{id: "nobody"}
 
+// at names o as the owner behind requests to a host.
+func (o *owner) at(host string) string { return host + " " + o.id }
+
 // hashKey makes the ids of credentials useless outside of this process.
 var hashKey = func() []byte {
 	key := make([]byte, 32)
@@ -75,29 +78,49 @@ func (c *Client) owner(ctx context.Context, sm *session.Manager, key ownerKey) (
 // groups that prove to hold the same keys or secrets for each of the hosts that
 // answer for ref, or none. It is worth nothing outside of this process.
 func (c *Client) Owners(ctx context.Context, a Access, ref Reference) (string, error) {
+	all, err := c.ownersAt(ctx, a, ref, func(origin) bool { return true })
+	return fmt.Sprintf("%q", all), err
+}
+
+// mayShow are the owners in a's group that are shown to the hosts for ref which
+// have wanted credentials so far.
+func (c *Client) mayShow(ctx context.Context, a Access, ref Reference) ([]string, error) {
+	return c.ownersAt(ctx, a, ref, func(from origin) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		_, wants := c.challenges[from]
+		return wants
+	})
+}
+
+// ownersAt lists the owners in a's group at those hosts for ref that are asked.
+func (c *Client) ownersAt(ctx context.Context, a Access, ref Reference, asked func(origin) bool) (all []string, err error) {
 	hosts, err := c.hosts(ref.Host, a.Insecure)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	ids, err := a.sessions(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	z := newAuthorizer(c, a)
-	var all []string
 	for _, h := range hosts {
+		from := origin{h.Host, a.Insecure}
+		if !asked(from) {
+			continue
+		}
 		for _, id := range ids {
-			o, err := c.owner(ctx, a.Sessions, z.ownerKey(origin{h.Host, a.Insecure}, id))
+			o, err := c.owner(ctx, a.Sessions, z.ownerKey(from, id))
 			if err != nil {
-				return "", err
+				return nil, err
 			}
 			if o != nobody {
-				all = append(all, h.Host+" "+o.id)
+				all = append(all, o.at(h.Host))
 			}
 		}
 	}
 	slices.Sort(all)
-	return fmt.Sprintf("%q", slices.Compact(all)), nil
+	return slices.Compact(all), nil
 }
 
 func askOwner(ctx context.Context, sm *session.Manager, key ownerKey) (*owner, error) {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,6 +76,28 @@ func (r *Resolver) Resolve(ctx context.Context, ref string) (string, ocispec.Des
 		return "", ocispec.Descriptor{}, r.explain(ctx, "resolve", ref, err)
 	}
 	return name, desc, nil
+}
+
+// Readers are those whose credentials were shown to registries for what this
+// resolver has got; none for what is everybody's. They are worth nothing outside
+// of this process.
+func (r *Resolver) Readers() []string {
+	r.auth.mu.Lock()
+	defer r.auth.mu.Unlock()
+	return slices.Sorted(maps.Keys(r.auth.shown))
+}
+
+// MayRead tells whether the group has the credentials of all those readers of
+// something at ref.
+func (r *Resolver) MayRead(ctx context.Context, ref Reference, readers []string) (bool, error) {
+	if len(readers) == 0 {
+		return true, nil
+	}
+	have, err := r.c.mayShow(ctx, r.a, ref)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", ref, err)
+	}
+	return !slices.ContainsFunc(readers, func(name string) bool { return !slices.Contains(have, name) }), nil
 }
 
 // Fetcher returns what fetches blobs and manifests of ref's repository. A
