@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/signal"
 	"path/filepath"
+	"slices"
 
 	"github.com/kilnbuild/kiln/executor/container"
 	"github.com/urfave/cli/v3"
@@ -24,6 +25,35 @@ func criuFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "file-locks", Usage: "also with file locks"},
 		&cli.StringFlag{Name: "manage-cgroups-mode", Usage: "soft, full, strict or ignore", Value: "soft"},
 	}
+}
+
+// refusedByCriu are runc's flags of checkpoint and restore for what isn't done.
+func refusedByCriu() []cli.Flag {
+	const once = "memory is written down once, with the rest, and read back before the container goes on; leave it out"
+	return []cli.Flag{
+		refusedSwitch("pre-dump", once), refused("parent-path", once), refusedSwitch("auto-dedup", once),
+		refusedSwitch("lazy-pages", once), refused("page-server", once), refused("status-fd", once),
+		refused("empty-ns", "namespaces are restored with what was in them; leave it out"),
+		refused("lsm-profile", "processes are restored with the profile that they had; leave it out"),
+		refused("lsm-mount-context", "mounts are restored with the labels that they had; leave it out"),
+	}
+}
+
+// refused is a flag of runc's that takes a value, and can't be given here.
+func refused(name, why string) cli.Flag {
+	return &cli.StringFlag{Name: name, Hidden: true, Action: func(context.Context, *cli.Command, string) error {
+		return fmt.Errorf("--%s is not supported: %s", name, why)
+	}}
+}
+
+// refusedSwitch is refused for one without a value.
+func refusedSwitch(name, why string) cli.Flag {
+	return &cli.BoolFlag{Name: name, Hidden: true, Action: func(_ context.Context, _ *cli.Command, on bool) error {
+		if !on {
+			return nil
+		}
+		return fmt.Errorf("--%s is not supported: %s", name, why)
+	}}
 }
 
 // criuOf is what c's flags say of a checkpoint.
@@ -52,7 +82,7 @@ func criuOf(c *cli.Command) (container.Checkpoint, error) {
 func checkpointCommand() *cli.Command {
 	return &cli.Command{
 		Name: "checkpoint", Usage: "write a container's processes down, by criu", ArgsUsage: "ID",
-		Flags: append(criuFlags(), &cli.BoolFlag{Name: "leave-running", Usage: "let them go on"}),
+		Flags: slices.Concat(criuFlags(), refusedByCriu(), []cli.Flag{&cli.BoolFlag{Name: "leave-running", Usage: "let them go on"}}),
 		Action: func(ctx context.Context, c *cli.Command) error {
 			box, err := load(c, 1)
 			if err != nil {
@@ -73,10 +103,12 @@ func checkpointCommand() *cli.Command {
 func restoreCommand() *cli.Command {
 	return &cli.Command{
 		Name: "restore", Usage: "make a container from a checkpoint, by criu", ArgsUsage: "ID",
-		Flags: append(criuFlags(), &cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "directory with config.json and the root file system; the current one by default"},
+		Flags: slices.Concat(criuFlags(), refusedByCriu(), []cli.Flag{
+			&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "directory with config.json and the root file system; the current one by default"},
 			pidFileFlag(), &cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "don't wait for the container's end"},
 			&cli.BoolFlag{Name: "no-subreaper", Usage: "accepted for compatibility: kilnrun is no subreaper"},
-			&cli.BoolFlag{Name: "no-pivot", Usage: "accepted for compatibility"}),
+			&cli.BoolFlag{Name: "no-pivot", Usage: "accepted for compatibility"},
+		}),
 		Action: restore,
 	}
 }

@@ -94,6 +94,9 @@ func updateCommand() *cli.Command {
 	for _, l := range limits {
 		flags = append(flags, &cli.StringFlag{Name: l.name, Usage: l.usage})
 	}
+	for _, name := range []string{"l3-cache-schema", "mem-bw-schema"} {
+		flags = append(flags, refused(name, "this runtime doesn't control caches and the bandwidth of memory; leave it out"))
+	}
 	return &cli.Command{
 		Name: "update", Usage: "change the limits of a container", ArgsUsage: "ID", Flags: flags,
 		Action: func(ctx context.Context, c *cli.Command) error {

@@ -58,7 +58,7 @@ func check(s *specs.Spec) error {
 	case s.Process == nil:
 		return errors.New("no section process")
 	case s.Linux.IntelRdt != nil:
-		return errors.New("linux.intelRdt: this runtime doesn't control cache allocation; remove it")
+		return errors.New("linux.intelRdt: this runtime doesn't control caches and the bandwidth of memory; remove it")
 	case s.Linux.MemoryPolicy != nil:
 		return errors.New("linux.memoryPolicy: this runtime doesn't set memory policies; remove it, or use resources.cpu.mems")
 	case s.Linux.Personality != nil && len(s.Linux.Personality.Flags) > 0:
