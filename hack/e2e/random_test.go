@@ -366,7 +366,7 @@ func (p *project) command() []string {
 	return []string{"build", "--frontend", "dockerfile.v0", "--local", "context=" + p.dir, "--local", "dockerfile=" + p.dir}
 }
 
-// build returns the image's files, or why it failed.
+// build returns the image's files and config, or why it failed.
 func (p *project) build(addr string, args []string) (map[string]string, string) {
 	p.t.Helper()
 	out := filepath.Join(p.t.TempDir(), "image.tar")
@@ -375,5 +375,7 @@ func (p *project) build(addr string, args []string) (map[string]string, string) 
 		return nil, tail(r.stderr, 5)
 	}
 	l, _ := readArchive(p.t, out)
-	return flatten(p.t, l), ""
+	files := flatten(p.t, l)
+	files["the image's config"] = comparableConfig(p.t, l)
+	return files, ""
 }
