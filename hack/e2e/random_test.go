@@ -280,7 +280,11 @@ func (p *project) copy(stage int) string {
 	maybe(5, "--chown="+p.pick("1:2", "5", "0:7"))
 	maybe(7, "--chmod="+p.pick("700", "0644", "u+x"))
 	maybe(4, "--link")
-	maybe(8, "--parents")
+	if maybe(8, "--parents"); strings.Contains(flags, "--from") && strings.Contains(flags, "--parents") {
+		// A stage that copies what isn't there from its own base has nothing with
+		// upstream, where any other COPY, and kiln, fail.
+		sources = []string{p.pick("/o/*", "/gen/*")}
+	}
 	maybe(7, "--exclude="+p.pick("*.txt", "d1", "**/a", "src/*", "b*"))
 	verb := "COPY "
 	if !strings.Contains(flags, "--from") && !strings.Contains(flags, "--parents") && p.once(6) {
