@@ -240,6 +240,10 @@ func TestArchives(t *testing.T) {
 	if !strings.Contains(scratch["manifest.json"], `"Layers":null`) {
 		t.Errorf("scratch: %s", scratch["manifest.json"])
 	}
+	e.must(json.Unmarshal([]byte(scratch["index.json"]), &index))
+	if m := scratch["blobs/sha256/"+index.Manifests[0].Digest.Encoded()]; !strings.Contains(m, `"layers": []`) {
+		t.Errorf("scratch: %s", m)
+	}
 }
 
 // compat: EXP-003

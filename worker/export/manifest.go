@@ -224,6 +224,7 @@ func (img *image) addManifest(ctx context.Context, cfg Config, opts imageOptions
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
 		Annotations: notes.at(onManifest, platform),
+		Layers:      []ocispec.Descriptor{}, // where there is none, too, the specification wants a list
 	}
 	configType := ocispec.MediaTypeImageConfig
 	if !opts.compression.OCI {
