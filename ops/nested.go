@@ -83,24 +83,14 @@ func (n *nestedOp) CacheMap(context.Context, solver.Asker, int) (*solver.CacheMa
 // SharingKey is another one in every build: the steps of the definition are the
 // build's own, and share by themselves what they can.
 func (n *nestedOp) SharingKey(_ context.Context, asker solver.Asker) (string, error) {
-	b, err := onlyBuild(asker)
-	return fmt.Sprintf("build %p", b), err
-}
-
-func onlyBuild(asker solver.Asker) (*Build, error) {
-	for _, v := range asker.Values() {
-		if b, ok := v.(*Build); ok {
-			return b, nil
-		}
-	}
-	return nil, fmt.Errorf("internal error: no build waits for a nested one")
+	return fmt.Sprintf("build %p", firstBuild(asker)), nil
 }
 
 // Exec takes no slot of the limit: the steps that it waits for need them.
 func (n *nestedOp) Exec(ctx context.Context, asker solver.Asker, inputs []solver.Result) ([]solver.Result, error) {
-	b, err := onlyBuild(asker)
-	if err != nil {
-		return nil, err
+	b := firstBuild(asker)
+	if b == nil {
+		return nil, fmt.Errorf("internal error: no build waits for a nested one")
 	}
 	i := definitionInput(n.op)
 	def, err := n.definition(ctx, inputs[i])

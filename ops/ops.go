@@ -15,7 +15,8 @@
 //
 // Locks, in the order in which they are taken: prunedMounts.mu of a build,
 // cacheKey.turn (several of them by name), cacheMounts.mu. nesting.mu of a build
-// is taken alone.
+// is taken alone. saying.turn is taken by sources, which hold the turn of an op
+// then and may take others; sayings.mu is taken alone.
 package ops
 
 import (
@@ -38,7 +39,16 @@ type Build struct {
 
 	nesting nesting
 	pruned  prunedMounts // cache mounts that ignore-cache steps emptied (LLB-007)
+	said    sayings      // by what is outside
 }
+
+// Group is b's sessions, for sources that are asked on b's behalf by no op.
+func (b *Build) Group() session.Group { return group{alone{b}} }
+
+// alone is a build as the only asker.
+type alone struct{ *Build }
+
+func (a alone) Values() []any { return []any{a.Build} }
 
 // sessionGroup gives the sessions of everyone who waits for an answer.
 func sessionGroup(asker solver.Asker) session.Group { return group{asker} }
@@ -53,6 +63,17 @@ func (g group) SessionIterator() session.Iterator {
 		}
 	}
 	return &iterator{ids}
+}
+
+// firstBuild is the build that asks, the first one if there are several; nil if
+// there is none.
+func firstBuild(asker solver.Asker) *Build {
+	for _, v := range asker.Values() {
+		if b, ok := v.(*Build); ok {
+			return b
+		}
+	}
+	return nil
 }
 
 type iterator struct{ ids []string }

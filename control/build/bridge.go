@@ -15,7 +15,6 @@ import (
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/kilnbuild/kiln/worker"
-	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -192,7 +191,7 @@ func (br *bridge) sourceMeta(ctx context.Context, op *pb.SourceOp, opt frontend.
 	err := br.b.vertex(ctx, dgst, name, func(ctx context.Context) (err error) {
 		meta, err = br.b.engine.cfg.Worker.SourceMeta(ctx, worker.MetaRequest{
 			Op: op, Platform: opt.Platform, ResolveMode: opt.ResolveMode, NoConfig: opt.NoConfig,
-			GitObjects: opt.Objects, Checksum: opt.Checksum, Group: session.NewGroup(br.b.req.Session),
+			GitObjects: opt.Objects, Checksum: opt.Checksum, Group: br.b.asker.Group(),
 		})
 		return err
 	})

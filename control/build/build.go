@@ -33,6 +33,7 @@ type Build struct {
 	cancel  context.CancelCauseFunc
 	stream  *progress.Stream
 	solver  *solver.Build
+	asker   *ops.Build // what its ops know of it
 	bridge  *bridge
 	gateway *gateway.Server   // of builds that the client drives; nil for others
 	granted map[string]bool   // entitlements
@@ -68,8 +69,9 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 	for _, name := range req.Entitlements {
 		b.granted[name] = true
 	}
+	b.asker = &ops.Build{SessionIDs: []string{req.Session}, Entitlements: b.granted}
 	opts := solver.BuildOptions{
-		Value:    &ops.Build{SessionIDs: []string{req.Session}, Entitlements: b.granted},
+		Value:    b.asker,
 		Domain:   strings.Join(slices.Sorted(maps.Keys(b.granted)), ","),
 		Progress: progress.WriterFunc(b.write),
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,6 +174,36 @@ func TestRemoteSources(t *testing.T) {
 			}
 			t.Errorf("kiln has %q and upstream %q", slices.Sorted(maps.Keys(ours)), slices.Sorted(maps.Keys(theirs)))
 		})
+	}
+}
+
+// The steps of a build agree on a branch that moves with every request.
+//
+// compat: LLB-117
+func TestBranchMovesDuringBuild(t *testing.T) {
+	d, r := newDaemon(t), startRemote(t)
+	last := r.repo.Git("rev-parse", "main")
+	var moves atomic.Int32
+	r.git.Guard(func(*http.Request) int {
+		to := last
+		if moves.Add(1)%2 == 0 {
+			to = r.first
+		}
+		r.repo.Git("update-ref", "refs/heads/main", to)
+		return 0
+	})
+	out := t.TempDir()
+	dir := files{"Dockerfile": r.in("FROM scratch\nADD GIT#main /a/\nADD GIT#main:sub /b/\nADD --keep-git-dir GIT#main /c/\nADD GIT?branch=main&submodules=false /d/\n")}.write(t)
+	d.dockerfileIn(dir, "--output", "type=local,dest="+out).must(t)
+	want := readFile(t, out+"/a/a")
+	for _, name := range []string{"/c/a", "/d/a"} {
+		if got := readFile(t, out+name); got != want {
+			t.Errorf("after %d moves, %s is %q and /a/a is %q", moves.Load(), name, got, want)
+		}
+	}
+	commit, ok := map[string]string{"1": r.first, "2": last}[want]
+	if got := readFile(t, out+"/c/.git/refs/heads/main"); !ok || strings.TrimSpace(got) != commit {
+		t.Errorf("the kept directory is of %s, the files of %s", got, commit)
 	}
 }
 

@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/source/git/gittest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // compat: LLB-099, LLB-103, LLB-156
@@ -84,6 +86,62 @@ func TestRefs(t *testing.T) {
 	} {
 		_, _, err := d.try(t, op(r.URL, c.fragment, attrs(pb.AttrGitChecksum, c.checksum)))
 		check(t, err, c.want)
+	}
+}
+
+// A build sees one state of a branch, whatever its steps make of it, and asks for
+// it once. Another build sees what is there then.
+//
+// compat: LLB-117
+func TestOnce(t *testing.T) {
+	d, srv := start(t, t.TempDir()), gittest.NewServer(t)
+	r := srv.Repo(t, "r.git")
+	old := r.Commit(map[string]string{"f": "1", "sub/g": "g"})
+	build := (&ops.Build{}).Group()
+	key := func(g session.Group, fragment string, more map[string]string) string {
+		t.Helper()
+		key, _, err := d.resolve(t, op(r.URL, fragment, more)).CacheKey(t.Context(), g, 0)
+		must(t, err)
+		return key
+	}
+	if got := key(build, "main", nil); got != old {
+		t.Errorf("key %s, want %s", got, old)
+	}
+	srv.Requests()
+	last := r.Commit(map[string]string{"f": "2"})
+	for _, c := range []struct {
+		fragment string
+		attrs    map[string]string
+		want     string
+	}{
+		{"main:sub", nil, old + ":sub"},
+		{"main", attrs(pb.AttrKeepGitDir, "true"), old + ".git#refs/heads/main"},
+		{"main", attrs(pb.AttrGitChecksum, old[:7]), old},
+		{"main", attrs(pb.AttrGitSkipSubmodules, "true"), old + "(skip-submodules)"},
+	} {
+		if got := key(build, c.fragment, c.attrs); got != c.want {
+			t.Errorf("%s with %v: key %s, want %s", c.fragment, c.attrs, got, c.want)
+		}
+	}
+	m, err := d.ResolveMeta(t.Context(), MetaRequest{Op: op(r.URL, "main", nil), Group: build})
+	if err != nil || m.Object != old {
+		t.Errorf("asked about it, it is %s: %v", m.Object, err)
+	}
+	i, err := d.Resolve(op(r.URL, "main", attrs(pb.AttrGitChecksum, last)), ocispec.Platform{})
+	must(t, err)
+	_, _, err = i.CacheKey(t.Context(), build, 0)
+	check(t, err, "expected checksum to match "+last+", got "+old)
+	if got := srv.Requests(); len(got) != 0 {
+		t.Errorf("%d requests for what the build was told", len(got))
+	}
+	ref, err := d.resolve(t, op(r.URL, "main:sub", nil)).Fetch(t.Context(), build)
+	must(t, err)
+	defer ref.Release()
+	if got := list(t, ref); !maps.Equal(got, map[string]string{"g": "g"}) {
+		t.Errorf("got %v", got)
+	}
+	if got := key((&ops.Build{}).Group(), "main", nil); got != last {
+		t.Errorf("another build: key %s, want %s", got, last)
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package git is the source of repositories: git://host/path#ref:subdir.
 //
-// A ref is looked up at the remote once per op; its commit is the key. What a
+// A ref is looked up at the remote once per build, whatever steps use it
+// (LLB-117); its commit is the key. What a
 // checkout needs is fetched into a bare mirror of the remote, a record that is
 // kept and that all builds use one after the other (mirror.go), and the files
 // are written to a record of their own (checkout.go).
@@ -11,8 +12,8 @@
 // Credentials come from the client's session; they are never stored, and never
 // in arguments (access.go).
 //
-// Locks, in the order in which they are taken: instance.turn, the turn of a
-// checkout, the turn of a mirror.
+// Locks, in the order in which they are taken: instance.turn, that of
+// ops.Once; instance.turn, the turn of a checkout, the turn of a mirror.
 package git
 
 import (
@@ -105,6 +106,10 @@ type instance struct {
 	found *target
 }
 
+// remoteRef is what a build asks remotes about. Who asks with what credentials is
+// no part of it: they decide whether there is an answer, not what it is.
+type remoteRef struct{ url, ref string }
+
 // target finds out, once, what the ref stands for. A failure isn't remembered.
 func (i *instance) target(ctx context.Context, g session.Group) (*target, error) {
 	select {
@@ -118,9 +123,15 @@ func (i *instance) target(ctx context.Context, g session.Group) (*target, error)
 	}
 	t, known := i.spec.pinned()
 	if !known {
-		defer progress.From(ctx).Begin("resolve " + i.spec.url)()
 		var err error
-		if t, err = i.lookUp(ctx, &i.spec, g); err != nil {
+		t, err = ops.Once(ctx, g, remoteRef{i.spec.url, i.spec.ref}, func() (*target, error) {
+			defer progress.From(ctx).Begin("resolve " + i.spec.url)()
+			return i.lookUp(ctx, &i.spec, g)
+		})
+		if err != nil {
+			return nil, err
+		}
+		if err := i.spec.expects(t); err != nil {
 			return nil, err
 		}
 	}

@@ -55,18 +55,19 @@ func (s *Source) lookUp(ctx context.Context, sp *spec, g session.Group) (_ *targ
 	if err != nil {
 		return nil, sp.unreachable(ctx, err)
 	}
-	t, err := sp.choose(parseAdvertised(string(out)))
-	if err != nil {
-		return nil, err
+	return sp.choose(parseAdvertised(string(out)))
+}
+
+// expects fails if t isn't what the op says that the ref stands for.
+func (sp *spec) expects(t *target) error {
+	if strings.HasPrefix(t.object, sp.checksum) || strings.HasPrefix(t.commit, sp.checksum) {
+		return nil
 	}
-	if sp.checksum != "" && !strings.HasPrefix(t.object, sp.checksum) && !strings.HasPrefix(t.commit, sp.checksum) {
-		is := t.object
-		if t.commit != "" {
-			is += " or " + t.commit
-		}
-		return nil, fmt.Errorf("expected checksum to match %s, got %s for %s of %s", sp.checksum, is, t.ref, sp.url)
+	is := t.object
+	if t.commit != "" {
+		is += " or " + t.commit
 	}
-	return t, nil
+	return fmt.Errorf("expected checksum to match %s, got %s for %s of %s", sp.checksum, is, t.ref, sp.url)
 }
 
 // unreachable says of whom err is, unless the asker has left.

@@ -48,7 +48,8 @@ func (i *instance) ask(ctx context.Context, g session.Group, place string, known
 		return nil, nil, fmt.Errorf("fetch %s: it has %d bytes, more than the %d that are downloaded", i.spec.shown, resp.ContentLength, i.opts.MaxSize)
 	}
 	body := &watched{r: resp.Body, heard: func() { watch.Reset(i.opts.Stall) }, left: i.opts.MaxSize, max: i.opts.MaxSize}
-	return i.save(ctx, place, resp.Header, body)
+	defer progress.From(ctx).Begin("download " + i.spec.shown)()
+	return i.save(ctx, place, i.spec.answer(resp.Header), body)
 }
 
 // advice is what to do about a status, where that is known.
@@ -76,9 +77,9 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// save writes the file to a record.
-func (i *instance) save(ctx context.Context, place string, h stdhttp.Header, body io.Reader) (_ *cache.Ref, _ *found, err error) {
-	a := answer{Name: i.spec.name(h), ETag: etag(h), Modified: h.Get("Last-Modified")}
+// save writes the file that a is about to a record. Its digest must be a's, if a
+// has one.
+func (i *instance) save(ctx context.Context, place string, a answer, body io.Reader) (_ *cache.Ref, _ *found, err error) {
 	u, err := i.opts.Cache.New(ctx, nil, cache.Options{
 		Description: "http url " + i.spec.shown, Index: map[string]string{placeIndex: place}, Retain: true,
 	})
@@ -94,13 +95,12 @@ func (i *instance) save(ctx context.Context, place string, h stdhttp.Header, bod
 	if t := a.time(); t != nil {
 		mtime = *t
 	}
-	algorithm := digest.SHA256
-	if i.spec.checksum != "" {
-		algorithm = i.spec.checksum.Algorithm()
+	want, algorithm := a.Digest, digest.SHA256
+	if want != "" {
+		algorithm = want.Algorithm()
 	}
 	sum := algorithm.Digester()
 	err = i.spec.file.Write(ctx, u, a.Name, mtime, func(w io.Writer) error {
-		defer progress.From(ctx).Begin("download " + i.spec.shown)()
 		_, err := io.Copy(io.MultiWriter(w, sum.Hash()), body)
 		return err
 	})
@@ -108,7 +108,7 @@ func (i *instance) save(ctx context.Context, place string, h stdhttp.Header, bod
 		return nil, nil, fmt.Errorf("fetch %s: %w", i.spec.shown, withoutURL(err))
 	}
 	a.Digest = sum.Digest()
-	if want := i.spec.checksum; want != "" && a.Digest != want {
+	if want != "" && a.Digest != want {
 		return nil, nil, fmt.Errorf("digest mismatch for %s: %s (expected: %s)", i.spec.shown, a.Digest, want)
 	}
 	raw, err := json.Marshal(a)

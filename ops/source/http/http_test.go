@@ -3,11 +3,13 @@ package http
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	stdhttp "net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/cache/cachetest"
+	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/ops/sessiontest"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
@@ -109,13 +112,17 @@ type file struct {
 	record          string
 }
 
-func (d *daemon) try(t testing.TB, url string, attrs map[string]string, sessions ...string) (f file, err error) {
+func (d *daemon) try(t testing.TB, url string, attrs map[string]string, sessions ...string) (file, error) {
+	t.Helper()
+	return d.fetchFor(t, session.NewGroup(sessions...), url, attrs)
+}
+
+func (d *daemon) fetchFor(t testing.TB, g session.Group, url string, attrs map[string]string) (f file, err error) {
 	t.Helper()
 	i, err := d.Resolve(&pb.SourceOp{Identifier: url, Attrs: attrs}, ocispec.Platform{})
 	if err != nil {
 		return f, err
 	}
-	g := session.NewGroup(sessions...)
 	if f.key, _, err = i.CacheKey(t.Context(), g, 0); err != nil {
 		return f, err
 	}
@@ -286,6 +293,87 @@ func TestRevalidation(t *testing.T) {
 	first, second := d.fetch(t, s.URL, nil), d.fetch(t, s.URL, nil)
 	if first.record != second.record {
 		t.Errorf("the same ETag gave the records %s and %s", first.record, second.record)
+	}
+}
+
+// A build sees one state of a URL, whatever its steps make of it, and asks for it
+// once. Another build sees what is there then.
+//
+// compat: LLB-117
+func TestOnce(t *testing.T) {
+	d := start(t, t.TempDir())
+	version := 0
+	s := serve(t, func(w stdhttp.ResponseWriter, r *stdhttp.Request) {
+		version++
+		w.Header().Set("Content-Disposition", "attachment; filename=offered")
+		fmt.Fprintf(w, "%s %d", r.Header.Get("Accept"), version)
+	})
+	first, second := (&ops.Build{}).Group(), (&ops.Build{}).Group()
+	for _, c := range []struct {
+		build      session.Group
+		attrs      map[string]string
+		name, data string
+		mode       os.FileMode
+	}{
+		{first, map[string]string{pb.AttrHTTPFilename: "named", pb.AttrHTTPPerm: "0644"}, "named", " 1", 0o644},
+		{first, nil, "offered", " 1", 0o600},
+		{first, nil, "offered", " 1", 0o600},
+		{first, map[string]string{pb.AttrHTTPPerm: "0755"}, "offered", " 1", 0o755},
+		{first, map[string]string{pb.AttrHTTPHeaderPrefix + "accept": "text"}, "offered", "text 2", 0o600},
+		{second, nil, "offered", " 3", 0o600},
+	} {
+		f, err := d.fetchFor(t, c.build, s.URL+"/f", c.attrs)
+		must(t, err)
+		if f.name != c.name || f.data != c.data || f.info.Mode() != c.mode {
+			t.Errorf("%v gave %s %s %q, want %s %s %q", c.attrs, f.name, f.info.Mode(), f.data, c.name, c.mode, c.data)
+		}
+	}
+	m, err := d.ResolveMeta(t.Context(), MetaRequest{Op: &pb.SourceOp{Identifier: s.URL + "/f"}, Group: first})
+	if err != nil || m.Digest != digest.FromString(" 1") {
+		t.Errorf("asked about it, its digest is %s: %v", m.Digest, err)
+	}
+	if got, _ := s.taken(); len(got) != 3 {
+		t.Errorf("%d requests for three questions", len(got))
+	}
+	// A file that is known by its digest is no answer to who wants what is there.
+	sum := map[string]string{pb.AttrHTTPChecksum: digest.FromString(" 1").String()}
+	third := (&ops.Build{}).Group()
+	if f, err := d.fetchFor(t, third, s.URL+"/f", sum); err != nil || f.data != " 1" {
+		t.Errorf("by its digest: %q, %v", f.data, err)
+	}
+	if f, err := d.fetchFor(t, third, s.URL+"/f", nil); err != nil || f.data != " 4" {
+		t.Errorf("after it was taken by its digest: %q, %v", f.data, err)
+	}
+}
+
+// What another step of the build got isn't needed any more when it is gone.
+//
+// compat: LLB-117
+func TestOnceIsLost(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, d *daemon, f file){
+		"pruned": func(t *testing.T, d *daemon, f file) { must(t, d.cache.Remove(f.record)) },
+		"changed": func(t *testing.T, d *daemon, f file) {
+			found, err := filepath.Glob(d.root + "/snapshots/*/fs/" + f.name)
+			must(t, err)
+			for _, path := range found {
+				must(t, os.WriteFile(path, []byte("other"), 0o600))
+			}
+			if len(found) != 1 {
+				t.Fatalf("the file is at %q", found)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := start(t, t.TempDir())
+			s := serve(t, func(w stdhttp.ResponseWriter, r *stdhttp.Request) { io.WriteString(w, "data") })
+			build := (&ops.Build{}).Group()
+			f, err := d.fetchFor(t, build, s.URL+"/f", nil)
+			must(t, err)
+			lose(t, d, f)
+			if f, err = d.fetchFor(t, build, s.URL+"/f", map[string]string{pb.AttrHTTPFilename: "g"}); err != nil || f.name != "g" || f.data != "data" {
+				t.Errorf("got %s %q, %v", f.name, f.data, err)
+			}
+		})
 	}
 }
 

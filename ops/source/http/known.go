@@ -36,8 +36,8 @@ func (i *instance) known(ctx context.Context, place string) (out known) {
 			continue // it was pruned meanwhile, or is lost
 		}
 		e := &earlier{found{record: id}, ref}
-		if raw, ok := ref.Metadata(answerKey); !ok || json.Unmarshal(raw, &e.answer) != nil || e.Digest.Validate() != nil {
-			ref.Release() // a crash has left it without
+		if raw, ok := ref.Metadata(answerKey); !ok || json.Unmarshal(raw, &e.answer) != nil || e.Digest.Validate() != nil || e.Offered == "" {
+			ref.Release() // a crash has left it without, or it is of a daemon that didn't keep all
 			continue
 		}
 		out = append(out, e)

@@ -8,8 +8,8 @@
 // Servers aren't trusted: sizes, silences and redirects are bounded, and names
 // lead nowhere. Credentials go to the host of the URL alone.
 //
-// Locks, in the order in which they are taken: instance.turn, the turn of a
-// place.
+// Locks, in the order in which they are taken: instance.turn, that of
+// ops.Once, the turn of a place.
 package http
 
 import (
@@ -122,7 +122,7 @@ func (i *instance) CacheKey(ctx context.Context, g session.Group, index int) (st
 
 func (i *instance) answer(ctx context.Context, g session.Group) (answer, error) {
 	if i.spec.checksum != "" {
-		return answer{Digest: i.spec.checksum, Name: i.spec.name(nil)}, nil
+		return answer{Digest: i.spec.checksum, Name: i.spec.name(i.spec.offered(nil))}, nil
 	}
 	ref, f, err := i.get(ctx, g)
 	if err != nil {
@@ -138,8 +138,8 @@ func (i *instance) Fetch(ctx context.Context, g session.Group) (*cache.Ref, erro
 	return ref, err
 }
 
-// get returns what the server answers, once: what was found before stays what
-// the op stands for. A failure isn't remembered.
+// get returns what the server answers: what was found before stays what the op
+// stands for. A failure isn't remembered.
 func (i *instance) get(ctx context.Context, g session.Group) (*cache.Ref, *found, error) {
 	if err := i.take(ctx); err != nil {
 		return nil, nil, err
@@ -151,7 +151,7 @@ func (i *instance) get(ctx context.Context, g session.Group) (*cache.Ref, *found
 			return ref, before, nil
 		}
 	}
-	ref, f, err := i.download(ctx, g)
+	ref, f, err := i.once(ctx, g)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -161,6 +161,31 @@ func (i *instance) get(ctx context.Context, g session.Group) (*cache.Ref, *found
 	}
 	i.found = f
 	return ref, f, nil
+}
+
+// once is download, unless a step of the build has asked the same server the
+// same: then the answer is the one that it got, whatever this op wants the file
+// to be called and whose it is to be (LLB-117). An op that says the digest needs
+// no answer.
+func (i *instance) once(ctx context.Context, g session.Group) (ref *cache.Ref, f *found, err error) {
+	if i.spec.checksum != "" {
+		return i.download(ctx, g)
+	}
+	q, err := i.spec.question()
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err = ops.Once(ctx, g, q, func() (f *found, err error) {
+		ref, f, err = i.download(ctx, g)
+		return f, err
+	})
+	if err != nil || ref != nil {
+		return ref, f, err
+	}
+	if ref, f, err := i.reuse(ctx, f); err == nil || ctx.Err() != nil {
+		return ref, f, err
+	}
+	return i.download(ctx, g) // the other op's file is gone
 }
 
 // download asks the server, unless the file is there that the op names by its

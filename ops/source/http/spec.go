@@ -95,11 +95,23 @@ func (s *spec) key(a answer) (string, error) {
 	return digest.FromBytes(raw).String(), nil
 }
 
-// place is the same for ops to which the same answer is due.
+// place is the same for ops to which the same file is due.
 func (s *spec) place() (string, error) {
 	u := *s.url
 	u.User = nil // no password is stored, not even hashed
-	raw, err := json.Marshal([]any{u.String(), s.url.User.Username(), s.file, s.secret, s.headers})
+	return identity([]any{u.String(), s.url.User.Username(), s.file, s.secret, s.headers})
+}
+
+// question is the same for ops that ask a server the same.
+type question string
+
+func (s *spec) question() (question, error) {
+	q, err := identity([]any{s.url.String(), s.secret, s.headers})
+	return question(q), err
+}
+
+func identity(of []any) (string, error) {
+	raw, err := json.Marshal(of)
 	if err != nil {
 		return "", fmt.Errorf("encode URL: %w", err)
 	}
@@ -110,6 +122,7 @@ func (s *spec) place() (string, error) {
 type answer struct {
 	Digest   digest.Digest
 	Name     string // of the file
+	Offered  string // what its name is unless an op says another
 	ETag     string // without the mark of a weak one
 	Modified string // as the server wrote it
 }
@@ -131,11 +144,18 @@ func (a answer) time() *time.Time {
 	return &t
 }
 
-// name is the file's: as the op says, or the server, or the URL.
-func (s *spec) name(h stdhttp.Header) string {
-	if s.file.Name != "" {
-		return s.file.Name
-	}
+// answer is what a server says that answers with h; its digest is the expected one.
+func (s *spec) answer(h stdhttp.Header) answer {
+	a := answer{Digest: s.checksum, Offered: s.offered(h), ETag: etag(h), Modified: h.Get("Last-Modified")}
+	a.Name = s.name(a.Offered)
+	return a
+}
+
+// name is the file's: as the op says, or as it is offered.
+func (s *spec) name(offered string) string { return cmp.Or(s.file.Name, offered) }
+
+// offered is the name that the server says, or the URL.
+func (s *spec) offered(h stdhttp.Header) string {
 	_, params, err := mime.ParseMediaType(h.Get("Content-Disposition"))
 	if name := params["filename"]; err == nil && name != "" && !strings.HasSuffix(name, "/") {
 		return onefile.SafeName(name)

@@ -240,6 +240,51 @@ func TestModes(t *testing.T) {
 	check(t, err, "invalid resolvemode")
 }
 
+// A build sees one state of a tag: on all platforms, in steps and for who asks
+// about it. Another build sees what is there then.
+//
+// compat: LLB-117
+func TestOnce(t *testing.T) {
+	reg := registrytest.New(t)
+	both := func(version string) ocispec.Descriptor {
+		return reg.Push(t, "a", "1", registrytest.Image{Platform: amd64, Env: []string{"V=" + version}}, registrytest.Image{Platform: arm64, Env: []string{"V=" + version}})
+	}
+	old := both("1")
+	d := start(t, t.TempDir())
+	ref := reg.Host + "/a:1"
+	first, second := (&ops.Build{}).Group(), (&ops.Build{}).Group()
+	key := func(g session.Group, p ocispec.Platform) string {
+		key, _, err := d.resolve(t, ref, p, nil).CacheKey(t.Context(), g, 0)
+		must(t, err)
+		return key
+	}
+	want := func(root ocispec.Descriptor, p ocispec.Platform) string {
+		key, err := manifestKey(root.Digest, p, nil)
+		must(t, err)
+		return key
+	}
+	if got := key(first, amd64); got != want(old, amd64) {
+		t.Errorf("amd64: key %s", got)
+	}
+	moved := both("2")
+	reg.Requests()
+	if got := key(first, arm64); got != want(old, arm64) {
+		t.Errorf("arm64, after the tag moved: key %s isn't of what amd64 got", got)
+	}
+	m, err := d.ResolveMeta(t.Context(), MetaRequest{Ref: ref, Platform: amd64, Mode: "pull", Group: first})
+	if err != nil || m.Digest != old.Digest {
+		t.Errorf("asked about it, it is %s: %v", m.Digest, err)
+	}
+	for _, r := range reg.Requests() {
+		if strings.Contains(r, "/manifests/1") {
+			t.Errorf("the tag is asked for again: %s", r)
+		}
+	}
+	if got := key(second, arm64); got != want(moved, arm64) {
+		t.Errorf("another build: key %s", got)
+	}
+}
+
 // compat: GW-021
 func TestResolveMeta(t *testing.T) {
 	reg := registrytest.New(t)

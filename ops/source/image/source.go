@@ -2,7 +2,7 @@
 // what the sources of other places where images are (Origin) share with it.
 //
 // An image is resolved when its cache key is asked for: a tag costs one
-// request, a digest whose manifest was seen before costs none. Layers are
+// request a build, a digest whose manifest was seen before costs none. Layers are
 // promises until something mounts them (package cache).
 package image
 
@@ -84,15 +84,18 @@ func (s *Source) remember(i *Instance, o *registryOrigin, m mode) {
 }
 
 // find says what o's reference stands for. Content named by its digest is the
-// same wherever it is; a tag is looked up unless the mode prefers what is known,
-// and the registry has told it to clients with the same credentials.
+// same wherever it is; a tag is looked up, once a build, unless the mode prefers
+// what is known, and the registry has told it to clients with the same
+// credentials.
 func (s *Source) find(ctx context.Context, g session.Group, o *registryOrigin, m mode) (ocispec.Descriptor, error) {
 	ref := o.ref
 	if ref.Digest != "" {
 		if _, desc, ok := s.known.blob(ref.Name(), ref.Digest); ok {
 			return desc, nil
 		}
-	} else if m == modeLocal {
+		return o.Resolve(ctx, g)
+	}
+	if m == modeLocal {
 		if desc, readers, ok := s.known.tag(ref.String()); ok {
 			ok, err := o.resolver(g).MayRead(ctx, ref, readers)
 			if ok || err != nil {
@@ -100,12 +103,18 @@ func (s *Source) find(ctx context.Context, g session.Group, o *registryOrigin, m
 			}
 		}
 	}
-	desc, readers, err := o.resolve(ctx, g)
-	if err == nil && ref.Digest == "" {
-		s.known.putTag(ref.String(), desc, readers)
-	}
-	return desc, err
+	return ops.Once(ctx, g, tag(ref.String()), func() (ocispec.Descriptor, error) {
+		desc, readers, err := o.resolve(ctx, g)
+		if err == nil {
+			s.known.putTag(ref.String(), desc, readers)
+		}
+		return desc, err
+	})
 }
+
+// tag is what a build asks registries about, once: it stands for one image on all
+// platforms.
+type tag string
 
 // mode is image.resolvemode (LLB-091).
 type mode string
