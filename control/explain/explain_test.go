@@ -413,11 +413,11 @@ func TestBackToAnEarlierState(t *testing.T) {
 // Of a project that is a copy of another nothing is certain.
 func TestCopiesOfProjects(t *testing.T) {
 	j := newJournal(t)
-	run := func(ref, project string, known bool, op string) string {
-		s := j.script(t, ref, "[1/1] RUN a")
-		s.r.opts.Key = func() (string, bool) { return project, known }
+	run := func(ref, project string, op string) string {
+		s := j.script(t, ref, "[1/4] FROM base", "[2/4] RUN a", "[3/4] RUN b", "[4/4] RUN c")
+		s.r.opts.Key = func() (string, bool) { return project, true }
 		defer s.r.Close(false)
-		return s.run(0, op, "", op, nil)
+		return s.run(3, op, "", op, nil)
 	}
 	for _, c := range []struct{ ref, project, op, want string }{
 		{"1", "a", "1", noRun},
@@ -426,8 +426,40 @@ func TestCopiesOfProjects(t *testing.T) {
 		{"4", "", "4", "ran, probably because its definition changed"},
 		{"5", "", "5", "ran, probably because its definition changed"},
 	} {
-		if got := run(c.ref, c.project, true, c.op); got != c.want {
+		if got := run(c.ref, c.project, c.op); got != c.want {
 			t.Errorf("build %s: it %q, want %q", c.ref, got, c.want)
+		}
+	}
+}
+
+// A few steps that many projects have make no copy: nothing of the one says why
+// the other's steps run. A client that doesn't tell projects apart has perhaps
+// edited the one that it built before.
+func TestUnrelatedProjects(t *testing.T) {
+	const guess = "ran, probably because its definition changed"
+	for i, c := range []struct {
+		project string
+		steps   []string // after those of the project a
+		want    string
+	}{
+		{"b", []string{"[1/3] FROM base", "[2/3] COPY . .", "[3/3] RUN make"}, noRun},
+		{"b", []string{"[1/3] FROM base", "[2/3] COPY . .", "[3/3] RUN make b"}, noRun},
+		{"b", []string{"[1/2] FROM base", "[2/2] RUN make"}, noRun},
+		{"", []string{"[1/3] FROM base", "[2/3] COPY . .", "[3/3] RUN make b"}, guess},
+		{"", []string{"[1/2] FROM base", "[2/2] RUN other"}, noRun},
+		{"a", []string{"[1/3] FROM base", "[2/3] COPY . .", "[3/3] RUN make b"}, "ran because its definition changed"},
+	} {
+		j := newJournal(t)
+		run := func(ref, project string, steps ...string) string {
+			s := j.script(t, ref, steps...)
+			s.r.opts.Key = func() (string, bool) { return project, true }
+			defer s.r.Close(false)
+			s.run(0, "base", "", "base", nil)
+			return s.run(len(steps)-1, ref, "base", ref, nil)
+		}
+		run("before", "a", "[1/3] FROM base", "[2/3] COPY . .", "[3/3] RUN make")
+		if got := run("after", c.project, c.steps...); got != c.want {
+			t.Errorf("case %d: it %q, want %q", i, got, c.want)
 		}
 	}
 }

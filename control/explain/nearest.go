@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"strings"
 	"sync"
 )
 
@@ -10,7 +11,7 @@ type family struct {
 	known   bool // the client says what project it is
 
 	mu      sync.Mutex      // guards the fields below; taken last
-	texts   map[uint64]bool // hashes of what its steps say
+	texts   map[uint64]bool // hashes of what its own steps say
 	claimed map[uint64]bool // hashes of its steps
 	kin     map[string]kinship
 }
@@ -29,7 +30,9 @@ func (k kinship) stale(texts int) bool { return 8*(texts-k.at) > k.at }
 func (f *family) add(s step) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.texts[hash(s.Text)] = true
+	if s.own() {
+		f.texts[hash(s.Text)] = true
+	}
 	f.claimed[s.hash()] = true
 }
 
@@ -109,7 +112,7 @@ func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok 
 	if c.like == unlike && rec.Op != old.Op {
 		return c, false
 	}
-	c.kin = j.kinLocked(old.Build, f)
+	c.kin = j.kinLocked(old.Build, c.home, f)
 	if c.diff = compare(rec, old); rec.Op == old.Op && c.diff.none() {
 		c.like = identical
 	} else if c.like == unlike || !c.kin && !c.home {
@@ -250,9 +253,16 @@ func (f *family) has(s step) bool {
 // hash names s wherever it stands in its stage.
 func (s step) hash() uint64 { return hash(s.Kind, s.Stage, s.Text) }
 
-// kinLocked reports whether at least half of the build's steps were in the
-// earlier build, too.
-func (j *Journal) kinLocked(earlier string, f *family) bool {
+// own reports whether s tells something of its build. Projects that have nothing
+// to do with each other have base images in common, and what frontends prepare.
+func (s step) own() bool {
+	return s.keyword() != "FROM" && s.Kind != "docker-image" && s.Kind != "oci-layout" && !strings.HasPrefix(s.Text, "[internal] ")
+}
+
+// kinLocked reports whether at least half of the build's own steps were in the
+// earlier build, too. Where the client says that this is another project, a few
+// steps that many have, such as COPY . ., are no evidence that it is a copy.
+func (j *Journal) kinLocked(earlier string, home bool, f *family) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if k, known := f.kin[earlier]; known && !k.stale(len(f.texts)) {
@@ -265,7 +275,11 @@ func (j *Journal) kinLocked(earlier string, f *family) bool {
 			common += boolInt(f.texts[t])
 		}
 	}
-	k := kinship{is: b != nil && 2*common >= len(f.texts), at: len(f.texts)}
+	least := 1
+	if f.known && !home {
+		least = 3
+	}
+	k := kinship{is: common >= least && 2*common >= len(f.texts), at: len(f.texts)}
 	f.kin[earlier] = k
 	return k.is
 }
