@@ -149,6 +149,8 @@ func (d difference) facetCauses(now, old *record, isArgument func(string) bool) 
 			// Whoever wrote the instruction has ordered nothing: with --link, say, it
 			// makes files on nothing.
 			c = explanation.Cause{Kind: explanation.Command, From: old.Step.Text, Certain: true}
+		case c.Kind == explanation.Definition && strings.HasSuffix(name, "content"):
+			c.Subject = now.Step.written(a[strings.TrimSuffix(name, "content")+"destination"])
 		case c.Kind == explanation.Image && c.Subject == "digest":
 			c.Subject = a["image"]
 			if slices.Contains(d.facets, "image") {

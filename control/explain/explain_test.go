@@ -710,7 +710,7 @@ func FuzzCompare(f *testing.F) {
 		for _, c := range d.facetCauses(now, old, func(string) bool { return true }) {
 			io.WriteString(io.Discard, c.String())
 		}
-		fam := &family{texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+		fam := &family{texts: map[uint64]bool{}, claimed: map[uint64]int{}, kin: map[string]kinship{}}
 		fam.likeness(now.Step, old.Step)
 		contentDistance(now, old)
 		if _, err := (&content{}).changed(context.Background(), old.Sketch, now.Sketch); err != nil {

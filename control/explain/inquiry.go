@@ -219,6 +219,11 @@ func (q *inquiry) content(ctx context.Context, i int, old *record) (out []explan
 	if in := q.s.inputs[i]; in.recorded() { // a step, not the client's files
 		by = []explanation.Cause{{Kind: explanation.Parent, Subject: in.name(), Certain: true, By: q.r.causesOf(in)}}
 	}
+	if len(by) > 0 {
+		if root := by[0].Root(); strings.HasPrefix(root.Subject, hereDocument) {
+			return []explanation.Cause{root} // it is the one file, and known by this name
+		}
+	}
 	for _, c := range changes {
 		if c.input == i {
 			cause := c.cause()

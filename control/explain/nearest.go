@@ -11,8 +11,9 @@ type family struct {
 	known   bool // the client says what project it is
 
 	mu      sync.Mutex      // guards the fields below; taken last
-	texts   map[uint64]bool // hashes of what its own steps say
-	claimed map[uint64]bool // hashes of its steps
+	texts   map[uint64]bool // hashes of what its steps say, and whether it is their own
+	own     int             // how many of these are
+	claimed map[uint64]int  // how many of its steps have a hash
 	kin     map[string]kinship
 }
 
@@ -30,10 +31,12 @@ func (k kinship) stale(texts int) bool { return 8*(texts-k.at) > k.at }
 func (f *family) add(s step) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s.own() {
-		f.texts[hash(s.Text)] = true
+	text := hash(s.Text)
+	if _, is := f.texts[text]; !is {
+		f.texts[text] = s.own()
+		f.own += boolInt(s.own())
 	}
-	f.claimed[s.hash()] = true
+	f.claimed[s.hash()]++
 }
 
 // likeness says how a record came to be taken for the same step, the best
@@ -59,12 +62,13 @@ type candidate struct {
 	home     bool // it is of the same project, for sure
 	kin      bool // its build had much in common with this one
 	here     bool // it stood where the step stands
+	twins    bool // the build has several steps that only their place would tell apart, and no places
 }
 
 // sure reports whether it is of the same step. Projects may be copies of one
 // another, so that steps of the same text say nothing alone.
 func (c candidate) sure() bool {
-	return c.like == identical || c.home && (c.like == sameText || c.kin && c.like < perhapsSamePlace)
+	return c.like == identical || c.home && !c.twins && (c.like == sameText || c.kin && c.like < perhapsSamePlace)
 }
 
 // nearest finds the record of the same step that differs least from rec: of the
@@ -122,6 +126,7 @@ func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok 
 		return c, false // there is too little that they have in common
 	}
 	c.distance = c.diff.size() + contentDistance(rec, old)
+	c.twins = f.twins(rec.Step)
 	return c, true
 }
 
@@ -247,7 +252,15 @@ func (f *family) allTexts(n int) []uint64 {
 func (f *family) has(s step) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.claimed[s.hash()]
+	return f.claimed[s.hash()] > 0
+}
+
+// twins reports whether the build has several steps such as s that aren't
+// numbered.
+func (f *family) twins(s step) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return s.Index == 0 && f.claimed[s.hash()] > 1
 }
 
 // hash names s wherever it stands in its stage.
@@ -259,27 +272,33 @@ func (s step) own() bool {
 	return s.keyword() != "FROM" && s.Kind != "docker-image" && s.Kind != "oci-layout" && !strings.HasPrefix(s.Text, "[internal] ")
 }
 
-// kinLocked reports whether at least half of the build's own steps were in the
-// earlier build, too. Where the client says that this is another project, a few
-// steps that many have, such as COPY . ., are no evidence that it is a copy.
+// kinLocked reports whether at least half of the build's steps were in the earlier
+// build, too; of its own ones, unless that one is of the same project (home).
+// Where the client says that it is another, a few steps that many have, such as
+// COPY . ., are no evidence of a copy.
 func (j *Journal) kinLocked(earlier string, home bool, f *family) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if k, known := f.kin[earlier]; known && !k.stale(len(f.texts)) {
 		return k.is
 	}
-	b := j.builds[earlier]
-	common := 0
-	if b != nil {
-		for _, t := range b.Texts {
-			common += boolInt(f.texts[t])
-		}
+	counts := func(text uint64) bool {
+		own, is := f.texts[text]
+		return is && (own || home)
 	}
-	least := 1
-	if f.known && !home {
+	all, common, least := len(f.texts), 0, 1
+	if !home {
+		all = f.own
+	}
+	if !home && f.known {
 		least = 3
 	}
-	k := kinship{is: common >= least && 2*common >= len(f.texts), at: len(f.texts)}
+	if b := j.builds[earlier]; b != nil {
+		for _, t := range b.Texts {
+			common += boolInt(counts(t))
+		}
+	}
+	k := kinship{is: common >= least && 2*common >= all, at: len(f.texts)}
 	f.kin[earlier] = k
 	return k.is
 }

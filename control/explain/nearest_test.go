@@ -11,7 +11,7 @@ import (
 // anew for each of them, and yet never by less than most of what is known.
 func TestKinshipIsKept(t *testing.T) {
 	j := &Journal{builds: map[string]*build{"earlier": {Texts: []uint64{hash("0"), hash("1"), hash("2")}}}}
-	f := &family{texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+	f := &family{texts: map[uint64]bool{}, claimed: map[uint64]int{}, kin: map[string]kinship{}}
 	compared, last := 0, kinship{at: -1}
 	for i := range 5000 {
 		f.add(step{Kind: "exec", Text: fmt.Sprint(i), Index: i})
@@ -46,7 +46,7 @@ func TestNearestOfManyThatSayTheSame(t *testing.T) {
 	j.sayTheSame(t, "before", names)
 	b := j.builds[j.byKey([]string{shortKey(key("before0"))}).Build]
 	b.Texts = append(b.Texts, 1, 2) // they have enough in common
-	f := &family{project: short("project"), known: true, texts: map[uint64]bool{hash("RUN make"): true, 1: true, 2: true}, claimed: map[uint64]bool{}, kin: map[string]kinship{}}
+	f := &family{project: short("project"), known: true, texts: map[uint64]bool{hash("RUN make"): true, 1: true, 2: true}, claimed: map[uint64]int{}, kin: map[string]kinship{}}
 	for _, index := range []int{1, 7, steps} {
 		v := &solver.Vertex{Name: fmt.Sprintf("[%d/%d] RUN make", index, steps)}
 		at := &record{Step: stepOf(v), Op: "another"}

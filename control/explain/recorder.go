@@ -307,7 +307,7 @@ func (r *Recorder) kin() *family {
 	if r.family == nil {
 		r.known, r.family = 0, &family{
 			project: project, known: r.key != nil && *r.key != "",
-			texts: map[uint64]bool{}, claimed: map[uint64]bool{}, kin: map[string]kinship{},
+			texts: map[uint64]bool{}, claimed: map[uint64]int{}, kin: map[string]kinship{},
 		}
 	}
 	for _, s := range r.order[r.known:] {

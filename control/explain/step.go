@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,6 +17,21 @@ type step struct {
 	Stage string // of the Dockerfile
 	Index int    // in the stage, from 1; 0 if it isn't numbered
 	Text  string // the name without place and digests, or its hash if it is long
+}
+
+// inlineDocument is the name of steps that make the file of a here-document, which
+// another one copies or runs.
+const inlineDocument = "[internal] preparing inline document"
+
+// hereDocument is what such a file is called, before its name.
+const hereDocument = "here-document "
+
+// written is what people know a file by that s writes.
+func (s step) written(file string) string {
+	if s.Text == inlineDocument {
+		return hereDocument + path.Base(file) + " in the Dockerfile"
+	}
+	return "content of " + file
 }
 
 // maxText bounds the text that is kept of a step.

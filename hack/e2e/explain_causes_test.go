@@ -3,17 +3,21 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/hack/harness"
 )
 
 // After one change each, explain names it, and nothing else; steps that it doesn't
 // touch come from the cache.
 func TestExplainNamesTheCause(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemon(t, "--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure")
 	r := startRemote(t)
 	moved := env.registry + "/test/moved:latest"
 	d.push(moved, "1").must(t)
@@ -51,10 +55,19 @@ func TestExplainNamesTheCause(t *testing.T) {
 		{name: "id of an agent", before: "FROM BASE\nRUN --mount=type=ssh,id=a echo h\n", after: "FROM BASE\nRUN --mount=type=ssh,id=b echo h\n",
 			want: []string{"ran because the mount /run/buildkit/ssh_agent.0 changed from ssh id=a "}},
 		{name: "network", before: "FROM BASE\nRUN echo i\n", after: "FROM BASE\nRUN --network=none echo i\n", want: []string{"ran because the network changed from unset to none"}},
+		{name: "network of the machine", before: "FROM BASE\nRUN echo i2\n", after: "FROM BASE\nRUN --network=host echo i2\n", args: []string{"--allow", "network.host"},
+			want: []string{"ran because the network changed from unset to host"}},
+		{name: "security", before: "FROM BASE\nRUN echo i3\n", after: "FROM BASE\nRUN --security=insecure echo i3\n", args: []string{"--allow", "security.insecure"},
+			want: []string{"ran because the security changed from sandbox to insecure"}},
+		{name: "entitlements alone", before: "FROM BASE\nRUN echo i4\n", more: []string{"--allow", "security.insecure", "--allow", "network.host"}},
 		{name: "id of a cache mount", before: "FROM BASE\nRUN --mount=type=cache,id=c1,target=/c echo j\n", after: "FROM BASE\nRUN --mount=type=cache,id=c2,target=/c echo j\n"},
 		{name: "mounted stage", before: "FROM BASE AS a\nRUN echo 1 > /x\nFROM BASE\nRUN --mount=from=a,source=/x,target=/x echo k\n", after: "FROM BASE AS a\nRUN echo 2 > /x\nFROM BASE\nRUN --mount=from=a,source=/x,target=/x echo k\n",
 			want: []string{"ran because its command changed; it was RUN echo 1 > /x", "ran because x changed (its command changed; it was RUN echo 1 > /x)"}},
 		{name: "heredoc", before: "FROM BASE\nRUN <<E\necho l\nE\n", after: "FROM BASE\nRUN <<E\necho l2\nE\n", want: []string{"ran because its command changed; it was RUN <<E (echo l)"}},
+		{name: "copied here-document", before: "FROM BASE\nCOPY <<E /etc/e\nl\nE\n", after: "FROM BASE\nCOPY <<E /etc/e\nl2\nE\n",
+			want: []string{"ran because the here-document E in the Dockerfile changed", "ran because the here-document E in the Dockerfile changed"}},
+		{name: "another here-document", before: "FROM BASE\nCOPY <<E /etc/e\nm\nE\n", after: "FROM BASE\nCOPY <<E /etc/e\nm\nE\nCOPY <<E /etc/e2\nm2\nE\n",
+			want: []string{"ran, probably because the here-document E in the Dockerfile changed", "ran because no earlier run of it is known"}},
 		{name: "user", before: "FROM BASE\nRUN echo m\n", after: "FROM BASE\nUSER daemon\nRUN echo m\n", want: []string{"ran because the user was added: daemon"}},
 		{name: "shell", before: "FROM BASE\nRUN echo n\n", after: "FROM BASE\nSHELL [\"/bin/ash\",\"-c\"]\nRUN echo n\n", want: []string{"ran because its command changed"}},
 		{name: "label", before: "FROM BASE\nLABEL a=1\nRUN echo o\n", after: "FROM BASE\nLABEL a=2\nRUN echo o\n"},
@@ -110,4 +123,38 @@ func TestExplainNamesTheCause(t *testing.T) {
 		})
 	}
 	d.t = t
+}
+
+// What the garbage collection removed is said with its rule, as the client lists
+// the rules, and when; in upstream's client, too, and after a restart.
+func TestExplainNamesTheRule(t *testing.T) {
+	d := newDaemonWithConfig(t, "[[worker.oci.gcpolicy]]\nfilters = [\"type==exec.cachemount\"]\nkeepDuration = 3600\n[[worker.oci.gcpolicy]]\nall = true\nmaxUsedSpace = 1000000\n")
+	if rules := d.buildctl("debug", "workers", "-v").must(t).stdout; !strings.Contains(rules, "GC Policy rule#1") {
+		t.Fatalf("rules:\n%s", rules)
+	}
+	dir := files{"Dockerfile": strings.ReplaceAll("FROM BASE\nRUN head -c 2000000 /dev/urandom > /big\n", "BASE", env.base)}.write(t)
+	d.kiln("build", dir).must(t)
+	collected := func() {
+		t.Helper()
+		if err := harness.WaitFor(time.Minute, func() error {
+			if r := d.buildctl("du", "--filter", "description~=urandom"); strings.Contains(r.stdout, "false") || strings.Contains(r.stdout, "true") {
+				return fmt.Errorf("the step's result is there:\n%s", r.stdout)
+			}
+			return nil
+		}); err != nil {
+			t.Fatalf("%v\n%s", err, d.log)
+		}
+	}
+	collected()
+	const want = "its result was removed by gc rule#1 at 20"
+	if out := d.dockerfileIn(dir, "--opt", "kiln.explain=1", "--progress", "plain").must(t).stderr; !strings.Contains(out, "kiln: ran because "+want) {
+		t.Errorf("upstream's client shows\n%s", out)
+	}
+	collected()
+	d.stop()
+	d.start()
+	d.kiln("build", dir).must(t)
+	if out := d.kiln("explain").must(t).stdout; !strings.Contains(out, "ran because "+want) || !strings.Contains(out, ", nothing changed\n") {
+		t.Errorf("explain says\n%s", out)
+	}
 }
