@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -429,6 +430,40 @@ func TestCopiesOfProjects(t *testing.T) {
 		if got := run(c.ref, c.project, c.op); got != c.want {
 			t.Errorf("build %s: it %q, want %q", c.ref, got, c.want)
 		}
+	}
+}
+
+// No run of a step with very many inputs is kept. That is said in place of what
+// isn't known, and is no warning in the log of each build.
+func TestManyInputs(t *testing.T) {
+	j := newJournal(t)
+	var log bytes.Buffer
+	j.cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+	var steps []*solver.Vertex
+	merge := &solver.Vertex{Name: "merge", Digest: digest.FromString("merge")}
+	for i := range 200 {
+		v := &solver.Vertex{Name: fmt.Sprint("RUN ", i), Digest: digest.FromString(fmt.Sprint(i))}
+		steps, merge.Inputs = append(steps, v), append(merge.Inputs, solver.Edge{Vertex: v})
+	}
+	steps = append(steps, merge)
+	const none = "ran because no earlier run of it is known: none is kept of a step with 200 inputs"
+	for ref, c := range map[string]struct {
+		runs []int
+		want string
+	}{
+		"nothing": {nil, none},
+		"one":     {[]int{7}, "ran, probably because RUN 7 has a new result (no earlier run of it is known)"},
+	} {
+		s := j.scriptOf(t, ref, steps)
+		for _, i := range c.runs {
+			s.run(i, fmt.Sprint(ref, i), "", fmt.Sprint(ref, i), nil)
+		}
+		s.expect(s.run(200, "merge", "input", "merged", nil), c.want)
+		s.r.Close(false)
+	}
+	j.settle()
+	if log.Len() > 0 {
+		t.Errorf("the log says\n%s", &log)
 	}
 }
 

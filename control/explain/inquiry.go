@@ -2,6 +2,7 @@ package explain
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	}
 	old, ok := q.r.journal.nearest(q.s.record, q.family)
 	if !ok {
-		return isNew, nil
+		return q.unknown(), nil
 	}
 	if old.diff.none() {
 		return []explanation.Cause{q.without(old.record)}, old.record
@@ -49,6 +50,32 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 		}
 	}
 	return causes, old.record
+}
+
+// unknown are the causes of a step of which no earlier run is known. Of one with
+// many inputs none is kept: what it stands on and ran is probably why.
+func (q *inquiry) unknown() (out []explanation.Cause) {
+	alone := *q.s.record
+	alone.Origin = &Origin{}
+	if alone.fit() == nil {
+		return isNew
+	}
+	q.r.mu.Lock()
+	var ran []*state
+	for _, in := range q.s.inputs {
+		if in.ran && in.recorded() {
+			ran = append(ran, in)
+		}
+	}
+	q.r.mu.Unlock()
+	for _, in := range ran {
+		out = append(out, explanation.Cause{Kind: explanation.Parent, Subject: in.name(), By: q.r.causesOf(in)})
+	}
+	if len(out) == 0 {
+		what := fmt.Sprintf("none is kept of a step with %d inputs", len(q.s.inputs))
+		out = []explanation.Cause{{Kind: explanation.New, Subject: what, Certain: true}}
+	}
+	return out
 }
 
 // plain finds causes that need no comparison.

@@ -367,7 +367,8 @@ func (j *Journal) keep(b *build, records []*record) {
 	records = slices.DeleteFunc(records, func(rec *record) bool {
 		err := rec.fit()
 		if err != nil {
-			j.cfg.Log.Warn("a step isn't kept for later explanations", "build", b.Ref, "step", rec.Step.name(), "err", err)
+			// The explanation of the next run says so (unknown).
+			j.cfg.Log.Debug("a step isn't kept for later explanations", "build", b.Ref, "step", rec.Step.name(), "err", err)
 		}
 		return err != nil
 	})

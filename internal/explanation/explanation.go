@@ -50,7 +50,8 @@ const (
 	Always Kind = "always"
 	// NoCache: the client asked for it. Subject is the flag or the attribute.
 	NoCache Kind = "no-cache"
-	// New: no earlier run of the step is known.
+	// New: no earlier run of the step is known. Subject says why, where that isn't
+	// because there was none.
 	New Kind = "new"
 	// Evicted: nothing changed, but the result was removed. Subject is the
 	// rule that removed it, Time says when.

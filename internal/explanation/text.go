@@ -68,7 +68,7 @@ func (c Cause) String() string {
 	case NoCache:
 		return c.Subject + " asks for it"
 	case New:
-		return "no earlier run of it is known"
+		return "no earlier run of it is known" + in(": ", c.Subject)
 	case Evicted:
 		return fmt.Sprintf("its result was removed by %s at %s, nothing changed", c.Subject, c.Time.Local().Format(time.DateTime))
 	case Gone:
