@@ -34,6 +34,10 @@ var (
 	_ solver.Sharer  = (*execOp)(nil)
 )
 
+// newExecOp refuses devices of the machine, as upstream's daemon does with CDI
+// disabled: the one that a step needs is named, optional ones are left out.
+//
+// compat: LLB-031, LLB-C49 no: devices of CDI specs aren't given to steps
 func (l *Loader) newExecOp(v vertex, op *pb.ExecOp, resources *pb.LinuxResources, limits Limits) (*execOp, error) {
 	for i, d := range op.CdiDevices {
 		if !d.Optional {

@@ -312,3 +312,15 @@ func TestMeta(t *testing.T) {
 		t.Errorf("got %+v", m)
 	}
 }
+
+// What isn't there is refused by its name, in place of less than was asked for.
+func TestUnsupported(t *testing.T) {
+	d := start(t, t.TempDir())
+	for _, attr := range []string{
+		pb.AttrGitSignatureVerifyPubKey, pb.AttrGitSignatureVerifyRejectExpired, pb.AttrGitSignatureVerifyRequireSignedTag,
+		pb.AttrGitSignatureVerifyIgnoreSignedTag, pb.AttrGitBundle, pb.AttrGitCheckoutBundle,
+	} {
+		_, err := d.Resolve(op("https://h/r.git", "main", attrs(attr, "x")), ocispec.Platform{})
+		check(t, err, attr+" is not supported by this daemon")
+	}
+}

@@ -195,7 +195,8 @@ func TestFile(t *testing.T) {
 		{"http://h/f", pb.AttrHTTPChecksum, "sha256:12", "http.checksum"},
 		{"http://h/f", pb.AttrHTTPUID, "-1", "http.uid"},
 		{"http://h/f", pb.AttrHTTPPerm, "rwx", "http.perm"},
-		{"http://h/f", pb.AttrHTTPSignatureVerify, "x", "is not supported by this daemon"},
+		{"http://h/f", pb.AttrHTTPSignatureVerify, "x", pb.AttrHTTPSignatureVerify + " is not supported by this daemon"},
+		{"http://h/f", pb.AttrHTTPSignatureVerifyPubKey, "x", pb.AttrHTTPSignatureVerifyPubKey + " is not supported by this daemon"},
 	} {
 		_, err := d.try(t, c.url, map[string]string{c.attr: c.value})
 		check(t, err, c.want)
