@@ -124,6 +124,21 @@ func TestCheckIsCleanAfterUse(t *testing.T) {
 	}
 }
 
+// With a record go its snapshot, the layer made of it, its result and the links
+// that lead there, and nothing else has to be run for it.
+//
+// compat: CTL-113
+func TestPruneLeavesNothing(t *testing.T) {
+	root := used(t)
+	w := open(t, root)
+	must(t, w.Cache().Prune(t.Context(), cache.PruneOptions{All: true}, nil))
+	must(t, w.Close())
+	r := check(t, root, true)
+	if len(r.Problems) > 0 || r.Cache.Records+r.Cache.Snapshots+r.Cache.Blobs+r.Keys.Links+r.Keys.Results+r.Leftovers != 0 {
+		t.Errorf("after a prune of all: %s, problems %q", r, r.Problems)
+	}
+}
+
 // Every kind of damage is found by the check, named, and no reason not to
 // start; afterwards the state is whole again.
 func TestCheckFindsDamage(t *testing.T) {
