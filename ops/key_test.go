@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/cache/cachetest"
 	"github.com/kilnbuild/kiln/cache/contenthash"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/session"
@@ -226,7 +227,7 @@ func TestSourceSharing(t *testing.T) {
 func TestSourceExec(t *testing.T) {
 	boom := errors.New("boom")
 	src := &fakeSource{fetch: func(context.Context) (*cache.Ref, error) { return nil, nil }}
-	edge, err := newTestLoader(t, Config{Sources: []Source{src}}).Load(single(t, sourceOf("test://x")), LoadOptions{})
+	edge, err := newTestLoader(t, Config{Cache: cachetest.Open(t, t.TempDir()).Manager, Sources: []Source{src}}).Load(single(t, sourceOf("test://x")), LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
