@@ -76,8 +76,8 @@ func BenchmarkCachedBuild(b *testing.B) {
 // A step takes at most 1 KB: in memory while its build runs and after it, and on
 // disk.
 func TestBytesPerStep(t *testing.T) {
-	const steps, limit = 2000, 1024
-	const fixed = 128 << 10 // whatever the number of steps: buffers of encoders and of the store
+	const steps, limit = 4000, 1024
+	const fixed = 256 << 10 // whatever the number of steps: buffers of encoders and of the store
 	j := newJournal(t)
 	j.byKey(nil) // reads what is stored
 	within := func(when string, bytes int64) {
