@@ -7,14 +7,17 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kilnbuild/kiln/cache"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/worker"
 )
 
 // spoilRecord changes what the database says of the record that a step made,
-// behind the back of the daemon that runs.
+// behind the back of the daemon that runs. A use that is going on is written before:
+// it isn't again when it ends, and with it the record.
 func (d *daemon) spoilRecord(name string, change func(old []byte) []byte) func() {
 	return func() {
+		d.must(d.worker.Cache().Prune(d.t.Context(), cache.PruneOptions{Filters: []string{"id==none"}}, nil))
 		db := d.worker.Store()
 		n := 0
 		b := &store.Batch{}
@@ -96,8 +99,18 @@ func TestLostRecord(t *testing.T) {
 				d.stop()
 				report, err := worker.Check(t.Context(), d.root, true)
 				d.must(err)
+				// A start doesn't look for keys of a record that isn't there.
+				for _, problem := range report.Problems {
+					if !strings.HasSuffix(problem, "its result "+id+" does not exist") {
+						t.Errorf("fsck: %s", problem)
+					}
+				}
 				if len(report.Problems) > 0 {
-					t.Errorf("fsck: %q", report.Problems)
+					_, err := worker.Repair(t.Context(), d.root, true)
+					d.must(err)
+					if report, err = worker.Check(t.Context(), d.root, true); err != nil || len(report.Problems) > 0 {
+						t.Errorf("after a repair: %q, %v", report.Problems, err)
+					}
 				}
 				d.start()
 			})
