@@ -74,10 +74,13 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func TestText(t *testing.T) {
-	zone := time.Local
+// TestMain has times printed in one zone, before anybody else asks for the time.
+func TestMain(m *testing.M) {
 	time.Local = time.UTC
-	defer func() { time.Local = zone }()
+	os.Exit(m.Run())
+}
+
+func TestText(t *testing.T) {
 	for name, all := range map[string]bool{"ran.txt": false, "all.txt": true} {
 		var s strings.Builder
 		if err := sample().Write(&s, all, at(30)); err != nil {
