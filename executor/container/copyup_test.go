@@ -4,11 +4,14 @@ package container
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,5 +62,45 @@ func TestCopyTree(t *testing.T) {
 	// A second time, everything is there already.
 	if err := copyTree(openDir(t, from), openDir(t, to)); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// What an image has can't be copied into more memory than the container has.
+func TestCopyUpWithinMemoryLimit(t *testing.T) {
+	const limit = 8 << 20
+	with := func(size int64, files int, options ...string) (*box, error) {
+		t.Helper()
+		dir, spec := newBundle(t, "busybox wc -c </copied/f")
+		from := filepath.Join(dir, "rootfs/copied")
+		err := errors.Join(os.Mkdir(from, 0o755), os.WriteFile(filepath.Join(from, "f"), nil, 0o644), os.Truncate(filepath.Join(from, "f"), size))
+		for i := range files {
+			err = errors.Join(err, os.WriteFile(filepath.Join(from, fmt.Sprint(i)), nil, 0o644))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr(int64(limit))}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/copied", Type: "tmpfs", Source: "tmpfs", Options: append(options, "tmpcopyup")})
+		return tryCreate(t, dir, spec)
+	}
+	for what, try := range map[string]func() (*box, error){
+		"bytes":                        func() (*box, error) { return with(limit+1, 0) },
+		"bytes of a larger mount":      func() (*box, error) { return with(limit+1, 0, "size=1g") },
+		"bytes of a mount of any":      func() (*box, error) { return with(limit+1, 0, "size=0") },
+		"bytes of a smaller mount":     func() (*box, error) { return with(1<<20+1, 0, "size=1m") },
+		"files":                        func() (*box, error) { return with(0, limit>>10) },
+		"files of a mount with plenty": func() (*box, error) { return with(0, limit>>10, "nr_inodes=0", "size=1m") },
+	} {
+		if _, err := try(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "memory limit of the container") {
+			t.Errorf("too many %s: %v", what, err)
+		}
+	}
+	b, err := with(1<<20, 100, "size=2m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.start()
+	if code, out := b.end(); code != 0 || out != "1048576\n" {
+		t.Errorf("exit code %d, output %q", code, out)
 	}
 }
