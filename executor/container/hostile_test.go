@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,5 +66,49 @@ func TestMountPointsStayInside(t *testing.T) {
 		if entries, err := os.ReadDir(machine); err != nil || len(entries) > 0 {
 			t.Errorf("the machine's directory has %v (%v)", entries, err)
 		}
+	}
+}
+
+// What is shown in place of what is masked, and what processes without input
+// read, isn't up to an image or a volume that /dev comes from.
+func TestHostileNull(t *testing.T) {
+	for name, tc := range map[string]struct {
+		null   func(name string) error
+		volume bool // is mounted at /dev; otherwise the image's is copied
+		want   string
+	}{
+		"a link of the image":  {func(name string) error { return os.Symlink("/etc/theirs", name) }, false, "null: too many levels of symbolic links: it is a symbolic link"},
+		"none in the image":    {func(string) error { return nil }, false, ""},
+		"a link of the volume": {func(name string) error { return os.Symlink("/etc/theirs", name) }, true, "null: too many levels of symbolic links: it is a symbolic link"},
+		"none in the volume":   {func(string) error { return nil }, true, "null: no such file or directory: masked paths are covered with it"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, spec := newBundle(t, "cat; cat /proc/keys; stat -c %t:%T /proc/keys")
+			root := func(name string) string { return filepath.Join(dir, "rootfs", name) }
+			dev, i := root("dev"), slices.IndexFunc(spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev" })
+			if tc.volume {
+				dev = t.TempDir()
+				spec.Mounts[i] = specs.Mount{Destination: "/dev", Type: "bind", Source: dev, Options: []string{"rbind"}}
+			} else {
+				spec.Mounts[i].Options = append(spec.Mounts[i].Options, "tmpcopyup")
+			}
+			if err := errors.Join(os.MkdirAll(dev, 0o755), os.MkdirAll(root("etc"), 0o755), os.WriteFile(root("etc/theirs"), []byte("theirs\n"), 0o644), tc.null(filepath.Join(dev, "null"))); err != nil {
+				t.Fatal(err)
+			}
+			b, err := tryCreate(t, dir, spec)
+			if tc.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.want) {
+					t.Errorf("error %v, want %q", err, tc.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.start()
+			if code, out := b.end(); code != 0 || out != "1:3\n" {
+				t.Errorf("exit code %d, output %q", code, out)
+			}
+		})
 	}
 }

@@ -263,16 +263,35 @@ func (c *creator) devices() error {
 	}
 	c.Call("/dev/ptmx", unix.SYS_UNLINKAT, atCWD, c.String("/dev/ptmx"), 0).Tolerate(unix.ENOENT)
 	c.deviceLinks()
-	if c.s.Terminal.Socket == nil {
-		var fds [3]int
-		for i, f := range c.s.Stdio {
-			if isNull(int(f.Fd())) {
-				fds[i] = -1
-			}
+	if c.s.Terminal.Socket != nil {
+		return nil
+	}
+	null, err := c.nullPath()
+	if err != nil {
+		return err
+	}
+	for i, f := range c.s.Stdio {
+		if isNull(int(f.Fd())) {
+			c.openNull(null, unix.O_RDWR).Into(c.Call("stdio", unix.SYS_DUP3, 0, uintptr(i), 0), 0)
 		}
-		c.ownNull(fds)
 	}
 	return nil
+}
+
+// nullPath is where the container's /dev/null is.
+func (c *creator) nullPath() (string, error) {
+	dir, err := c.place("/dev")
+	if err != nil {
+		return "", fmt.Errorf("/dev: %w", err)
+	}
+	return path.Join(dir, "null"), nil
+}
+
+// openNull opens the container's null device. A link there may come from an image
+// or a volume, and lead to what is about to be masked or made read-only.
+func (c *creator) openNull(name string, flags uint64) launch.Step {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
+	return c.Call(name, unix.SYS_OPENAT2, atCWD, c.String(name), c.Words(uintptr(how.Flags), uintptr(how.Mode), uintptr(how.Resolve)), unsafe.Sizeof(how))
 }
 
 var deviceTypes = map[string]uintptr{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}

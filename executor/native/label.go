@@ -89,6 +89,10 @@ func hint(s *launch.StepError) string {
 		return "this kernel has no such file system, or its module isn't loaded"
 	case s.Stage == "mount" && s.Errno == unix.EINVAL && strings.HasSuffix(s.What, ")"):
 		return "the file system refuses its options"
+	case s.Stage == "mask" && s.Errno == unix.ENOENT && strings.HasSuffix(s.What, "/null"):
+		return "masked paths are covered with it; what is mounted at /dev must have it"
+	case s.Errno == unix.ELOOP && strings.HasSuffix(s.What, "/null"):
+		return "it is a symbolic link, which could lead to what shall be hidden; the container needs a null device there"
 	case s.Stage == "namespace" && s.Errno == unix.ENOENT && strings.HasPrefix(s.What, sysctlStep):
 		return "this kernel has no such setting in its namespaces"
 	case s.Stage == "namespace" && s.Errno == unix.EINVAL && strings.HasPrefix(s.What, sysctlStep):

@@ -337,15 +337,23 @@ func (c *creator) hold() error {
 
 // mask hides a path of any root file system: what it is shows only there. A
 // directory can't be covered by a file.
-func (c *creator) mask(p string) {
-	c.Call(p, unix.SYS_MOUNT, c.String("/dev/null"), c.String(p), 0, unix.MS_BIND).Tolerate(unix.ENOENT, unix.ENOTDIR).Skip(1)
+func (c *creator) mask(p, null string) {
+	c.Call(p, unix.SYS_OPENAT, atCWD, c.String(p), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC).Tolerate(unix.ENOENT, unix.ENOTDIR).Skip(3)
+	open := c.openNull(null, unix.O_PATH)
+	tree := c.Call(p, unix.SYS_OPEN_TREE, 0, c.String(""), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	open.Into(tree, 0)
+	tree.Into(c.attach(-1, p).Tolerate(unix.ENOENT, unix.ENOTDIR).Skip(1), 0)
 	c.Call(p, unix.SYS_MOUNT, c.String("tmpfs"), c.String(p), c.String("tmpfs"), unix.MS_RDONLY, c.String(strings.Join(c.withLabel("tmpfs", nil), ","))).Tolerate(unix.ENOENT, unix.ENOTDIR)
 }
 
 // masks also makes the root read-only, and what had to be writable until now.
 func (c *creator) masks() error {
+	null, err := c.nullPath()
+	if err != nil {
+		return err
+	}
 	for _, p := range c.spec.Linux.MaskedPaths {
-		c.mask(p)
+		c.mask(p, null)
 	}
 	c.readonlyPaths()
 	for _, m := range c.spec.Mounts {
