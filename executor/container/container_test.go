@@ -635,8 +635,10 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestUserNamespace(t *testing.T) {
-	bundle, spec := newBundle(t, "id -u; cat /proc/self/uid_map; echo x >/dev/null && stat -c %u /bin/busybox")
-	if err := errors.Join(os.Chmod(filepath.Dir(bundle), 0o755), os.Chmod(bundle, 0o755), os.Chown(filepath.Join(bundle, "rootfs"), 100000, 100000)); err != nil {
+	bundle, spec := newBundle(t, "id -u; cat /proc/self/uid_map; echo x >/dev/null && stat -c %u /bin/busybox; stat -c %t:%T /etc/devices/null")
+	// The machine's devices are bound, which aren't where a link of the root leads.
+	if err := errors.Join(os.MkdirAll(filepath.Join(bundle, "rootfs/etc"), 0o755), os.Chown(filepath.Join(bundle, "rootfs/etc"), 100000, 100000), os.Symlink("etc/devices", filepath.Join(bundle, "rootfs/dev")),
+		os.Chmod(filepath.Dir(bundle), 0o755), os.Chmod(bundle, 0o755), os.Chown(filepath.Join(bundle, "rootfs"), 100000, 100000)); err != nil {
 		t.Fatal(err)
 	}
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
@@ -645,7 +647,7 @@ func TestUserNamespace(t *testing.T) {
 	b := createBox(t, bundle, spec)
 	b.start()
 	code, out := b.end()
-	if fields := strings.Fields(out); code != 0 || strings.Join(fields, " ") != "0 0 100000 65536 65534" {
+	if fields := strings.Fields(out); code != 0 || strings.Join(fields, " ") != "0 0 100000 65536 65534 1:3" {
 		t.Errorf("exit code %d, output %q", code, out)
 	}
 }

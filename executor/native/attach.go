@@ -311,7 +311,7 @@ func (c *creator) device(d specs.LinuxDevice) error {
 	name := path.Join(dir, path.Base(d.Path))
 	if c.mapped {
 		// Root of a user namespace can't make nodes, but bind the machine's.
-		fd, err := c.openTree(name, false, mountOptions{})
+		fd, err := c.openTree(d.Path, false, mountOptions{})
 		if err != nil {
 			return err
 		}
