@@ -179,8 +179,7 @@ func passControllers(root, dir string) error {
 	if err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	at := root
-	for _, part := range strings.Split(rel, "/") {
+	for at, rest := root, rel; ; {
 		b, err := os.ReadFile(filepath.Join(at, "cgroup.controllers"))
 		if err != nil {
 			return fmt.Errorf("list cgroup controllers: %w", err)
@@ -188,9 +187,12 @@ func passControllers(root, dir string) error {
 		for _, c := range strings.Fields(string(b)) {
 			writeControl(filepath.Join(at, "cgroup.subtree_control"), "+"+c) //nolint:errcheck // see above
 		}
-		at = filepath.Join(at, part)
+		if rest == "." || rest == "" {
+			return nil
+		}
+		part, below, _ := strings.Cut(rest, "/")
+		at, rest = filepath.Join(at, part), below
 	}
-	return nil
 }
 
 // writeControl writes a control file in one write; it never creates one.

@@ -39,3 +39,29 @@ func TestProcessesInGroupsOfThreads(t *testing.T) {
 		t.Errorf("processes %v, %v; want %d", pids, err, cmd.Process.Pid)
 	}
 }
+
+// Controllers are passed on by each group from the hierarchy's top to the
+// container's parent, that one included, but not by the container's own.
+func TestPassControllers(t *testing.T) {
+	for _, below := range []string{"", "a.slice", "a.slice/b/c"} {
+		root := t.TempDir()
+		box := filepath.Join(root, below, "box")
+		if err := os.MkdirAll(box, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for dir := box; len(dir) >= len(root); dir = filepath.Dir(dir) {
+			if err := errors.Join(os.WriteFile(filepath.Join(dir, "cgroup.controllers"), []byte("cpu\n"), 0o644), os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), nil, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := passControllers(root, box); err != nil {
+			t.Fatal(err)
+		}
+		for dir := box; len(dir) >= len(root); dir = filepath.Dir(dir) {
+			want := map[bool]string{true: "", false: "+cpu"}[dir == box]
+			if got, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control")); err != nil || string(got) != want {
+				t.Errorf("below %q: %s has %q, want %q (%v)", below, dir, got, want, err)
+			}
+		}
+	}
+}
