@@ -289,6 +289,7 @@ func (d *daemon) run(signals <-chan os.Signal) (err error) {
 		d.log.Error("ending: a listener failed", "err", err)
 		d.drain(signals, true)
 	}
+	footprint.Ending()
 	d.rest()
 	d.memory.Close()
 	d.hangUp()

@@ -28,6 +28,34 @@ func TestPace(t *testing.T) {
 	expectPercent(t, 100)
 }
 
+// A process that ends collects hardly anything, however often it has collected.
+func TestEnding(t *testing.T) {
+	t.Setenv("GOGC", "")
+	t.Cleanup(func() {
+		ending.Lock()
+		defer ending.Unlock()
+		ending.bool = false
+		debug.SetGCPercent(100)
+	})
+	Pace()
+	expectPercent(t, 100)
+	Ending()
+	for range 3 {
+		runtime.GC()
+		sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+		metrics.Read(sample)
+		if got := sample[0].Value.Uint64(); got < 1000 {
+			t.Errorf("the heap grows by %d %%, want room for %d MB", got, endingRoom>>20)
+		}
+	}
+	const mb = 1 << 20
+	for live, want := range map[uint64]int{0: 12800, 64 * mb: 200, 128 * mb: 100, 1 << 40: 50} {
+		if got := percentEnding(live); got != want {
+			t.Errorf("%d bytes: %d %%, want %d", live, got, want)
+		}
+	}
+}
+
 func expectPercent(t *testing.T, want uint64) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
