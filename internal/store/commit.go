@@ -46,7 +46,17 @@ func (d *DB) run() {
 // commits and checks do, by the lock that Open has taken.
 func (d *DB) resumeJournal() {
 	defer d.committing.Unlock()
-	d.journal.catchUp(d.bolt)
+	d.journal.catchUp(d.bolt, false)
+}
+
+// ends says whether somebody waits in Close.
+func (d *DB) ends() bool {
+	select {
+	case <-d.closing:
+		return true
+	default:
+		return false
+	}
 }
 
 // gather gives a group time to grow.
@@ -163,7 +173,7 @@ func (d *DB) write(g *group) error {
 		})
 	})
 	if err == nil {
-		d.journal.catchUp(d.bolt)
+		d.journal.catchUp(d.bolt, !d.ends())
 		if err = d.checkWritable(); err != nil {
 			err = d.explain(err, g) // it may not be there; what is written twice does no harm
 		}

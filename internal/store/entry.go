@@ -35,19 +35,22 @@ type entryInfo struct {
 	format int
 }
 
-func encodeEntry(p position, payload []byte) []byte {
+// beginEntry returns an empty entry, in the memory of an earlier one. Changes are
+// appended to it, and endEntry makes it whole.
+func beginEntry(memory []byte) []byte { return append(memory[:0], make([]byte, entryHead)...) }
+
+// endEntry makes entry that of the commit at.
+func endEntry(entry []byte, at position) []byte {
 	le := binary.LittleEndian
-	out := make([]byte, 0, entryHead+len(payload)+entryTail)
-	out = append(out, entryMagic...)
-	out = le.AppendUint32(out, uint32(len(payload)))
-	out = le.AppendUint32(out, 0)
-	out = le.AppendUint32(out, format)
-	out = le.AppendUint64(out, p.seq)
-	out = le.AppendUint64(out, p.sum)
-	out = append(out, payload...)
-	out = le.AppendUint32(out, uint32(len(payload)))
-	le.PutUint32(out[8:], crc32.Checksum(out[12:], crcTable))
-	return out
+	size := uint32(len(entry) - entryHead)
+	copy(entry, entryMagic)
+	le.PutUint32(entry[4:], size)
+	le.PutUint32(entry[12:], format)
+	le.PutUint64(entry[16:], at.seq)
+	le.PutUint64(entry[24:], at.sum)
+	entry = le.AppendUint32(entry, size)
+	le.PutUint32(entry[8:], crc32.Checksum(entry[12:], crcTable))
+	return entry
 }
 
 // decodeEntry reads the entry at the start of data; rest is what follows it.
@@ -109,16 +112,16 @@ func nextEntry(data []byte) []byte {
 	return nil
 }
 
-// encode is the payload of the group's entry.
-func (g *group) encode() []byte {
-	out := make([]byte, 0, g.size+g.size/4)
+// encode is the group's entry, of the commit at.
+func (g *group) encode(at position) []byte {
+	out := beginEntry(make([]byte, 0, entryHead+g.size+g.size/4+entryTail))
 	for _, bucket := range sortedKeys(g.buckets) {
 		p := g.buckets[bucket]
 		for _, key := range p.sorted {
 			out = appendChange(out, bucket, key, p.entries[key])
 		}
 	}
-	return out
+	return endEntry(out, at)
 }
 
 func appendChange(out []byte, bucket, key string, e entry) []byte {

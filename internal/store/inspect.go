@@ -21,6 +21,7 @@ type finding struct {
 	position position // of the last commit in it
 	found    uint64   // sum of the records that were found
 	records  int
+	bytes    int64 // of their names and values
 	unproven bool
 	partial  bool // see unprovenPart
 }
@@ -335,6 +336,7 @@ func (i *inspector) record(key, value []byte) {
 		return
 	}
 	i.records++
+	i.bytes += int64(len(i.bucket) + len(key) + len(value))
 	i.found += i.hash.record(key, value)
 }
 

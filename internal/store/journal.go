@@ -39,7 +39,7 @@ type journal struct {
 	file *os.File // nil when it doesn't end where the database does
 	last position
 	size int64
-	base int64 // size when it was written anew
+	base int64 // size when it was written anew, or would have been at the start
 
 	undoLast position // before the last append
 	undoSize int64
@@ -48,8 +48,9 @@ type journal struct {
 }
 
 // attach opens the journal if its last entry is the commit at which the database
-// stands. Otherwise catchUp writes it anew.
-func (j *journal) attach(at position) error {
+// stands, all of whose records take about base bytes. Otherwise catchUp writes it
+// anew.
+func (j *journal) attach(at position, base int64) error {
 	f, err := os.OpenFile(j.path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -61,7 +62,7 @@ func (j *journal) attach(at position) error {
 	if err != nil || last.position != at || last.format != format {
 		return f.Close() // what is wrong with it doesn't matter any more
 	}
-	j.file, j.last, j.size, j.base = f, at, size, size
+	j.file, j.last, j.size, j.base = f, at, size, base
 	return nil
 }
 
@@ -75,7 +76,7 @@ func (j *journal) append(p position, g *group) {
 		return
 	}
 	j.undoLast, j.undoSize = j.last, j.size
-	data := encodeEntry(p, g.encode())
+	data := g.encode(p)
 	if _, err := j.file.WriteAt(data, j.size); err != nil {
 		j.fail(err)
 		return
@@ -94,10 +95,10 @@ func (j *journal) undo() {
 	}
 }
 
-// catchUp writes the journal anew if it has ended or become long. bolt must not
-// be written meanwhile.
-func (j *journal) catchUp(bolt *bbolt.DB) {
-	if j.file != nil && j.size <= 2*j.base+journalSlack {
+// catchUp writes the journal anew if it has ended, or if there is time for that and
+// it has become long. bolt must not be written meanwhile.
+func (j *journal) catchUp(bolt *bbolt.DB, leisure bool) {
+	if j.file != nil && (!leisure || j.size <= 2*j.base+journalSlack) {
 		return
 	}
 	if j.wait > 0 {
@@ -167,10 +168,10 @@ func (j *journal) rewrite(tx *bbolt.Tx) (err error) {
 
 // dump writes all records as entries of the commit at.
 func dump(tx *bbolt.Tx, at position, f *os.File) (size int64, err error) {
-	var payload []byte
+	out := beginEntry(nil)
 	flush := func() error {
-		n, err := f.Write(encodeEntry(at, payload))
-		size, payload = size+int64(n), payload[:0]
+		n, err := f.Write(endEntry(out, at))
+		size, out = size+int64(n), beginEntry(out)
 		return err
 	}
 	err = tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
@@ -178,8 +179,8 @@ func dump(tx *bbolt.Tx, at position, f *os.File) (size int64, err error) {
 			return nil
 		}
 		return b.ForEach(func(k, v []byte) error {
-			payload = appendChange(payload, string(name), string(k), entry{value: v})
-			if len(payload) < chunk {
+			out = appendChange(out, string(name), string(k), entry{value: v})
+			if len(out) < chunk {
 				return nil
 			}
 			return flush()

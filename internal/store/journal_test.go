@@ -11,6 +11,10 @@ import (
 	"testing"
 )
 
+func entryOf(at position, payload string) []byte {
+	return endEntry(append(beginEntry(nil), payload...), at)
+}
+
 func fixChecksum(e []byte) {
 	binary.LittleEndian.PutUint32(e[8:], crc32.Checksum(e[12:], crcTable))
 }
@@ -92,9 +96,9 @@ func TestDeletedDatabaseIsRebuilt(t *testing.T) {
 // A daemon that dies between the journal and the database finds them apart.
 func TestJournalThatIsNotTheDatabases(t *testing.T) {
 	for name, spoil := range map[string]func([]byte) []byte{
-		"ahead":   func(b []byte) []byte { return append(b, encodeEntry(position{99, 1}, nil)...) },
+		"ahead":   func(b []byte) []byte { return append(b, entryOf(position{99, 1}, "")...) },
 		"behind":  func(b []byte) []byte { return b[:len(b)-100] },
-		"torn":    func(b []byte) []byte { return append(b, encodeEntry(position{31, 1}, []byte("xyz"))[:33]...) },
+		"torn":    func(b []byte) []byte { return append(b, entryOf(position{31, 1}, "xyz")[:33]...) },
 		"gone":    func([]byte) []byte { return nil },
 		"foreign": func(b []byte) []byte { fill8(b, 'x'); return b },
 	} {
@@ -192,6 +196,45 @@ func TestJournalStaysShort(t *testing.T) {
 	if limit := int64(2*10*len(value) + 2*journalSlack); st.Size() > limit {
 		t.Errorf("the journal takes %d bytes, more than %d", st.Size(), limit)
 	}
+	if err := d.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whoever waits for the end doesn't wait for a long journal as well; the next daemon
+// makes it short.
+func TestCloseLeavesALongJournal(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open(Options{Root: root, Delay: manual})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const records = journalSlack + 1<<20
+	journal := func() int64 {
+		st, err := os.Stat(filepath.Join(root, journalName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	put(d, "x", "a", strings.Repeat("1", records))
+	mustSync(t, d) // and writes it anew
+	put(d, "x", "a", strings.Repeat("2", records))
+	mustSync(t, d)
+	put(d, "x", "a", strings.Repeat("3", records))
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := journal(); got < 3*records {
+		t.Errorf("Close left a journal of %d bytes, want the %d of all commits", got, 3*records)
+	}
+	d = openAt(t, root, nil)
+	put(d, "x", "b", "1")
+	mustSync(t, d)
+	if got := journal(); got > records+journalSlack {
+		t.Errorf("after the next commit the journal has %d bytes, want about %d", got, records)
+	}
+	wantValue(t, d, "x", "b", "1")
 	if err := d.Check(); err != nil {
 		t.Error(err)
 	}

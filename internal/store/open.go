@@ -127,7 +127,7 @@ func (d *DB) open() error {
 	}
 	at, err := d.migrate(found)
 	if err == nil {
-		err = d.journal.attach(at)
+		err = d.journal.attach(at, found.bytes)
 	}
 	if err != nil {
 		return errors.Join(err, d.bolt.Close())

@@ -194,7 +194,7 @@ func TestNewerLayoutIsRefused(t *testing.T) {
 // A journal of a newer layout isn't rebuilt from.
 func TestNewerJournalIsRefused(t *testing.T) {
 	root, path := filled(t)
-	e := encodeEntry(position{7, 0}, nil)
+	e := entryOf(position{7, 0}, "")
 	e[12] = format + 1
 	fixChecksum(e)
 	journal := filepath.Join(root, journalName)
