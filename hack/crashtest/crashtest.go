@@ -198,7 +198,7 @@ func (r *run) round(ctx context.Context, n int) error {
 		r.result.Starts = append(r.result.Starts, took)
 	}
 	if took > r.MaxStart {
-		r.fail("round %d: the daemon took %s to start (database damaged before: %t)", n, took, damaged)
+		r.fail("round %d: the daemon took %s to start, from %s on (database damaged before: %t)\n%s", n, took, began.UTC().Format(time.RFC3339Nano), damaged, r.daemon.Log())
 	}
 	if left, err := r.daemon.Leftovers(); err != nil || left != "" {
 		r.fail("round %d: after the start: %s (error %v)", n, left, err)
