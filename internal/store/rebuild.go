@@ -154,7 +154,7 @@ func (d *DB) create(r *replayed) error {
 		return fmt.Errorf("make a database: %w", err)
 	}
 	// Mapped as large as it becomes: to map it anew as it grows is most of the work.
-	bolt, err := bbolt.Open(fresh, 0o600, &bbolt.Options{NoSync: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: 2 * r.bytes()})
+	bolt, err := bbolt.Open(fresh, 0o600, &bbolt.Options{NoSync: true, NoGrowSync: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: 2 * r.bytes()})
 	if err != nil {
 		return fmt.Errorf("make a database: %w", err)
 	}
