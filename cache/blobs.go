@@ -248,7 +248,7 @@ func (m *Manager) dropBlob(d digest.Digest, why error) {
 	if err := joinProblems("remove corrupt blob", m.removeBlobs(b, []digest.Digest{d})); err != nil {
 		m.log.Error("remove corrupt blob", "blob", d, "error", err)
 	}
-	m.putLocked(b, flushChanged)
+	m.putLocked(b, flushChanged, nil)
 	m.db.Write(b)
 }
 

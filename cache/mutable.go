@@ -204,6 +204,6 @@ func (m *Manager) rename(r *record) {
 	if err := joinProblems("reopen "+old, m.removeBlobs(b, free)); err != nil {
 		m.log.Error("remove blobs of reopened cache record", "record", old, "error", err)
 	}
-	m.putLocked(b, flushChanged)
+	m.putLocked(b, flushChanged, nil)
 	m.db.Write(b)
 }

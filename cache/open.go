@@ -338,7 +338,7 @@ func (l *loader) clean(context.Context) error {
 	}
 	m.writes.Lock()
 	defer m.writes.Unlock()
-	m.putLocked(b, flushChanged)
+	m.putLocked(b, flushChanged, nil)
 	m.db.Write(b)
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -409,32 +410,49 @@ func (m *Manager) flush(what flushWhat) {
 		batches += used / someUsed
 	}
 	for range batches {
-		b := &store.Batch{}
-		m.writes.Lock()
-		m.putLocked(b, what)
-		m.db.Write(b)
-		m.writes.Unlock()
+		m.write(what, maps.Keys(m.used))
 	}
+}
+
+// write is one batch of flush. Of used, which it goes through with mu held, it takes
+// some of those whose last use is to be written.
+func (m *Manager) write(what flushWhat, used iter.Seq[*record]) {
+	b := &store.Batch{}
+	m.writes.Lock()
+	defer m.writes.Unlock()
+	m.putLocked(b, what, used)
+	m.db.Write(b)
 }
 
 // flushUses writes what changed and all last uses. It waits for the disk after
 // some, so that a commit is never as long as it would be for all: others wait for
 // commits, too.
 func (m *Manager) flushUses(ctx context.Context) {
-	m.mu.Lock()
-	batches := 1 + len(m.used)/someUsed
-	m.mu.Unlock()
-	for i := range batches {
-		m.flush(flushSome)
-		if i%syncEvery == syncEvery-1 && m.db.Sync(ctx) != nil {
+	m.flush(flushChanged)
+	i := 0
+	for some := range slices.Chunk(m.usedInOrder(), someUsed) {
+		m.write(flushSome, slices.Values(some))
+		if i++; i%syncEvery == 0 && m.db.Sync(ctx) != nil {
 			return // the store has said why; the next time goes on
 		}
 	}
 }
 
-// putLocked adds changed records to b, which the caller writes before it
-// unlocks m.writes.
-func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
+// usedInOrder are the records whose last use is to be written, about as they were
+// made: neighbours among them are neighbours in the database. In the order of a map,
+// each of 100,000 costs a page of its own.
+func (m *Manager) usedInOrder() (used []*record) {
+	m.eachRecord(func(r *record) {
+		if _, there := m.used[r]; there {
+			used = append(used, r)
+		}
+	})
+	return used
+}
+
+// putLocked adds changed records to b, and those of used whose last use is to be
+// written; the caller writes b before it unlocks m.writes.
+func (m *Manager) putLocked(b *store.Batch, what flushWhat, used iter.Seq[*record]) {
 	m.mu.Lock()
 	var puts []put
 	var err error
@@ -449,11 +467,11 @@ func (m *Manager) putLocked(b *store.Batch, what flushWhat) {
 	}
 	if what != flushChanged && err == nil {
 		looked := 0
-		for r := range m.used {
+		for r := range used {
 			if looked++; looked > someUsed {
 				break
 			}
-			if seen[r] || r.persisting > 0 && what != flushClose {
+			if _, there := m.used[r]; !there || seen[r] || r.persisting > 0 && what != flushClose {
 				continue
 			}
 			var p put

@@ -1,10 +1,10 @@
 package cache
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"testing"
-
-	"github.com/kilnbuild/kiln/internal/store"
 )
 
 // step makes a record, persists it, reads it and lets go of it, as a build does
@@ -95,17 +95,17 @@ func TestFlushLetsBuildsIn(t *testing.T) {
 		e.m.used[r] = struct{}{}
 	}
 	e.m.mu.Unlock()
-	e.m.writes.Lock()
-	b := &store.Batch{}
-	e.m.putLocked(b, flushSome)
-	e.db.Write(b)
-	e.m.writes.Unlock()
+	e.m.flush(flushSome)
 	if left := len(e.m.used); left != n-someUsed {
 		t.Errorf("a batch wrote %d last uses, not %d", n-left, someUsed)
 	}
+	rest := e.m.usedInOrder()
+	if !slices.IsSortedFunc(rest, func(a, b *record) int { return cmp.Compare(a.id[:idTimeLen], b.id[:idTimeLen]) }) {
+		t.Error("last uses aren't written in the order of the database")
+	}
 	e.m.flushUses(t.Context())
-	if left := len(e.m.used); left != 0 {
-		t.Errorf("%d last uses aren't written", left)
+	if left := len(e.m.used); left != 0 || len(rest) != n-someUsed {
+		t.Errorf("%d last uses aren't written, of %d that were to be", left, len(rest))
 	}
 }
 
