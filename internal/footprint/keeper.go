@@ -7,6 +7,8 @@
 // the database. The kernel maps those by sixteen around each one that is touched,
 // and a start touches nearly all of a program; they stay in the page cache, and
 // what runs next maps what it needs again, in about half a millisecond.
+//
+// When it ends, time is worth more than memory, which goes with it.
 package footprint
 
 import (
