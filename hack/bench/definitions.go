@@ -143,11 +143,14 @@ func idle(name string) scenario {
 	return s
 }
 
+func stop(r *runner) error  { return r.d.stop() }
+func start(r *runner) error { return r.d.start() }
+
 func restart(r *runner) error {
-	if err := r.d.stop(); err != nil {
+	if err := stop(r); err != nil {
 		return err
 	}
-	return r.d.start()
+	return start(r)
 }
 
 func allKept(records int) error {

@@ -67,7 +67,8 @@ var scenarios = []scenario{
 	starting("start", emptyState),
 	starting("start-empty", nothing),
 	stored("records-memory", rest, workers, allKept),
-	stored("restart", nothing, restart, allKept),
+	stored("restart", stop, start, allKept),
+	stored("stop-start", nothing, restart, allKept), // the end has the last commit of the build in it
 	stored("restart-cached", restart, func(r *runner) error { return r.buildDefinition() }, allKept),
 	stored("du", nothing, du, allKept),
 	stored("du-again", du, du, allKept),
@@ -197,12 +198,12 @@ func starting(name string, first func(*runner) error) scenario {
 		name:    name,
 		prepare: func(string, string) error { return nil },
 		warm: func(r *runner) error {
-			if err := r.d.stop(); err != nil {
+			if err := stop(r); err != nil {
 				return err
 			}
 			return first(r)
 		},
-		run:   func(r *runner) error { return r.d.start() },
+		run:   start,
 		check: func(r *runner) error { return r.buildctl("du") },
 	}
 }
@@ -219,13 +220,13 @@ func emptyState(r *runner) error {
 
 // startOver begins with a daemon that has an empty state directory.
 func startOver(r *runner) error {
-	if err := r.d.stop(); err != nil {
+	if err := stop(r); err != nil {
 		return err
 	}
 	if err := emptyState(r); err != nil {
 		return err
 	}
-	return r.d.start()
+	return start(r)
 }
 
 func checkCache(r *runner) error {
