@@ -233,8 +233,7 @@ var mutations = []mutation{
 	{name: "shared memory", change: func(p *project) { p.opts["shm-size"] = "1048576" }, step: runEcho, cause: cause{explanation.Definition, "mount /dev/shm", "1048576"}},
 	{name: "hostname", change: func(p *project) { p.opts["build-arg:BUILDKIT_SANDBOX_HOSTNAME"] = "box" }, step: runEcho, cause: cause{explanation.Definition, "hostname", "box"}},
 	{name: "inline file", before: func(p *project) { p.edit("USER daemon", "COPY <<EOT /inline\nhello NAME\nEOT\nUSER daemon") },
-		change: func(p *project) { p.edit("hello NAME", "goodbye NAME") }, step: "COPY <<EOT", cause: file("EOT", "changed"),
-		also: []cause{{explanation.Definition, "content", ""}}},
+		change: func(p *project) { p.edit("hello NAME", "goodbye NAME") }, step: "COPY <<EOT", cause: cause{explanation.Definition, "here-document EOT in the Dockerfile", ""}},
 
 	{name: "first mount of the only stage", before: (*project).onlyStage,
 		change: func(p *project) { p.edit("RUN true", "RUN --mount=type=cache,target=/c true") }, step: "target=/c", cause: cause{explanation.Definition, "mount /c", "cache"}, unsure: true},

@@ -55,7 +55,10 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 // unknown are the causes of a step of which no earlier run is known. Of one with
 // many inputs none is kept: what it stands on and ran is probably why.
 func (q *inquiry) unknown() (out []explanation.Cause) {
+	q.r.mu.Lock() // the step may end meanwhile
 	alone := *q.s.record
+	alone.Results = slices.Clone(alone.Results)
+	q.r.mu.Unlock()
 	alone.Origin = &Origin{}
 	if alone.fit() == nil {
 		return isNew
