@@ -78,7 +78,8 @@ var Cases = []Case{
 	{Item: "files of the machine", Attack: "for d in '' /proc/1/root /proc/self/root /proc/1/cwd /proc/self/cwd/../../../.. /.. /../../../..; do cat $d$SECRET && echo got; done"},
 	{Item: "the daemon's environment", Attack: "cat /proc/[0-9]*/environ | grep -q KILN_DAEMON && echo got; env | grep -q KILN_DAEMON && echo got"},
 	{Item: "keys", Attack: "grep -q . /proc/keys && echo got", Escapes: 1},
-	{Item: "descriptors", Attack: "for f in /proc/1/fd/* /proc/$$/fd/*; do case $(readlink $f) in /dev/null|pipe:*) ;; *) echo got $(readlink $f);; esac; done"},
+	// One that has gone is the shell's: of the pipe to the next command, say.
+	{Item: "descriptors", Attack: "for f in /proc/1/fd/* /proc/$$/fd/*; do l=$(readlink $f); case $l in ''|/dev/null|pipe:*) ;; *) echo got $l;; esac; done"},
 	{Item: "shared memory and messages", Attack: "cat /proc/sysvipc/shm /proc/sysvipc/msg /proc/sysvipc/sem | grep -q '[0-9]' && echo got; ls /dev/shm /dev/mqueue | grep -v : | grep -q . && echo got"},
 	{Item: "what the step got read-only", Attack: "for f in /etc/hosts /etc/resolv.conf; do (: >> $f) && echo got; busybox chmod 777 $f && echo got; busybox touch $f && echo got; rm -f $f && echo got; done"},
 }
