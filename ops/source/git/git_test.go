@@ -143,6 +143,18 @@ func TestOnce(t *testing.T) {
 	if got := key((&ops.Build{}).Group(), "main", nil); got != last {
 		t.Errorf("another build: key %s, want %s", got, last)
 	}
+
+	names := []string{"", "main", "heads/main", "refs/heads/main"} // of one branch
+	for n, first := range names {
+		build := (&ops.Build{}).Group()
+		want := key(build, first, nil)
+		r.Commit(map[string]string{"f": fmt.Sprint("moved ", n)})
+		for _, name := range names {
+			if got := key(build, name, nil); got != want {
+				t.Errorf("after %q, %q is %s, want %s", first, name, got, want)
+			}
+		}
+	}
 }
 
 // A kept directory has the one commit, the remote's name without credentials, and

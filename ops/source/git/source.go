@@ -12,8 +12,9 @@
 // Credentials come from the client's session; they are never stored, and never
 // in arguments (access.go).
 //
-// Locks, in the order in which they are taken: instance.turn, that of
-// ops.Once; instance.turn, the turn of a checkout, the turn of a mirror.
+// Locks, in the order in which they are taken: instance.turn, those of ops.Once
+// for a ref and for its whole name; instance.turn, the turn of a checkout, the
+// turn of a mirror.
 package git
 
 import (
@@ -126,7 +127,12 @@ func (i *instance) target(ctx context.Context, g session.Group) (*target, error)
 		var err error
 		t, err = ops.Once(ctx, g, remoteRef{i.spec.url, i.spec.ref}, func() (*target, error) {
 			defer progress.From(ctx).Begin("resolve " + i.spec.url)()
-			return i.lookUp(ctx, &i.spec, g)
+			t, err := i.lookUp(ctx, &i.spec, g)
+			if err != nil || t.ref == i.spec.ref {
+				return t, err
+			}
+			// What the build was told of it by its whole name, which is never shorter, stands.
+			return ops.Once(ctx, g, remoteRef{i.spec.url, t.ref}, func() (*target, error) { return t, nil })
 		})
 		if err != nil {
 			return nil, err
