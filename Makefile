@@ -92,7 +92,7 @@ fault: deps build ## let every request of the daemon's disk fail once, in each k
 	$(GO) run ./hack/fault -every
 
 .PHONY: random
-random: deps build peer ## build 200 random projects with kiln and with upstream; takes an hour
+random: deps build peer ## build 200 random projects with kiln and with upstream
 	KILN_RANDOM_PROJECTS=200 $(GO) test -tags e2e -count=1 -timeout 2h -run TestRandomProjects ./hack/e2e
 
 .PHONY: vm
