@@ -38,9 +38,10 @@ func isFull(err error) bool {
 
 // WithRoom calls fn, which writes to the disk. If the disk is full, it applies
 // the rules of the garbage collection, and calls fn once more if that has freed
-// anything, or if what was removed before has gone meanwhile. If the disk fails, it calls fn once more when it is known what was
-// lost with that. What fn wrote before it failed must be gone when it returns. If
-// the disk stays full the error is a *FullError.
+// anything, or if what was removed before has gone meanwhile. If the disk fails, it
+// calls fn once more when it is known what was lost with that. What fn wrote before
+// it failed must be gone when it returns. If the disk stays full the error is a
+// *FullError.
 func (m *Manager) WithRoom(ctx context.Context, fn func() error) error {
 	// A disk of which nobody can say what is free has no room that came.
 	before, _, ferr := m.statfs()
