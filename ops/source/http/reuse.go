@@ -10,17 +10,11 @@ import (
 // reuse gives the file that f is about, which another op of the build got, as
 // this op wants it.
 func (i *instance) reuse(ctx context.Context, f *found) (_ *cache.Ref, _ *found, err error) {
-	place, err := i.spec.place()
+	place, known, leave, err := i.arrive(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	done, err := i.places.Take(ctx, place)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer done()
-	known := i.known(ctx, place)
-	defer known.release()
+	defer leave()
 	a := f.answer
 	a.Name = i.spec.name(a.Offered)
 	for _, k := range known {

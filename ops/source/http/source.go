@@ -188,21 +188,32 @@ func (i *instance) once(ctx context.Context, g session.Group) (ref *cache.Ref, f
 	return i.download(ctx, g) // the other op's file is gone
 }
 
+// arrive waits for the op's turn at its place and looks for what is known there;
+// leave ends both.
+func (i *instance) arrive(ctx context.Context) (place string, k known, leave func(), err error) {
+	if place, err = i.spec.place(); err != nil {
+		return "", nil, nil, err
+	}
+	done, err := i.places.Take(ctx, place)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	k = i.known(ctx, place)
+	return place, k, func() {
+		k.release()
+		done()
+	}, nil
+}
+
 // download asks the server, unless the file is there that the op names by its
 // digest. One at a time does so for a place; who comes later finds what the
 // first one got.
 func (i *instance) download(ctx context.Context, g session.Group) (*cache.Ref, *found, error) {
-	place, err := i.spec.place()
+	place, known, leave, err := i.arrive(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	done, err := i.places.Take(ctx, place)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer done()
-	known := i.known(ctx, place)
-	defer known.release()
+	defer leave()
 	if want := i.spec.checksum; want != "" {
 		for _, k := range known {
 			if k.Digest == want {
