@@ -179,17 +179,23 @@ func TestSameAsUpstream(t *testing.T) {
 			if a, b := comparableConfig(t, ours), comparableConfig(t, theirs); a != b {
 				t.Errorf("image config differs\nkiln:     %s\nupstream: %s", a, b)
 			}
-			for _, name := range slices.Sorted(maps.Keys(theirFiles)) {
-				if ourFiles[name] != theirFiles[name] {
-					t.Errorf("%s\nkiln:     %s\nupstream: %s", name, ourFiles[name], theirFiles[name])
-				}
-			}
-			for _, name := range slices.Sorted(maps.Keys(ourFiles)) {
-				if theirFiles[name] == "" {
-					t.Errorf("%s is only in kiln's image: %s", name, ourFiles[name])
-				}
-			}
+			wantSame(t, ourFiles, theirFiles)
 		})
+	}
+}
+
+// wantSame compares what two images hold.
+func wantSame(t *testing.T, ours, theirs map[string]string) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(theirs)) {
+		if ours[name] != theirs[name] {
+			t.Errorf("%s\nkiln:     %s\nupstream: %s", name, ours[name], theirs[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(ours)) {
+		if theirs[name] == "" {
+			t.Errorf("%s is only in kiln's image: %s", name, ours[name])
+		}
 	}
 }
 
