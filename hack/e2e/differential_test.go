@@ -133,6 +133,17 @@ func peerDaemon(t *testing.T) (addr string) {
 		cmd.Wait()
 		unix.Unmount(filepath.Join(dir, "state"), unix.MNT_DETACH) // it may not be a mount
 		os.RemoveAll(dir)
+		// It leaves cgroups of its steps, and their parent.
+		if err := harness.WaitFor(harness.Patience, func() (err error) {
+			for _, dir := range append(cgroupDirs("/buildkit/*"), cgroupDirs("/buildkit")...) {
+				if e := unix.Rmdir(dir); e != nil && !errors.Is(e, unix.ENOTDIR) && !errors.Is(e, unix.ENOENT) {
+					err = fmt.Errorf("remove cgroup %s: %w", dir, e)
+				}
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
 	})
 	if err := harness.WaitFor(harness.Patience, func() error {
 		c, err := net.Dial("unix", filepath.Join(dir, "s"))
