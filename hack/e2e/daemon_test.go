@@ -31,6 +31,7 @@ type daemon struct {
 	config string
 	args   []string
 	cmd    *exec.Cmd
+	hangs  *time.Timer // takes the daemon that runs for one that hangs
 	log    *lockedBuffer
 	output io.Writer // where it writes its log; log
 	before leftovers
@@ -123,9 +124,14 @@ func (d *daemon) start() {
 	d.cmd = kilndCommand(args...)
 	d.cmd.Env = append(d.cmd.Environ(), "TMPDIR="+d.tmp())
 	d.cmd.Stdout, d.cmd.Stderr = d.output, d.output
+	d.cmd.WaitDelay = harness.Patience // for a log that others have open
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
+	// What waits for it would do so until the time of all tests is over. This way it
+	// says what it does, and the test fails.
+	process := d.cmd.Process
+	d.hangs = time.AfterFunc(patience, func() { process.Signal(syscall.SIGQUIT) })
 	var ended error
 	err := harness.WaitFor(harness.Patience, func() error {
 		c, err := net.Dial("unix", strings.TrimPrefix(d.addr, "unix://"))
@@ -158,9 +164,9 @@ func (d *daemon) stop() {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		d.t.Errorf("stop kilnd: %v", err)
 	}
-	watchdog := time.AfterFunc(harness.Patience, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
+	d.hangs.Reset(harness.Patience)
 	err := d.cmd.Wait()
-	if !watchdog.Stop() {
+	if !d.hangs.Stop() {
 		d.t.Errorf("kilnd did not end within %s of SIGTERM", harness.Patience)
 	}
 	if err != nil {
@@ -174,6 +180,7 @@ func (d *daemon) kill() {
 	d.t.Helper()
 	d.cmd.Process.Kill() // an error means that it has ended
 	d.cmd.Wait()         // likewise
+	d.hangs.Stop()
 	d.cmd = nil
 }
 
@@ -210,8 +217,10 @@ func (d *daemon) finish() {
 		d.addsUp()
 		d.stop()
 	}
-	if d.t.Failed() {
-		d.t.Logf("log of kilnd:\n%s", tail(d.log.String(), 200))
+	if log := d.log.String(); strings.Contains(log, "SIGQUIT") {
+		d.t.Errorf("kilnd hung:\n%s", log)
+	} else if d.t.Failed() {
+		d.t.Logf("log of kilnd:\n%s", tail(log, 200))
 	}
 	if strings.Contains(d.log.String(), "panic") {
 		d.t.Errorf("kilnd panicked:\n%s", tail(d.log.String(), 100))
@@ -294,7 +303,7 @@ func runCommand(t *testing.T, cmd *exec.Cmd) result {
 }
 
 // patience is how long anything may take; it is there to tell what hangs.
-const patience = 8 * time.Minute
+const patience = 5 * time.Minute
 
 // ended waits for the end of cmd, which it brings about when it takes too long.
 func ended(t *testing.T, cmd *exec.Cmd) error {
