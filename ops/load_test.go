@@ -488,7 +488,7 @@ func chain(t testing.TB, n int) *pb.Definition {
 }
 
 func TestLoadDeepChain(t *testing.T) {
-	const n = 100_000
+	const n = 30_000
 	edge, err := newTestLoader(t, Config{}).Load(chain(t, n), LoadOptions{})
 	if err != nil {
 		t.Fatal(err)

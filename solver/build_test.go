@@ -761,7 +761,7 @@ func TestUnusedBuild(t *testing.T) {
 
 // Neither a deep graph nor a wide one is beyond the core, whatever ends it.
 func TestDeepGraphs(t *testing.T) {
-	const n = 100000
+	const n = 30_000
 	for shape, make := range shapes {
 		t.Run(shape, func(t *testing.T) {
 			var deepest *Vertex
