@@ -179,3 +179,75 @@ func TestManyFacets(t *testing.T) {
 		t.Error("2000 inputs fit into a record")
 	}
 }
+
+// BenchmarkGraph is what a step costs of a graph of a thousand that each make a
+// file, and one that takes them all: where all changed, and where nothing did.
+func BenchmarkGraph(b *testing.B) {
+	const n, variants = 1000, 6
+	var graphs [variants][]*solver.Execute
+	for i := range graphs {
+		graphs[i] = graphOf(b, n, i)
+	}
+	for _, ran := range []bool{true, false} {
+		b.Run(fmt.Sprintf("ran=%v", ran), func(b *testing.B) {
+			j := newJournal(b)
+			build := func(i int) {
+				r := j.NewRecorder(Options{Ref: fmt.Sprint("build ", i), Key: func() (string, bool) { return "project", true }})
+				now := time.Now()
+				show := func(v *progress.Vertex) {
+					r.Shown(v)
+				}
+				graph := graphs[i%variants]
+				for _, x := range graph {
+					r.Announced(&solver.Announce{Vertex: x.Vertex, Inputs: x.Vertex.Inputs})
+					show(&progress.Vertex{Digest: x.Vertex.Digest, Name: x.Vertex.Name})
+				}
+				for _, x := range graph {
+					show(&progress.Vertex{Digest: x.Vertex.Digest, Name: x.Vertex.Name, Started: &now})
+					if ran {
+						r.Starts(x, progress.Scope{})
+						r.Ended(x, &solver.Executed{Execute: x, Outputs: []solver.Output{{Result: result(fmt.Sprint("result of ", x.Vertex.Digest[7:31]))}}})
+					}
+					show(&progress.Vertex{Digest: x.Vertex.Digest, Name: x.Vertex.Name, Started: &now, Completed: &now, Cached: !ran})
+				}
+				r.Close(false)
+				j.settle()
+			}
+			for i := range variants {
+				build(i)
+			}
+			i, before := 0, processorTime(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				if i++; !ran {
+					i = 0
+				}
+				build(i)
+			}
+			b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/float64(b.N*n), "cpu-ns/vertex")
+		})
+	}
+}
+
+// graphOf are the executions of a variant of a graph of n+1 steps.
+func graphOf(b *testing.B, n, variant int) (out []*solver.Execute) {
+	var all *llb.FileAction
+	for i := range n {
+		one := llb.Scratch().File(llb.Mkfile("/f", 0o644, fmt.Appendf(nil, "%d of %d", i, variant)))
+		if to := fmt.Sprint("/", i); all == nil {
+			all = llb.Copy(one, "/f", to)
+		} else {
+			all = all.Copy(one, "/f", to)
+		}
+	}
+	root := loaded(b, llb.Scratch().File(all))
+	s := &script{t: b}
+	for _, in := range root.Inputs {
+		s.steps = append(s.steps, in.Vertex)
+	}
+	s.steps = append(s.steps, root)
+	for i, v := range s.steps {
+		out = append(out, s.execute(i, string(v.Digest), string(v.Digest), string(v.Digest)))
+	}
+	return out
+}

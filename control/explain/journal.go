@@ -82,6 +82,7 @@ type Journal struct {
 	live     int                       // those that weren't dropped
 	index    [names]map[uint64]*record // for each of foundBy the newest record; it leads to others
 	keys     map[string]*record        // the last one that made a result of that key
+	searches uint64                    // for the nearest record
 	rests    bool                      // the stored records aren't in the three fields above, which are empty
 }
 

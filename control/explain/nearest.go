@@ -80,7 +80,8 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.readyLocked()
-	seen := map[*record]bool{}
+	j.searches++
+	twins := f.twins(rec.Step)
 	for _, l := range rec.lists() {
 		if ok && l.by == byPlace && best.settled(f) {
 			break
@@ -88,20 +89,30 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 		var looked [2]int // at those of other projects, and of this one
 		own := boolInt(f.known)
 		for old := j.index[l.by][l.name]; old != nil && looked[own] < maxAlike; old = old.beside[l.by].older {
+			if ok && old.id < best.id && best.unbeaten(rec, f) {
+				break
+			}
 			home := f.known && old.Project == f.project
-			if seen[old] || looked[boolInt(home)] == maxAlike {
+			if old.search == j.searches || looked[boolInt(home)] == maxAlike {
 				continue
 			}
-			seen[old] = true
+			old.search = j.searches
 			if c, is := j.candidateLocked(rec, old, f); is {
 				looked[boolInt(home)]++
-				if !ok || c.nearer(best) {
+				if c.twins = twins; !ok || c.nearer(best) {
 					best, ok = c, true
 				}
 			}
 		}
 	}
 	return best, ok
+}
+
+// unbeaten: nothing that is older is nearer to rec. What differs in nothing is
+// looked at first.
+func (c candidate) unbeaten(rec *record, f *family) bool {
+	nearest := c.like == identical && c.distance == 0 || c.like == sameText && c.distance == 1
+	return nearest && c.kin && (c.home || !f.known) && (c.here || rec.Step.Index == 0)
 }
 
 // maxAlike bounds how many records of one name are compared with a step, of its
@@ -126,7 +137,6 @@ func (j *Journal) candidateLocked(rec, old *record, f *family) (c candidate, ok 
 		return c, false // there is too little that they have in common
 	}
 	c.distance = c.diff.size() + contentDistance(rec, old)
-	c.twins = f.twins(rec.Step)
 	return c, true
 }
 

@@ -28,6 +28,7 @@ type record struct {
 
 	id     uint64        // in the journal: later ones have greater ids
 	beside [names]beside // of those found by the same, for each of foundBy
+	search uint64        // the last one that looked at it
 }
 
 // beside are the records made before and after one.
