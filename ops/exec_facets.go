@@ -12,7 +12,7 @@ func (e *execOp) kind() string { return "exec" }
 
 // facets takes the op apart that is hashed for the key (exec_key.go).
 func (e *execOp) facets() []Facet {
-	var f facets
+	f := make(facets, 0, 16) // more than most have
 	op := keyForm(e.op)
 	m := op.Meta
 	f.private("command", strings.Join(m.Args, "\x00"))

@@ -1,8 +1,8 @@
 package ops
 
 import (
-	"fmt"
 	"path"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -12,29 +12,44 @@ func (f *fileOp) kind() string { return "file" }
 
 // facets takes the actions apart that are hashed for the key (file_key.go).
 func (f *fileOp) facets() []Facet {
-	var out facets
+	const most = 8 // facets that an action has
+	out := make(facets, 0, most*len(f.op.Actions)+1)
+	order := make([]byte, 0, 64)
 	for i, a := range f.op.Actions {
 		// The actions of a step are nearly always of different targets, and
 		// most steps have one.
 		prefix := ""
 		if i > 0 {
-			prefix = fmt.Sprintf("action %d: ", i+1)
+			prefix = "action " + strconv.Itoa(i+1) + ": "
+			order = append(order, ',')
 		}
 		out.action(prefix, a, f.inputs)
-	}
-	var order []string
-	for _, a := range f.op.Actions {
 		owner := fileActionOwner(a) // names are looked up in a state
-		order = append(order, fmt.Sprint(a.Input, a.SecondaryInput, a.Output,
-			owner.GetUser().GetByName().GetInput(), owner.GetGroup().GetByName().GetInput()))
+		for i, n := range [...]int64{
+			a.Input, a.SecondaryInput, a.Output,
+			owner.GetUser().GetByName().GetInput(), owner.GetGroup().GetByName().GetInput(),
+		} {
+			if i > 0 {
+				order = append(order, ' ')
+			}
+			order = strconv.AppendInt(order, n, 10)
+		}
 	}
-	out.private("order of the actions", strings.Join(order, ","))
+	out.private("order of the actions", string(order))
 	return out
 }
 
 func (f *facets) action(prefix string, a *pb.FileAction, inputs int) {
-	add := func(name, value string) { f.add(prefix+name, value) }
-	flag := func(name string, set bool) { f.flag(prefix+name, set) }
+	add := func(name, value string) {
+		if value != "" {
+			f.add(prefix+name, value)
+		}
+	}
+	flag := func(name string, set bool) {
+		if set {
+			f.flag(prefix+name, true)
+		}
+	}
 	switch x := a.Action.(type) {
 	case *pb.FileAction_Copy:
 		c := x.Copy
@@ -86,14 +101,14 @@ func (f *facets) action(prefix string, a *pb.FileAction, inputs int) {
 }
 
 func modeText(mode int32, symbolic string) string {
-	var words []string
-	if mode >= 0 {
-		words = append(words, fmt.Sprintf("%#o", mode))
+	if mode < 0 {
+		return symbolic
 	}
-	if symbolic != "" {
-		words = append(words, symbolic)
+	octal := strconv.FormatInt(int64(mode), 8)
+	if mode > 0 {
+		octal = "0" + octal
 	}
-	return strings.Join(words, " ")
+	return strings.TrimSuffix(octal+" "+symbolic, " ")
 }
 
 // timeText leaves out -1, which is the time at which the step runs.
@@ -101,14 +116,14 @@ func timeText(ns int64) string {
 	if ns < 0 {
 		return ""
 	}
-	return fmt.Sprint(ns)
+	return strconv.FormatInt(ns, 10)
 }
 
 func userText(u *pb.UserOpt) string {
 	if by := u.GetByName(); by != nil {
 		return by.Name
 	}
-	return fmt.Sprint(u.GetByID())
+	return strconv.FormatUint(uint64(u.GetByID()), 10)
 }
 
 // reads are the parts of an input that are copied from it, as they enter its

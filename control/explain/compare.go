@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"maps"
 	"slices"
 	"strings"
 
@@ -45,16 +44,23 @@ func compare(now, old *record) (d difference) {
 }
 
 // differ names what f and old don't agree in, in order.
-func (f facets) differ(old facets) (names []string) {
+func (f facets) differ(old facets) []string {
+	names := f.different(old)
+	if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, foldMark) }) {
+		a, b := comparable(f.values(), old.values())
+		return a.facets(nil).different(b.facets(nil))
+	}
+	return names
+}
+
+// different is differ where the same is folded in both.
+func (f facets) different(old facets) (names []string) {
 	for a, b := f, old; len(a)+len(b) > 0; {
-		if len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+		if len(a) > 0 && len(b) > 0 && (a[0] == b[0] || *a[0] == *b[0]) {
 			a, b = a[1:], b[1:]
 			continue
 		}
 		name := first(a, b)
-		if strings.HasSuffix(name, foldMark) {
-			return f.differFolded(old)
-		}
 		names = append(names, name)
 		a, b = a.without(name), b.without(name)
 	}
@@ -65,52 +71,32 @@ func (f facets) differ(old facets) (names []string) {
 func first(a, b facets) string {
 	switch {
 	case len(a) == 0:
-		return b[0].Value().name
+		return b[0].name
 	case len(b) == 0:
-		return a[0].Value().name
+		return a[0].name
 	}
-	return min(a[0].Value().name, b[0].Value().name)
+	return min(a[0].name, b[0].name)
 }
 
 // without leaves out the first facet if it has that name.
 func (f facets) without(name string) facets {
-	if len(f) > 0 && f[0].Value().name == name {
+	if len(f) > 0 && f[0].name == name {
 		return f[1:]
 	}
 	return f
 }
 
-// differFolded is differ where one of the two has facets that are folded.
-func (f facets) differFolded(old facets) (names []string) {
-	a, b := comparable(f.values(), old.values())
-	for _, name := range slices.Sorted(maps.Keys(union(a, b))) {
-		if a[name] != b[name] {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // comparable folds in each what is folded in the other.
-func comparable(a, b map[string]string) (map[string]string, map[string]string) {
-	if !hasFolded(a) && !hasFolded(b) {
+func comparable(a, b values) (values, values) {
+	if !a.folded() && !b.folded() {
 		return a, b
 	}
 	for _, group := range groups {
-		if name := folded(group); a[name] != "" || b[name] != "" {
-			a, b = fold(a, group), fold(b, group)
+		if name := folded(group); a.of(name) != "" || b.of(name) != "" {
+			a, b = a.fold(group), b.fold(group)
 		}
 	}
 	return a, b
-}
-
-func hasFolded(facets map[string]string) bool {
-	for name := range facets {
-		if strings.HasSuffix(name, foldMark) {
-			return true
-		}
-	}
-	return false
 }
 
 func union(a, b map[string]string) map[string]bool {
@@ -141,7 +127,7 @@ func withoutOrders(facets []string) []string {
 func (d difference) facetCauses(now, old *record, isArgument func(string) bool) (out []explanation.Cause) {
 	a, b := comparable(now.Facets.values(), old.Facets.values())
 	for _, name := range d.facets {
-		c := facetCause(name, b[name], a[name], isArgument)
+		c := facetCause(name, b.of(name), a.of(name), isArgument)
 		switch {
 		case c.Kind == explanation.Command && old.Step.Text != now.Step.Text:
 			c.From = old.Step.Text
@@ -150,9 +136,9 @@ func (d difference) facetCauses(now, old *record, isArgument func(string) bool) 
 			// makes files on nothing.
 			c = explanation.Cause{Kind: explanation.Command, From: old.Step.Text, Certain: true}
 		case c.Kind == explanation.Definition && strings.HasSuffix(name, "content"):
-			c.Subject = now.Step.written(a[strings.TrimSuffix(name, "content")+"destination"])
+			c.Subject = now.Step.written(a.of(strings.TrimSuffix(name, "content") + "destination"))
 		case c.Kind == explanation.Image && c.Subject == "digest":
-			c.Subject = a["image"]
+			c.Subject = a.of("image")
 			if slices.Contains(d.facets, "image") {
 				continue // another image has another digest
 			}

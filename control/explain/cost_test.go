@@ -168,12 +168,12 @@ func TestManyFacets(t *testing.T) {
 		}
 		return loaded(t, st.File(action.Mkfile("/last", 0o644, []byte(last))))
 	}
-	a, b := facetValues(vertex("a")), facetValues(vertex("b"))
+	a, b := facetsOf(vertex("a"), nil).values(), facetsOf(vertex("b"), nil).values()
 	if len(a) == 0 || len(a) > maxFacets {
 		t.Errorf("%d facets, the most is %d", len(a), maxFacets)
 	}
-	if slices.Equal(a, b) || !slices.Equal(a, facetValues(vertex("a"))) {
-		t.Errorf("facets don't tell what is the same: %v, %v", a.values(), b.values())
+	if slices.Equal(a, b) || !slices.Equal(a, facetsOf(vertex("a"), nil).values()) {
+		t.Errorf("facets don't tell what is the same: %v, %v", a, b)
 	}
 	if err := (&record{Origin: &Origin{}, Inputs: make([]inputFact, 2000)}).fit(); err == nil {
 		t.Error("2000 inputs fit into a record")

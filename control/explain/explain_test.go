@@ -326,7 +326,7 @@ func TestOrderAcrossProjects(t *testing.T) {
 // What nobody wrote is not named where the instruction is another one.
 func TestOrderOfActions(t *testing.T) {
 	of := func(text, order string) *record {
-		return &record{Step: step{Kind: "file", Text: text}, Op: order, Facets: facetsOf(map[string]string{"source": "f", "order of the actions": order})}
+		return &record{Step: step{Kind: "file", Text: text}, Op: order, Facets: facetsBy(map[string]string{"source": "f", "order of the actions": order})}
 	}
 	for was, want := range map[string]string{
 		"COPY f /f":        "ran because its command changed; it was COPY f /f",
@@ -683,6 +683,16 @@ func TestStepNames(t *testing.T) {
 }
 
 // Too many facets are kept as one of their group.
+// facetsBy are facets by name.
+func facetsBy(byName map[string]string) facets {
+	var out values
+	for name, value := range byName {
+		out = append(out, facet{name, value})
+	}
+	out.sort()
+	return out.facets(nil)
+}
+
 func TestLargeRecords(t *testing.T) {
 	large := func(change string) *record {
 		r := &record{Origin: &Origin{Build: short("b"), Project: short("p")}, Step: step{Kind: "exec", Stage: "build", Index: 3, Text: strings.Repeat("RUN ", 20)},
@@ -693,7 +703,7 @@ func TestLargeRecords(t *testing.T) {
 			values[fmt.Sprint("env VARIABLE_NUMBER_", i)] = "#" + short(fmt.Sprint(change, i))
 			values[fmt.Sprint("mount /m", i)] = strings.Repeat("bind readonly ", 4)
 		}
-		r.Facets = facetsOf(values)
+		r.Facets = facetsBy(values)
 		return r
 	}
 	a, b, same := large("a"), large("b"), large("a")
@@ -726,7 +736,7 @@ func TestLargeRecords(t *testing.T) {
 
 // Whatever is stored, it can be compared with.
 func FuzzCompare(f *testing.F) {
-	for _, r := range []*record{{}, {Op: "a", Facets: facetsOf(map[string]string{"env *": "#x"}), Inputs: []inputFact{{Content: "c"}}}} {
+	for _, r := range []*record{{}, {Op: "a", Facets: facetsBy(map[string]string{"env *": "#x"}), Inputs: []inputFact{{Content: "c"}}}} {
 		r.Origin = &Origin{}
 		data, err := packRecords([]*record{r})
 		if err != nil {
@@ -734,7 +744,7 @@ func FuzzCompare(f *testing.F) {
 		}
 		f.Add(data)
 	}
-	now := &record{Op: "o", Facets: facetsOf(map[string]string{"env A": "#a", "user": "me"}), Inputs: []inputFact{{Keys: []string{"k"}}}}
+	now := &record{Op: "o", Facets: facetsBy(map[string]string{"env A": "#a", "user": "me"}), Inputs: []inputFact{{Keys: []string{"k"}}}}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		all, err := unpackRecords(data)
 		if err != nil || len(all) == 0 {

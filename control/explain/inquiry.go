@@ -338,7 +338,7 @@ func (r *Recorder) present(s *state) *record {
 	case s.found != nil:
 		return loadedRecord(s.found.Load)
 	}
-	return &record{Step: stepOf(s.vertex), Facets: facetValues(s.vertex)}
+	return &record{Step: stepOf(s.vertex), Facets: facetsOf(s.vertex, nil)}
 }
 
 // earlier is where rec comes from.

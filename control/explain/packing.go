@@ -79,6 +79,7 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 type unpacker struct {
 	data    []byte
 	strings []string
+	facets  facets // of the last record
 	err     error
 }
 

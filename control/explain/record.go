@@ -1,15 +1,9 @@
 package explain
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
-	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"unicode/utf8"
 
-	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 )
 
@@ -51,13 +45,7 @@ type inputFact struct {
 // maxKeys bounds the keys kept of an output or an input.
 const maxKeys = 3
 
-// short is enough of a hash of s to compare it with few others.
-func short(s string) string {
-	h := sha256.Sum256([]byte(s))
-	return base64.RawURLEncoding.EncodeToString(h[:6])
-}
-
-func shortKey(k solver.Key) string { return base64.RawURLEncoding.EncodeToString(k[:6]) }
+func shortKey(k solver.Key) string { return shortOf(k[:]) }
 
 func shortKeys(keys []solver.Key) []string {
 	out := make([]string, 0, min(len(keys), maxKeys))
@@ -67,48 +55,12 @@ func shortKeys(keys []solver.Key) []string {
 	return out
 }
 
-// maxValue bounds values that are kept as they are.
-const maxValue = 80
-
-// maxFacets bounds those of a record: more would not fit into maxRecord bytes.
-const maxFacets = 128
-
-// facetValues are the facets of v in the form of a record.
-func facetValues(v *solver.Vertex) facets {
-	all := slices.Clone(ops.Facets(v))
-	for i := range all {
-		if f := &all[i]; f.Private || len(f.Value) > maxValue || strings.HasPrefix(f.Value, "#") || !utf8.ValidString(f.Value) {
-			f.Value = "#" + short(f.Value)
-		}
-	}
-	if len(all) > maxFacets {
-		return manyFacets(all)
-	}
-	slices.SortFunc(all, func(a, b ops.Facet) int { return strings.Compare(a.Name, b.Name) })
-	out := make(facets, len(all))
-	for i, f := range all {
-		out[i] = facetOf(f.Name, f.Value)
-	}
-	return out
-}
-
-// manyFacets folds as many as it takes.
-func manyFacets(all []ops.Facet) facets {
-	out := make(map[string]string, len(all))
-	for _, f := range all {
-		out[f.Name] = f.Value
-	}
-	for i := 0; len(out) > maxFacets; i++ {
-		out = fold(out, groups[i])
-	}
-	return facetsOf(out)
-}
-
-// executedRecord is the record of an execution that starts.
-func executedRecord(eff *solver.Execute) *record {
+// executedRecord is the record of an execution that starts, after that of a step
+// with the facets last.
+func executedRecord(eff *solver.Execute, last facets) *record {
 	save := eff.Wanted[0].Save
 	rec := &record{
-		Step: stepOf(eff.Vertex), Op: short(string(eff.Ops[0])), Facets: facetValues(eff.Vertex),
+		Step: stepOf(eff.Vertex), Op: short(string(eff.Ops[0])), Facets: facetsOf(eff.Vertex, last),
 		Inputs: inputFacts(save.Lookup, eff.Contents),
 	}
 	for _, w := range eff.Wanted {
@@ -123,7 +75,7 @@ func executedRecord(eff *solver.Execute) *record {
 func loadedRecord(eff *solver.Load) *record {
 	v := eff.Edge.Vertex
 	return &record{
-		Step: stepOf(v), Op: short(string(eff.Lookup.Op)), Facets: facetValues(v),
+		Step: stepOf(v), Op: short(string(eff.Lookup.Op)), Facets: facetsOf(v, nil),
 		Inputs: inputFacts(eff.Lookup, nil),
 	}
 }
@@ -160,38 +112,6 @@ func (f inputFact) same(other inputFact) bool {
 	}
 	return f.Select == other.Select && slices.ContainsFunc(f.Keys, func(k string) bool { return slices.Contains(other.Keys, k) })
 }
-
-// folded is the name under which facets of a group that has too many are kept
-// as one.
-func folded(group string) string { return group + foldMark }
-
-const foldMark = " *"
-
-// fold replaces the facets of group by one that stands for them all.
-func fold(facets map[string]string, group string) map[string]string {
-	if facets[folded(group)] != "" {
-		return facets
-	}
-	out := make(map[string]string, len(facets))
-	var all strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(facets)) {
-		if inGroup(name, group) {
-			fmt.Fprintf(&all, "%s=%s\n", name, facets[name])
-		} else {
-			out[name] = facets[name]
-		}
-	}
-	out[folded(group)] = "#" + short(all.String())
-	return out
-}
-
-func inGroup(name, group string) bool {
-	return group == "" || strings.HasPrefix(name, group+" ") || strings.HasPrefix(name, group+":")
-}
-
-// groups are folded one after the other until a record is small enough; ""
-// stands for all facets.
-var groups = []string{"env", "mount", "action", "extra host", ""}
 
 // clip shortens s to n bytes without cutting through a character.
 func clip(s string, n int) string {

@@ -41,6 +41,7 @@ type Recorder struct {
 	states  map[*solver.Vertex]*state
 	shown   map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
 	lines   map[digest.Digest]string
+	last    facets              // of the last step that started
 	failed  []explanation.Cause // imported caches, by their names
 	key     *string             // once it is known
 	family  *family             // of the first known vertices
@@ -158,10 +159,14 @@ func (r *Recorder) ImportFailed(name string, err error) {
 // Starts implements solver.Observer. The step is explained while it runs,
 // unless its log is to begin with the reason.
 func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
-	rec := executedRecord(eff)
+	r.mu.Lock()
+	last := r.last
+	r.mu.Unlock()
+	rec := executedRecord(eff, last)
 	files := contentOf(eff)
 
 	r.mu.Lock()
+	r.last = rec.Facets
 	s, show := r.states[eff.Vertex], r.show
 	s.ran, s.record, s.ended = true, rec, false
 	for i, in := range s.inputs {

@@ -23,7 +23,7 @@ func (r *record) fit() error {
 	}
 	size, err := r.size()
 	for i := 0; err == nil && size > maxRecord && i < len(groups); i++ {
-		r.Facets = facetsOf(fold(r.Facets.values(), groups[i]))
+		r.Facets = r.Facets.values().fold(groups[i]).facets(nil)
 		size, err = r.size()
 	}
 	if err == nil && size > maxRecord {
@@ -50,7 +50,7 @@ func (r *record) bound() int {
 	const each = 4 // the lengths of most
 	n := len(r.Build) + len(r.Project) + len(r.Step.Kind) + len(r.Step.Stage) + len(r.Step.Text) + len(r.Op) + len(r.Sketch) + 16*each
 	for _, f := range r.Facets {
-		n += 2*each + len(f.Value().name) + len(f.Value().value)
+		n += 2*each + len(f.name) + len(f.value)
 	}
 	for _, in := range r.Inputs {
 		n += 3*each + len(in.Content) + len(in.Select)
@@ -112,8 +112,8 @@ func (p *packer) record(r *record) {
 	p.string(r.Op)
 	p.number(uint64(len(r.Facets)))
 	for _, f := range r.Facets {
-		p.string(f.Value().name)
-		p.string(f.Value().value)
+		p.string(f.name)
+		p.string(f.value)
 	}
 	p.number(uint64(len(r.Inputs)))
 	for _, in := range r.Inputs {
@@ -131,10 +131,12 @@ func (u *unpacker) record() *record {
 	r := &record{Origin: &Origin{Build: u.string(), Time: int64(u.number()), Project: u.string()}}
 	r.Step = step{Kind: u.string(), Stage: u.string(), Index: int(u.number()), Text: u.string()}
 	r.Op = u.string()
-	r.Facets = make(facets, u.count())
-	for i := range r.Facets {
-		r.Facets[i] = facetOf(u.string(), u.string())
+	given := make(values, u.count())
+	for i := range given {
+		given[i] = facet{u.string(), u.string()}
 	}
+	r.Facets = given.facets(u.facets)
+	u.facets = r.Facets
 	r.Inputs = make([]inputFact, u.count())
 	for i := range r.Inputs {
 		r.Inputs[i] = inputFact{Content: u.string(), Keys: u.texts(), Select: u.string()}
