@@ -216,6 +216,10 @@ func (b *Build) answer(a *Answer) {
 // Stats returns the counts as of now.
 func (b *Build) Stats() progress.Counts { return b.graph.Counts() }
 
+// Shown is what watchers were last told of v, which was announced. It may be
+// asked for after Close.
+func (b *Build) Shown(v *Vertex) progress.Vertex { return b.graph.Shown(v) }
+
 // Close cancels what still runs for this build alone, waits for it, and
 // releases everything the build holds.
 func (b *Build) Close() {

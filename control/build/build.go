@@ -76,7 +76,10 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		Progress: progress.WriterFunc(b.write),
 	}
 	if e.cfg.Explain != nil && !req.Internal {
-		b.explain = e.cfg.Explain.NewRecorder(explain.Options{Ref: req.Ref, Opts: req.Opts, Key: b.clientKey})
+		b.explain = e.cfg.Explain.NewRecorder(explain.Options{
+			Ref: req.Ref, Opts: req.Opts, Key: b.clientKey,
+			Shown: func(v *solver.Vertex) progress.Vertex { return b.solver.Shown(v) },
+		})
 		opts.Observers = append(opts.Observers, b.explain)
 		b.explainTo(req.Opts)
 	}
@@ -146,9 +149,6 @@ func (b *Build) write(e progress.Event) {
 		b.mu.Lock()
 		b.warnings++
 		b.mu.Unlock()
-	}
-	if e.Vertex != nil && b.explain != nil {
-		b.explain.Shown(e.Vertex)
 	}
 	b.stream.Write(e)
 }

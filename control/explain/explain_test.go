@@ -77,12 +77,15 @@ func (j *Journal) script(t testing.TB, ref string, names ...string) *script {
 }
 
 func (j *Journal) scriptOf(t testing.TB, ref string, steps []*solver.Vertex) *script {
-	r := j.NewRecorder(Options{Ref: ref, Key: func() (string, bool) { return "project", true }})
+	r := j.NewRecorder(Options{Ref: ref, Key: func() (string, bool) { return "project", true }, Shown: notShown})
 	for _, v := range steps {
 		r.Announced(&solver.Announce{Vertex: v, Inputs: v.Inputs})
 	}
 	return &script{t: t, ref: ref, r: r, steps: steps}
 }
+
+// notShown is a vertex of which watchers know nothing.
+func notShown(*solver.Vertex) progress.Vertex { return progress.Vertex{} }
 
 // result has an id and nothing else.
 type result string
@@ -291,7 +294,7 @@ func TestWithoutTheCache(t *testing.T) {
 	s.r.Close(false)
 
 	for given, said := range map[string]string{"": "--no-cache", "a,b": "--no-cache-filter=a,b"} {
-		r := j.NewRecorder(Options{Ref: "2", Opts: map[string]string{"no-cache": given}, Key: func() (string, bool) { return "project", true }})
+		r := j.NewRecorder(Options{Ref: "2", Opts: map[string]string{"no-cache": given}, Key: func() (string, bool) { return "project", true }, Shown: notShown})
 		r.Announced(&solver.Announce{Vertex: s.steps[1]})
 		s := &script{t: t, ref: "2", r: r, steps: []*solver.Vertex{{}, s.steps[1]}}
 		x := s.execute(1, "a", "base", "a")
@@ -820,7 +823,7 @@ func BenchmarkVertex(b *testing.B) {
 				executions[i] = s.execute(i, fmt.Sprint("op ", i), fmt.Sprint("input ", i), fmt.Sprint("output ", i))
 			}
 			watch := func() *Recorder {
-				r := j.NewRecorder(Options{Ref: "measured", Key: func() (string, bool) { return "project", true }})
+				r := j.NewRecorder(Options{Ref: "measured", Key: func() (string, bool) { return "project", true }, Shown: notShown})
 				for _, x := range executions {
 					r.Announced(&solver.Announce{Vertex: x.Vertex})
 				}

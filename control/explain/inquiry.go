@@ -29,9 +29,12 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	if c, ok := q.plain(); ok {
 		return []explanation.Cause{c}, nil
 	}
+	if !q.s.kept() {
+		return q.unkept(), nil
+	}
 	old, ok := q.r.journal.nearest(q.s.record, q.family)
 	if !ok {
-		return q.unknown(), nil
+		return isNew, nil
 	}
 	if old.diff.none() {
 		return []explanation.Cause{q.without(old.record)}, old.record
@@ -52,21 +55,13 @@ func (q *inquiry) causes(ctx context.Context) ([]explanation.Cause, *record) {
 	return causes, old.record
 }
 
-// unknown are the causes of a step of which no earlier run is known. Of one with
-// many inputs none is kept: what it stands on and ran is probably why.
-func (q *inquiry) unknown() (out []explanation.Cause) {
-	q.r.mu.Lock() // the step may end meanwhile
-	alone := *q.s.record
-	alone.Results = slices.Clone(alone.Results)
-	q.r.mu.Unlock()
-	alone.Origin = &Origin{}
-	if alone.fit() == nil {
-		return isNew
-	}
+// unkept are the causes of a step with so many inputs that no run of it is kept:
+// what it stands on and ran is probably why.
+func (q *inquiry) unkept() (out []explanation.Cause) {
 	q.r.mu.Lock()
 	var ran []*state
 	for _, in := range q.s.inputs {
-		if in.ran && in.recorded() {
+		if in.ran && in.recorded() && len(ran) < maxParents {
 			ran = append(ran, in)
 		}
 	}
@@ -80,6 +75,9 @@ func (q *inquiry) unknown() (out []explanation.Cause) {
 	}
 	return out
 }
+
+// maxParents bounds how many steps are named that may be why another one runs.
+const maxParents = 16
 
 // plain finds causes that need no comparison.
 func (q *inquiry) plain() (explanation.Cause, bool) {
@@ -216,13 +214,16 @@ func (a arguments) has(name string) bool { return a.now[name] != "" || a.before[
 // behind adds to a cause what may be behind it: instructions are expanded before
 // they become steps, so that an argument isn't seen in them any more.
 func (a arguments) behind(c *explanation.Cause, now, old *record) {
+	if c.Kind != explanation.Definition && c.Kind != explanation.Command || now.Step.Text == old.Step.Text {
+		return
+	}
 	var differ []string
 	for name := range union(a.now, a.before) {
 		if a.now[name] != a.before[name] {
 			differ = append(differ, name)
 		}
 	}
-	if len(differ) == 1 && now.Step.Text != old.Step.Text && (c.Kind == explanation.Definition || c.Kind == explanation.Command) {
+	if len(differ) == 1 {
 		c.By = []explanation.Cause{{Kind: explanation.Argument, Subject: differ[0]}}
 	}
 }
@@ -309,6 +310,9 @@ func (r *Recorder) sameStep(s *state, old *record) bool {
 // differs says how the definition of s, or of a step before it, is another than
 // in an earlier run; nil if it is the content of files that is, or not known.
 func (r *Recorder) differs(s *state, old *record, depth int) []explanation.Cause {
+	if !s.kept() {
+		return nil // the earlier run was that of another graph
+	}
 	now := r.present(s)
 	d := compare(now, old)
 	if now.Op == "" {

@@ -157,11 +157,11 @@ const (
 // nowhere are found by their kind. Who is found is looked at: hashes may be equal
 // by chance.
 func (r *record) foundBy() [names]uint64 {
-	same := []string{"same", r.Op}
+	same := hash("same", r.Op)
 	for _, in := range r.Inputs {
-		same = append(same, in.name())
+		same = hashMore(same, in.name())
 	}
-	return [names]uint64{hash(same...), r.Step.place(), hash("text", r.Step.Kind, r.Step.Text)}
+	return [names]uint64{same, r.Step.place(), hash("text", r.Step.Kind, r.Step.Text)}
 }
 
 // list is of records that have the same name, by one of foundBy.
@@ -194,15 +194,20 @@ func (f inputFact) name() string {
 
 // hash is FNV-1a of words, each ended by a NUL.
 func hash(words ...string) uint64 {
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
+	h := uint64(14695981039346656037)
 	for _, w := range words {
-		for i := range len(w) {
-			h = (h ^ uint64(w[i])) * prime
-		}
-		h *= prime
+		h = hashMore(h, w)
 	}
 	return h
+}
+
+// hashMore is the hash of words and w, of which h is that of words.
+func hashMore(h uint64, w string) uint64 {
+	const prime = 1099511628211
+	for i := range len(w) {
+		h = (h ^ uint64(w[i])) * prime
+	}
+	return h * prime
 }
 
 func (c candidate) nearer(than candidate) bool {

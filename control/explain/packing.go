@@ -16,9 +16,13 @@ import (
 type packer struct {
 	out     []byte
 	strings map[string]uint64
+	written uint64 // strings
 }
 
-func newPacker() *packer { return &packer{strings: map[string]uint64{}} }
+// newPacker returns a packer for some bytes, and strings that are there again.
+func newPacker(bytes, strings int) *packer {
+	return &packer{out: make([]byte, 0, bytes), strings: make(map[string]uint64, strings)}
+}
 
 func (p *packer) number(n uint64) { p.out = binary.AppendUvarint(p.out, n) }
 
@@ -32,19 +36,26 @@ func (p *packer) bytes(b []byte) {
 // string writes 0 and s, or which of those before s is, from 1.
 func (p *packer) string(s string) {
 	n, known := p.strings[s]
-	p.number(n)
 	if known {
+		p.number(n)
 		return
 	}
-	p.strings[s] = uint64(len(p.strings) + 1)
+	p.own(s)
+	p.strings[s] = p.written
+}
+
+// own writes a string that hardly comes again.
+func (p *packer) own(s string) {
+	p.written++
+	p.number(0)
 	p.number(uint64(len(s)))
 	p.out = append(p.out, s...)
 }
 
-func (p *packer) texts(all []string) {
+func (p *packer) texts(all []string, write func(*packer, string)) {
 	p.number(uint64(len(all)))
 	for _, s := range all {
-		p.string(s)
+		write(p, s)
 	}
 }
 

@@ -56,13 +56,14 @@ func shortKeys(keys []solver.Key) []string {
 }
 
 // executedRecord is the record of an execution that starts, after that of a step
-// with the facets last.
+// with the facets last. Of a step that isn't kept it says what its inputs are.
 func executedRecord(eff *solver.Execute, last facets) *record {
 	save := eff.Wanted[0].Save
-	rec := &record{
-		Step: stepOf(eff.Vertex), Op: short(string(eff.Ops[0])), Facets: facetsOf(eff.Vertex, last),
-		Inputs: inputFacts(save.Lookup, eff.Contents),
+	rec := &record{Step: stepOf(eff.Vertex), Op: short(string(eff.Ops[0])), Inputs: inputFacts(save.Lookup, eff.Contents)}
+	if len(rec.Inputs) > maxInputs {
+		return rec
 	}
+	rec.Facets = facetsOf(eff.Vertex, last)
 	for _, w := range eff.Wanted {
 		rec.Keys = append(rec.Keys, shortKeys(w.Save.Keys)...)
 	}

@@ -2,8 +2,8 @@ package explain
 
 import (
 	"context"
-	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -13,7 +13,6 @@ import (
 	"github.com/kilnbuild/kiln/ops"
 	"github.com/kilnbuild/kiln/solver"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/opencontainers/go-digest"
 )
 
 // Options describe the build that a Recorder watches.
@@ -24,6 +23,9 @@ type Options struct {
 	// nothing; ok is false as long as the client isn't there. It is called from
 	// when the first step runs until it is known.
 	Key func() (key string, ok bool)
+	// Shown is what watchers were last told of a vertex. It is called until the
+	// explanation is kept, which is after the build has ended.
+	Shown func(*solver.Vertex) progress.Vertex
 }
 
 // Recorder watches one build. It is the observer of its solver.Build.
@@ -32,18 +34,20 @@ type Recorder struct {
 	journal *Journal
 	opts    Options
 	started time.Time
+	args    func() map[string]string
 	work    sync.WaitGroup // explainWaiting
 
 	mu      sync.Mutex // guards the fields below, and the states
 	waiting []func()   // explain steps that run; the first one is being run
 	show    bool
+	told    []solver.Effect // that aren't in the two fields below yet
 	order   []*state
 	states  map[*solver.Vertex]*state
-	shown   map[digest.Digest]*progress.Vertex // what watchers were last told of a vertex
-	lines   map[digest.Digest]string
+	sources []*pb.Source        // of the definitions
 	last    facets              // of the last step that started
 	failed  []explanation.Cause // imported caches, by their names
 	key     *string             // once it is known
+	is      string              // the project, once key is known
 	family  *family             // of the first known vertices
 	known   int                 // so many
 }
@@ -76,10 +80,8 @@ var _ solver.Observer = (*Recorder)(nil)
 
 // NewRecorder returns the recorder of a build that begins.
 func (j *Journal) NewRecorder(opts Options) *Recorder {
-	return &Recorder{
-		journal: j, opts: opts, started: time.Now(), states: map[*solver.Vertex]*state{},
-		shown: map[digest.Digest]*progress.Vertex{}, lines: map[digest.Digest]string{},
-	}
+	args := sync.OnceValue(func() map[string]string { return argsOf(opts.Opts) })
+	return &Recorder{journal: j, opts: opts, started: time.Now(), args: args}
 }
 
 // Show makes the log of each step that runs begin with the reason.
@@ -93,51 +95,72 @@ func (r *Recorder) Show() {
 func (r *Recorder) Located(src *pb.Source) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for dgst, locations := range src.GetLocations() {
-		for _, l := range locations.GetLocations() {
-			i := int(l.GetSourceIndex())
-			if i >= 0 && i < len(src.Infos) && len(l.Ranges) > 0 {
-				r.lines[digest.Digest(dgst)] = fmt.Sprintf("%s:%d", src.Infos[i].GetFilename(), l.Ranges[0].GetStart().GetLine())
-				break
-			}
-		}
+	if len(src.GetLocations()) > 0 {
+		r.sources = append(r.sources, src)
 	}
 }
 
-// Shown takes note of what watchers are told of a vertex.
-func (r *Recorder) Shown(v *progress.Vertex) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.shown[v.Digest] = v
+// lineLocked is where v stands, such as Dockerfile:4; "" if that isn't known.
+func (r *Recorder) lineLocked(v *solver.Vertex) string {
+	for _, src := range slices.Backward(r.sources) {
+		for _, l := range src.Locations[string(v.Digest)].GetLocations() {
+			i := int(l.GetSourceIndex())
+			if i >= 0 && i < len(src.Infos) && len(l.Ranges) > 0 {
+				return src.Infos[i].GetFilename() + ":" + strconv.Itoa(int(l.Ranges[0].GetStart().GetLine()))
+			}
+		}
+	}
+	return ""
 }
 
 // Announced implements solver.Observer.
-func (r *Recorder) Announced(eff *solver.Announce) {
+func (r *Recorder) Announced(eff *solver.Announce) { r.tell(eff) }
+
+// Loading implements solver.Observer.
+func (r *Recorder) Loading(eff *solver.Load) { r.tell(eff) }
+
+// Dropped implements solver.Observer.
+func (r *Recorder) Dropped(eff *solver.Drop) { r.tell(eff) }
+
+// tell keeps what is looked at when a step runs, or the build is over.
+func (r *Recorder) tell(eff solver.Effect) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := &state{vertex: eff.Vertex}
-	for _, in := range eff.Inputs {
-		s.inputs = append(s.inputs, r.states[in.Vertex])
+	r.told = append(r.told, eff)
+}
+
+// catchUpLocked looks at what was told.
+func (r *Recorder) catchUpLocked() {
+	if r.states == nil {
+		r.states = make(map[*solver.Vertex]*state, len(r.told))
+	}
+	for _, eff := range r.told {
+		switch eff := eff.(type) {
+		case *solver.Announce:
+			r.announcedLocked(eff)
+		case *solver.Load:
+			s := r.states[eff.Edge.Vertex]
+			if s.found == nil {
+				s.found = &found{}
+			}
+			s.found.Load = eff
+		case *solver.Drop:
+			r.droppedLocked(eff)
+		}
+	}
+	r.told = nil
+}
+
+func (r *Recorder) announcedLocked(eff *solver.Announce) {
+	s := &state{vertex: eff.Vertex, inputs: make([]*state, len(eff.Inputs))}
+	for i, in := range eff.Inputs {
+		s.inputs[i] = r.states[in.Vertex]
 	}
 	r.states[eff.Vertex] = s
 	r.order = append(r.order, s)
 }
 
-// Loading implements solver.Observer.
-func (r *Recorder) Loading(eff *solver.Load) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.states[eff.Edge.Vertex]
-	if s.found == nil {
-		s.found = &found{}
-	}
-	s.found.Load = eff
-}
-
-// Dropped implements solver.Observer.
-func (r *Recorder) Dropped(eff *solver.Drop) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (r *Recorder) droppedLocked(eff *solver.Drop) {
 	for _, s := range r.order {
 		// A record of an import has another name here than there.
 		if s.found != nil && (s.vertex == eff.Edge.Vertex || slices.Contains(eff.Records, s.found.Record.Result)) {
@@ -163,10 +186,14 @@ func (r *Recorder) Starts(eff *solver.Execute, scope progress.Scope) {
 	last := r.last
 	r.mu.Unlock()
 	rec := executedRecord(eff, last)
-	files := contentOf(eff)
+	files := &content{}
+	if len(rec.Inputs) <= maxInputs {
+		files = contentOf(eff)
+	}
 
 	r.mu.Lock()
 	r.last = rec.Facets
+	r.catchUpLocked()
 	s, show := r.states[eff.Vertex], r.show
 	s.ran, s.record, s.ended = true, rec, false
 	for i, in := range s.inputs {
@@ -194,7 +221,7 @@ func (r *Recorder) Ended(eff *solver.Execute, ev *solver.Executed) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.states[eff.Vertex]
-	if s.record == nil || ev.Cached || ev.Interrupted() {
+	if s == nil || s.record == nil || ev.Cached || ev.Interrupted() {
 		return // whatever it was like, it says nothing of the next time
 	}
 	s.ended, s.failed = true, ev.Err != nil
@@ -236,42 +263,52 @@ func (r *Recorder) explainWaiting() {
 func (r *Recorder) Close(failed bool) {
 	r.work.Wait()
 	ended := time.Now()
-	f := r.kin()
-	r.journal.later(func() { r.keep(f, ended, failed) })
+	r.project()
+	r.journal.later(func() { r.keep(ended, failed) })
 }
 
-func (r *Recorder) keep(f *family, ended time.Time, failed bool) {
+func (r *Recorder) keep(ended time.Time, failed bool) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	b := &build{Build: explanation.Build{Ref: r.opts.Ref, Started: r.started, Ended: ended, Failed: failed}}
+	r.catchUpLocked()
+	b := &build{Build: explanation.Build{
+		Ref: r.opts.Ref, Started: r.started, Ended: ended, Failed: failed,
+		Steps: make([]explanation.Step, 0, min(len(r.order), maxSteps)),
+	}}
 	var records []*record
-	origin := &Origin{Build: short(r.opts.Ref), Project: f.project, Time: r.started.Unix()}
 	for _, s := range r.order {
-		shown := r.shown[s.vertex.Digest]
-		if !s.ran && (shown == nil || shown.Completed == nil) {
+		shown := r.opts.Shown(s.vertex)
+		if !s.ran && shown.Completed == nil {
 			continue // it wasn't needed
 		}
 		if s.ran || len(b.Steps) < maxSteps {
-			b.Steps = append(b.Steps, r.stepLocked(s))
+			b.Steps = append(b.Steps, r.endedLocked(s, shown))
 		}
-		if s.ended && s.recorded() {
-			s.record.Origin, s.record.Failed = origin, s.failed
+		if s.ended && s.kept() {
+			s.record.Failed = s.failed
 			records = append(records, s.record)
 		}
 	}
-	b.Texts = f.allTexts(maxSteps)
-	b.Args = r.args()
+	r.mu.Unlock()
+	if len(records) > 0 {
+		f := r.kin()
+		origin := &Origin{Build: short(r.opts.Ref), Project: f.project, Time: r.started.Unix()}
+		for _, rec := range records {
+			rec.Origin = origin
+		}
+		// Nobody asks for these but who finds a record of the build.
+		b.Texts, b.Args = f.allTexts(maxSteps), r.args()
+	}
 	r.journal.keep(b, records)
 }
 
 // maxSteps bounds the steps from the cache that an explanation lists.
 const maxSteps = 4096
 
-// args are the build's arguments, each with the short of its value. Ours aren't
+// argsOf are a build's arguments, each with the short of its value. Ours aren't
 // for the build.
-func (r *Recorder) args() map[string]string {
+func argsOf(opts map[string]string) map[string]string {
 	out := map[string]string{}
-	for name, value := range r.opts.Opts {
+	for name, value := range opts {
 		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok && !strings.HasPrefix(arg, "KILN_") {
 			out[arg] = short(value)
 		}
@@ -283,18 +320,25 @@ func (r *Recorder) args() map[string]string {
 // the client runs in every build, and whoever uses it knows what changed.
 func (s *state) recorded() bool { return ops.Kind(s.vertex) != "local" }
 
+// kept reports whether there is room for a record of s.
+func (s *state) kept() bool { return s.recorded() && len(s.inputs) <= maxInputs }
+
 // name is what people know s by.
 func (s *state) name() string { return clip(s.vertex.Name, maxName) }
 
-// stepLocked is what the explanation says of s.
+// stepLocked is what the explanation says of s as long as it isn't over.
 func (r *Recorder) stepLocked(s *state) explanation.Step {
-	out := explanation.Step{
-		Name: s.name(), Line: r.lines[s.vertex.Digest], Ran: s.ran, Causes: s.causes, Compared: s.compared,
-	}
-	if v := r.shown[s.vertex.Digest]; v != nil && v.Started != nil && v.Completed != nil {
-		out.Failed = v.Error != ""
+	return explanation.Step{Name: s.name(), Ran: s.ran, Causes: s.causes, Compared: s.compared}
+}
+
+// endedLocked is what it says at the end, when watchers were shown s so.
+func (r *Recorder) endedLocked(s *state, shown progress.Vertex) explanation.Step {
+	out := r.stepLocked(s)
+	out.Line = r.lineLocked(s.vertex)
+	if shown.Started != nil && shown.Completed != nil {
+		out.Failed = shown.Error != ""
 		if s.ran {
-			out.Duration = v.Completed.Sub(*v.Started)
+			out.Duration = shown.Completed.Sub(*shown.Started)
 		}
 	}
 	return out
@@ -306,7 +350,7 @@ const maxName = 200
 // kin is what of this build tells which records are of its steps. It grows with
 // the graph.
 func (r *Recorder) kin() *family {
-	project, _ := r.project()
+	project := r.project()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.family == nil {
@@ -324,28 +368,24 @@ func (r *Recorder) kin() *family {
 	return r.family
 }
 
-// project is the short of what tells projects apart. It isn't final, and ok is
-// false, as long as the client isn't there.
-func (r *Recorder) project() (project string, ok bool) {
+// project is the short of what tells projects apart. It isn't final as long as
+// the client isn't there.
+func (r *Recorder) project() string {
 	r.mu.Lock()
-	known := r.key
+	known, project := r.key != nil, r.is
 	r.mu.Unlock()
-	if known == nil {
-		key, ok := r.opts.Key()
-		if !ok {
-			return r.projectOf(key), false
-		}
+	if known {
+		return project
+	}
+	key, ok := r.opts.Key()
+	o := r.opts.Opts
+	project = short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00"))
+	if ok {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.key, r.family = &key, nil
-		known = r.key
+		r.key, r.is, r.family = &key, project, nil
 	}
-	return r.projectOf(*known), true
-}
-
-func (r *Recorder) projectOf(key string) string {
-	o := r.opts.Opts
-	return short(strings.Join([]string{key, o["filename"], o["context"], o["contextkey"]}, "\x00"))
+	return project
 }
 
 // explain finds the causes of s, which starts to run, and lets go of files.
@@ -354,7 +394,7 @@ func (r *Recorder) explain(s *state, files *content) {
 	defer r.journal.survive("explain a step")
 	ctx := context.Background() // it reads memory, and is waited for
 	var sketched []byte
-	if s.recorded() {
+	if s.kept() {
 		var err error
 		if sketched, err = files.sketch(ctx); err != nil {
 			// What a step reads is lost at times, and found out by the step.

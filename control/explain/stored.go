@@ -11,16 +11,13 @@ import (
 // maxRecord bounds what a record takes in the store.
 const maxRecord = 768
 
-// minInput is what an input takes at least when it is packed: hashes stay as long
-// as they are.
-const minInput = 6
+// maxInputs bounds those of a step that is kept. Each takes six bytes at least
+// when it is packed: hashes stay as long as they are.
+const maxInputs = maxRecord / 6
 
 // fit makes r small enough to be stored: what doesn't fit is left out, the least
 // telling part first.
 func (r *record) fit() error {
-	if len(r.Inputs)*minInput > maxRecord {
-		return fmt.Errorf("it has %d inputs, too many for %d bytes", len(r.Inputs), maxRecord)
-	}
 	size, err := r.size()
 	for i := 0; err == nil && size > maxRecord && i < len(groups); i++ {
 		r.Facets = r.Facets.values().fold(groups[i]).facets(nil)
@@ -69,7 +66,7 @@ func (r *record) bound() int {
 // packRecords is the stored form of records, which begins with how many they
 // are.
 func packRecords(records []*record) ([]byte, error) {
-	p := newPacker()
+	p := newPacker(128*len(records), 4*len(records))
 	for _, r := range records {
 		p.record(r)
 	}
@@ -109,7 +106,7 @@ func (p *packer) record(r *record) {
 	p.string(r.Step.Stage)
 	p.number(uint64(r.Step.Index))
 	p.string(r.Step.Text)
-	p.string(r.Op)
+	p.own(r.Op)
 	p.number(uint64(len(r.Facets)))
 	for _, f := range r.Facets {
 		p.string(f.name)
@@ -118,11 +115,11 @@ func (p *packer) record(r *record) {
 	p.number(uint64(len(r.Inputs)))
 	for _, in := range r.Inputs {
 		p.string(in.Content)
-		p.texts(in.Keys)
+		p.texts(in.Keys, (*packer).string)
 		p.string(in.Select)
 	}
-	p.texts(r.Keys)
-	p.texts(r.Results)
+	p.texts(r.Keys, (*packer).string)
+	p.texts(r.Results, (*packer).own)
 	p.bytes(r.Sketch)
 	p.flag(r.Failed)
 }
@@ -149,7 +146,7 @@ func (u *unpacker) record() *record {
 const compressBuild = 4096
 
 func (b *build) pack() ([]byte, error) {
-	p := newPacker()
+	p := newPacker(64*len(b.Steps), len(b.Steps))
 	p.string(b.Ref)
 	p.time(b.Started)
 	p.time(b.Ended)

@@ -69,6 +69,13 @@ func (g *Graph[K]) Digest(key K) digest.Digest {
 	return g.seen[key].Digest
 }
 
+// Shown is what watchers were last told of the vertex.
+func (g *Graph[K]) Shown(key K) Vertex {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.seen[key].Vertex
+}
+
 // Scope is what the vertex writes to.
 func (g *Graph[K]) Scope(key K) Scope { return NewScope(g.w, g.Digest(key)) }
 
