@@ -47,8 +47,8 @@ func compare(now, old *record) (d difference) {
 func (f facets) differ(old facets) []string {
 	names := f.different(old)
 	if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, foldMark) }) {
-		a, b := comparable(f.values(), old.values())
-		return a.facets(nil).different(b.facets(nil))
+		a, b := comparable(f, old)
+		return a.different(b)
 	}
 	return names
 }
@@ -87,16 +87,17 @@ func (f facets) without(name string) facets {
 }
 
 // comparable folds in each what is folded in the other.
-func comparable(a, b values) (values, values) {
+func comparable(a, b facets) (facets, facets) {
 	if !a.folded() && !b.folded() {
 		return a, b
 	}
+	x, y := a.values(), b.values()
 	for _, group := range groups {
 		if name := folded(group); a.of(name) != "" || b.of(name) != "" {
-			a, b = a.fold(group), b.fold(group)
+			x, y = x.fold(group), y.fold(group)
 		}
 	}
-	return a, b
+	return x.facets(nil), y.facets(nil)
 }
 
 func union(a, b map[string]string) map[string]bool {
@@ -125,7 +126,7 @@ func withoutOrders(facets []string) []string {
 
 // facetCauses names the differing parts of a definition, the command first.
 func (d difference) facetCauses(now, old *record, isArgument func(string) bool) (out []explanation.Cause) {
-	a, b := comparable(now.Facets.values(), old.Facets.values())
+	a, b := comparable(now.Facets, old.Facets)
 	for _, name := range d.facets {
 		c := facetCause(name, b.of(name), a.of(name), isArgument)
 		switch {

@@ -105,6 +105,11 @@ func contentDistance(a, b *record) int {
 	if len(a.Sketch) == 0 && len(b.Sketch) == 0 {
 		return 0
 	}
+	return sketchDistance(a, b)
+}
+
+// sketchDistance takes much of a stack, that most steps needn't have.
+func sketchDistance(a, b *record) int {
 	x, ok := sketch.Parse(a.Sketch)
 	y, ok2 := sketch.Parse(b.Sketch)
 	if items, complete := sketch.Diff(&x, &y); ok && ok2 && complete {

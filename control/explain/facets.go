@@ -26,13 +26,12 @@ const maxFacets = 128
 // facetsOf are the facets of v in the form of a record. What last has of them
 // isn't kept again.
 func facetsOf(v *solver.Vertex, last facets) facets {
-	given := ops.Facets(v)
-	all := make(values, len(given))
-	for i, f := range given {
+	all := make(values, 0, 16) // enough for most, without allocating
+	for _, f := range ops.Facets(v) {
 		if f.Private || len(f.Value) > maxValue || strings.HasPrefix(f.Value, "#") || !utf8.ValidString(f.Value) {
 			f.Value = hidden(f.Value)
 		}
-		all[i] = facet{f.Name, f.Value}
+		all = append(all, facet{f.Name, f.Value})
 	}
 	all.sort()
 	for i := 0; len(all) > maxFacets; i++ {
@@ -43,6 +42,20 @@ func facetsOf(v *solver.Vertex, last facets) facets {
 
 // hidden stands for a value that isn't kept.
 func hidden(value string) string { return "#" + short(value) }
+
+// of is the value of a name, "" if there is none.
+func (f facets) of(name string) string {
+	for _, one := range f {
+		if one.name == name {
+			return one.value
+		}
+	}
+	return ""
+}
+
+func (f facets) folded() bool {
+	return slices.ContainsFunc(f, func(one *facet) bool { return strings.HasSuffix(one.name, foldMark) })
+}
 
 // values are facets outside records, in the same order.
 type values []facet
@@ -75,20 +88,6 @@ func (v values) sort() {
 	slices.SortFunc(v, func(a, b facet) int { return strings.Compare(a.name, b.name) })
 }
 
-// of is the value of a name, "" if there is none.
-func (v values) of(name string) string {
-	for i := range v {
-		if v[i].name == name {
-			return v[i].value
-		}
-	}
-	return ""
-}
-
-func (v values) folded() bool {
-	return slices.ContainsFunc(v, func(one facet) bool { return strings.HasSuffix(one.name, foldMark) })
-}
-
 // folded is the name under which facets of a group that has too many are kept
 // as one.
 func folded(group string) string { return group + foldMark }
@@ -101,7 +100,8 @@ var groups = []string{"env", "mount", "action", "extra host", ""}
 
 // fold replaces the facets of group by one that stands for them all.
 func (v values) fold(group string) values {
-	if v.of(folded(group)) != "" {
+	name := folded(group)
+	if slices.ContainsFunc(v, func(one facet) bool { return one.name == name }) {
 		return v
 	}
 	var out values
@@ -115,7 +115,7 @@ func (v values) fold(group string) values {
 		line = append(append(append(append(line[:0], one.name...), '='), one.value...), '\n')
 		all.Write(line)
 	}
-	out = append(out, facet{folded(group), "#" + shortOf(all.Sum(nil))})
+	out = append(out, facet{name, "#" + shortOf(all.Sum(nil))})
 	out.sort()
 	return out
 }

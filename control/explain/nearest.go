@@ -82,7 +82,7 @@ func (j *Journal) nearest(rec *record, f *family) (best candidate, ok bool) {
 	j.readyLocked()
 	j.searches++
 	twins := f.twins(rec.Step)
-	for _, l := range rec.lists() {
+	for _, l := range rec.lists(make([]list, 0, names+1)) {
 		if ok && l.by == byPlace && best.settled(f) {
 			break
 		}
@@ -170,16 +170,17 @@ type list struct {
 	name uint64
 }
 
-// lists are where records of the same step are.
-func (r *record) lists() (out []list) {
+// lists are where records of the same step are, the places after the others. They
+// are appended to out.
+func (r *record) lists(out []list) []list {
 	for by, name := range r.foundBy() {
-		if by == byPlace {
-			continue
+		if by != byPlace {
+			out = append(out, list{by, name})
 		}
-		out = append(out, list{by, name})
 	}
-	for _, name := range r.Step.places() {
-		out = append(out, list{byPlace, name})
+	out = append(out, list{byPlace, r.Step.place()})
+	if other, ok := r.Step.otherPlace(); ok {
+		out = append(out, list{byPlace, other})
 	}
 	return out
 }

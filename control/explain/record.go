@@ -47,14 +47,6 @@ const maxKeys = 3
 
 func shortKey(k solver.Key) string { return shortOf(k[:]) }
 
-func shortKeys(keys []solver.Key) []string {
-	out := make([]string, 0, min(len(keys), maxKeys))
-	for _, k := range keys[:min(len(keys), maxKeys)] {
-		out = append(out, shortKey(k))
-	}
-	return out
-}
-
 // executedRecord is the record of an execution that starts, after that of a step
 // with the facets last. Of a step that isn't kept it says what its inputs are.
 func executedRecord(eff *solver.Execute, last facets) *record {
@@ -65,9 +57,10 @@ func executedRecord(eff *solver.Execute, last facets) *record {
 	}
 	rec.Facets = facetsOf(eff.Vertex, last)
 	for _, w := range eff.Wanted {
-		rec.Keys = append(rec.Keys, shortKeys(w.Save.Keys)...)
+		for _, k := range w.Save.Keys[:min(len(w.Save.Keys), maxKeys, 2*maxKeys-len(rec.Keys))] {
+			rec.Keys = append(rec.Keys, shortKey(k))
+		}
 	}
-	rec.Keys = rec.Keys[:min(len(rec.Keys), 2*maxKeys)]
 	return rec
 }
 

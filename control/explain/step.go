@@ -103,18 +103,15 @@ func (s step) place() uint64 {
 	return hash("place", s.Kind, s.Stage, strconv.Itoa(s.Index))
 }
 
-// places are hashes of where s may have stood: its place, and what that was
-// called when the Dockerfile's only stage had no name, or got one.
-func (s step) places() []uint64 {
-	if s.Index == 0 {
-		return []uint64{s.place()}
-	}
-	other := s
-	other.Stage = ""
+// otherPlace is the place that s may have had when the Dockerfile's only stage had
+// no name, or got one; false if it stands nowhere.
+func (s step) otherPlace() (uint64, bool) {
 	if s.Stage == "" {
-		other.Stage = "stage-0"
+		s.Stage = "stage-0"
+	} else {
+		s.Stage = ""
 	}
-	return []uint64{s.place(), other.place()}
+	return s.place(), s.Index > 0
 }
 
 // alike reports whether a step may have been edited to become the other.
