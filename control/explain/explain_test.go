@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/cache"
+	"github.com/kilnbuild/kiln/client/llb"
 	"github.com/kilnbuild/kiln/internal/explanation"
 	"github.com/kilnbuild/kiln/internal/progress"
 	"github.com/kilnbuild/kiln/internal/store"
@@ -467,6 +468,43 @@ func TestManyInputs(t *testing.T) {
 	j.settle()
 	if log.Len() > 0 {
 		t.Errorf("the log says\n%s", &log)
+	}
+}
+
+// A step that had few inputs when it ran, and has too many now, isn't said to have
+// changed in what of it isn't looked at any more; nor are more steps named than
+// somebody reads.
+func TestInputsBecomeTooMany(t *testing.T) {
+	j := newJournal(t)
+	merge := func(inputs int) []*solver.Vertex {
+		m := loaded(t, llb.Scratch().File(llb.Mkfile("/merged", 0o644, nil), llb.WithCustomName("merge")))
+		m.Inputs = nil
+		var steps []*solver.Vertex
+		for i := range inputs {
+			v := &solver.Vertex{Name: fmt.Sprint("RUN ", i), Digest: digest.FromString(fmt.Sprint(i))}
+			steps, m.Inputs = append(steps, v), append(m.Inputs, solver.Edge{Vertex: v})
+		}
+		on := &solver.Vertex{Name: "RUN on", Digest: digest.FromString("on"), Inputs: []solver.Edge{{Vertex: m}}}
+		return append(steps, m, on)
+	}
+	for i, c := range []struct {
+		inputs int
+		want   string
+	}{
+		{2, noRun},
+		{maxInputs + 1, "ran because merge has a new result"},
+	} {
+		steps := merge(c.inputs)
+		s := j.scriptOf(t, fmt.Sprint(i), steps)
+		for n := range c.inputs {
+			s.run(n, fmt.Sprint(i, n), "", fmt.Sprint(i, n), nil)
+		}
+		s.run(c.inputs, fmt.Sprint("merge", i), "input", fmt.Sprint("merged", i), nil)
+		if got := s.r.states[steps[c.inputs]].causes; len(got) > maxParents {
+			t.Errorf("%d causes", len(got))
+		}
+		s.expect(s.run(c.inputs+1, "on", fmt.Sprint("merged", i), fmt.Sprint("on", i), nil), c.want)
+		s.r.Close(false)
 	}
 }
 

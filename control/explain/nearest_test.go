@@ -60,3 +60,33 @@ func TestNearestOfManyThatSayTheSame(t *testing.T) {
 		}
 	}
 }
+
+// The search ends where nothing can be nearer, and not before: of steps that say
+// the same the one with the fewest differences is found, also when newer ones
+// differ in little, and the same step wherever it is.
+func TestNearestIsNotTheFirst(t *testing.T) {
+	j := newJournal(t)
+	j.readyLocked()
+	rec := func(op, dest, mode string) *record {
+		return &record{
+			Origin: &Origin{Build: "before", Project: "p"}, Step: step{Kind: "file", Text: "mkfile"}, Op: op,
+			Facets: facetsBy(map[string]string{"destination": dest, "mode": mode}),
+		}
+	}
+	j.builds["before"] = &build{Texts: []uint64{hash("mkfile")}}
+	j.learnLocked([]*record{rec("same", "/a", "0644"), rec("one", "/a", "0600"), rec("also one", "/a", "0400"), rec("two", "/b", "0600")})
+	f := &family{project: "p", known: true, texts: map[uint64]bool{hash("mkfile"): true}, claimed: map[uint64]int{}, kin: map[string]kinship{}}
+	for _, c := range []struct {
+		now  *record
+		want string
+	}{
+		{rec("same", "/a", "0644"), "same"},
+		{rec("another", "/a", "0644"), "also one"},
+		{rec("another", "/b", "0400"), "two"},
+		{rec("another", "/c", "0600"), "two"},
+	} {
+		if best, ok := j.nearest(c.now, f); !ok || best.Op != c.want {
+			t.Errorf("nearest to %v is %+v, %t, want %s", c.now.Facets.values(), best.record, ok, c.want)
+		}
+	}
+}

@@ -134,10 +134,15 @@ func (r *Recorder) catchUpLocked() {
 	if r.states == nil {
 		r.states = make(map[*solver.Vertex]*state, len(r.told))
 	}
-	for _, eff := range r.told {
+	var block []state // a thousand vertices are announced at once, and forgotten
+	for i, eff := range r.told {
 		switch eff := eff.(type) {
 		case *solver.Announce:
-			r.announcedLocked(eff)
+			if len(block) == 0 {
+				block = make([]state, len(r.told)-i)
+			}
+			r.announcedLocked(&block[0], eff)
+			block = block[1:]
 		case *solver.Load:
 			s := r.states[eff.Edge.Vertex]
 			if s.found == nil {
@@ -151,8 +156,9 @@ func (r *Recorder) catchUpLocked() {
 	r.told = nil
 }
 
-func (r *Recorder) announcedLocked(eff *solver.Announce) {
-	s := &state{vertex: eff.Vertex, inputs: make([]*state, len(eff.Inputs))}
+// announcedLocked makes s the state of a new vertex.
+func (r *Recorder) announcedLocked(s *state, eff *solver.Announce) {
+	s.vertex, s.inputs = eff.Vertex, make([]*state, len(eff.Inputs))
 	for i, in := range eff.Inputs {
 		s.inputs[i] = r.states[in.Vertex]
 	}

@@ -67,6 +67,9 @@ func TestGraph(t *testing.T) {
 	g.Complete(3, nil)
 	g.Interrupt()
 	w.expect(t, "v3 <d2 completed", "v4 <d3 failed "+context.Canceled.Error())
+	if last := g.Shown(4); last.Name != "v4" || last.Error != context.Canceled.Error() || last.Completed == nil {
+		t.Errorf("last told %+v", last)
+	}
 	if got, want := g.Counts(), (Counts{Total: 5, Completed: 4, Cached: 2}); got != want {
 		t.Errorf("counts %+v, want %+v", got, want)
 	}
