@@ -37,19 +37,19 @@ type Recorder struct {
 	args    func() map[string]string
 	work    sync.WaitGroup // explainWaiting
 
-	mu      sync.Mutex // guards the fields below, and the states
-	waiting []func()   // explain steps that run; the first one is being run
-	show    bool
-	told    []solver.Effect // that aren't in the two fields below yet
-	order   []*state
-	states  map[*solver.Vertex]*state
-	sources []*pb.Source        // of the definitions
-	last    facets              // of the last step that started
-	failed  []explanation.Cause // imported caches, by their names
-	key     *string             // once it is known
-	is      string              // the project, once key is known
-	family  *family             // of the first known vertices
-	known   int                 // so many
+	mu           sync.Mutex // guards the fields below, and the states
+	waiting      []func()   // explain steps that run; the first one is being run
+	show         bool
+	told         []solver.Effect // that aren't in the two fields below yet
+	order        []*state
+	states       map[*solver.Vertex]*state
+	sources      []*pb.Source        // of the definitions
+	last         facets              // of the last step that started
+	failed       []explanation.Cause // imported caches, by their names
+	key          *string             // once it is known
+	projectShort string              // what project returns once key is known
+	family       *family             // of the first known vertices
+	known        int                 // so many
 }
 
 // state is what is known of a vertex in this build.
@@ -378,7 +378,7 @@ func (r *Recorder) kin() *family {
 // the client isn't there.
 func (r *Recorder) project() string {
 	r.mu.Lock()
-	known, project := r.key != nil, r.is
+	known, project := r.key != nil, r.projectShort
 	r.mu.Unlock()
 	if known {
 		return project
@@ -389,7 +389,7 @@ func (r *Recorder) project() string {
 	if ok {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.key, r.is, r.family = &key, project, nil
+		r.key, r.projectShort, r.family = &key, project, nil
 	}
 	return project
 }
