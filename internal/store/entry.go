@@ -124,7 +124,7 @@ func (g *group) encode(at position) []byte {
 	return endEntry(out, at)
 }
 
-func appendChange(out []byte, bucket, key string, e entry) []byte {
+func appendChange[T string | []byte](out []byte, bucket, key T, e entry) []byte {
 	var deleted byte
 	if e.deleted {
 		deleted = 1

@@ -168,7 +168,7 @@ func (j *journal) rewrite(tx *bbolt.Tx) (err error) {
 
 // dump writes all records as entries of the commit at.
 func dump(tx *bbolt.Tx, at position, f *os.File) (size int64, err error) {
-	out := beginEntry(nil)
+	out := beginEntry(make([]byte, 0, chunk+chunk/8))
 	flush := func() error {
 		n, err := f.Write(endEntry(out, at))
 		size, out = size+int64(n), beginEntry(out)
@@ -179,7 +179,7 @@ func dump(tx *bbolt.Tx, at position, f *os.File) (size int64, err error) {
 			return nil
 		}
 		return b.ForEach(func(k, v []byte) error {
-			out = appendChange(out, string(name), string(k), entry{value: v})
+			out = appendChange(out, name, k, entry{value: v})
 			if len(out) < chunk {
 				return nil
 			}
