@@ -5,9 +5,13 @@ import (
 	"sync"
 )
 
-// maxNodes bounds what trees take in memory: about 150 bytes a node. The tree
+// What trees take in memory is bounded: about 150 bytes a node, and a kilobyte a
+// tree. A small one is read anew in little more time than it is looked up. The tree
 // used last is kept whatever its size.
-const maxNodes = 400_000
+const (
+	maxNodes = 400_000
+	maxTrees = 500
+)
 
 // forest holds the trees in use and those used last.
 type forest struct {
@@ -34,14 +38,15 @@ func (f *forest) tree(id string) *tree {
 	if !ok {
 		e = f.order.PushFront(&grove{tree: newTree(id)})
 		f.trees[id] = e
+		f.thinLocked()
 	}
 	f.order.MoveToFront(e)
 	return e.Value.(*grove).tree
 }
 
-// weigh notes that t has weight nodes and forgets what was used longest ago
-// until the rest fits. A forgotten tree that somebody holds stays theirs; the
-// next caller reads it anew from beside the record.
+// weigh notes that t has weight nodes, and has the forest thinned. A forgotten tree
+// that somebody holds stays theirs; the next caller reads it anew from beside the
+// record.
 func (f *forest) weigh(t *tree, weight int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -50,10 +55,13 @@ func (f *forest) weigh(t *tree, weight int) {
 		f.total += weight - g.weight
 		g.weight = weight
 	}
-	for f.total > maxNodes && f.order.Len() > 1 {
-		g := f.order.Remove(f.order.Back()).(*grove)
-		delete(f.trees, g.id)
-		f.total -= g.weight
+	f.thinLocked()
+}
+
+// thinLocked forgets what was used longest ago until the rest fits.
+func (f *forest) thinLocked() {
+	for f.order.Len() > maxTrees || f.total > maxNodes && f.order.Len() > 1 {
+		f.forgetLocked(f.order.Back().Value.(*grove).id)
 	}
 }
 

@@ -407,6 +407,14 @@ func TestForestTrims(t *testing.T) {
 	if len(f.trees) != 0 || f.total != 0 {
 		t.Errorf("%d trees of %d nodes after all is forgotten", len(f.trees), f.total)
 	}
+
+	f = newForest()
+	for i := range 2 * maxTrees {
+		f.tree(fmt.Sprint(i))
+	}
+	if _, oldest := f.trees[fmt.Sprint(maxTrees)]; len(f.trees) != maxTrees || f.order.Len() != maxTrees || !oldest {
+		t.Errorf("the forest holds %d trees in a list of %d, with the bound at %d; the oldest that fits is there: %v", len(f.trees), f.order.Len(), maxTrees, oldest)
+	}
 }
 
 func benchTree(b *testing.B, files int) string {
