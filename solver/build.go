@@ -89,11 +89,11 @@ type Build struct {
 
 	events  *queue[Event]
 	storage *queue[func()] // what goes to the key store
-	// Small ops are asked and executed by these, so that who is asked needn't
-	// wait for who is executed.
-	maps, runs crew
-	work       sync.WaitGroup
-	owner      sync.WaitGroup
+	// Small ops are asked and executed by these, and their inputs digested, so that
+	// who is asked needn't wait for who is executed.
+	maps, digests, runs crew
+	work                sync.WaitGroup
+	owner               sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below; never held across I/O
 	imports []Import   // only ever added to: records name them by number

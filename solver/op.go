@@ -78,7 +78,7 @@ type Limiter interface {
 
 // Small is an Op that runs no process and waits for no other op. There may be
 // thousands that are possible at once, so a build asks and executes only a few of
-// them at a time.
+// them at a time, and digests few of their inputs.
 type Small interface {
 	Op
 	Small()

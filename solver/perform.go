@@ -40,7 +40,7 @@ func (b *Build) perform(eff Effect) {
 		b.tell(func(o Observer) { o.Loading(eff) })
 		b.work.Go(func() { b.events.put(b.load(eff)) })
 	case *Digest:
-		b.work.Go(func() { b.events.put(b.digest(eff)) })
+		b.start(&b.digests, eff.Vertex, func() { b.events.put(b.digest(eff)) })
 	case *Execute:
 		var ctx context.Context
 		ctx, eff.stop = context.WithCancelCause(b.ctx)
