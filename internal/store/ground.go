@@ -14,6 +14,8 @@ const (
 	mostGround  = 1 << 20
 )
 
+var zeros [leastGround]byte
+
 // prepareGround writes zeros where the commit of g may put pages at the end of the
 // database, and makes them durable.
 //
@@ -38,7 +40,6 @@ func (d *DB) prepareGround(g *group) error {
 		return err
 	}
 	defer f.Close() //nolint:errcheck // it was synced
-	zeros := make([]byte, min(to-from, mostGround))
 	for at := from; at < to && err == nil; at += int64(len(zeros)) {
 		_, err = f.WriteAt(zeros[:min(to-at, int64(len(zeros)))], at)
 	}
