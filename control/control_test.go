@@ -469,7 +469,7 @@ func TestStatusMessages(t *testing.T) {
 		{Log: &progress.Log{Vertex: dgst, Stream: 2, Data: []byte("b"), Timestamp: late}},
 		{Log: &progress.Log{Vertex: dgst, Stream: 1, Data: []byte("a"), Timestamp: early}},
 	}
-	out := statusMessages(events)
+	out := slices.Collect(statusMessages(events))
 	if len(out) != 1 {
 		t.Fatalf("%d messages", len(out))
 	}
@@ -483,7 +483,7 @@ func TestStatusMessages(t *testing.T) {
 		events = append(events, progress.Event{Vertex: &progress.Vertex{Digest: dgst, Inputs: slices.Repeat([]digest.Digest{dgst}, 2)}})
 	}
 	logs, vertices := 0, 0
-	for _, m := range statusMessages(events) {
+	for m := range statusMessages(events) {
 		if n := proto.Size(m); n > 2*maxPart {
 			t.Errorf("a message of %d bytes", n)
 		}

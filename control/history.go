@@ -75,7 +75,7 @@ func Record(h *history.Log, log *slog.Logger) (started, ended func(*build.Build)
 		if err := h.KeepLogs(rec.Ref, logs); err != nil {
 			log.Error("the log of a step is lost", "build", rec.Ref, "err", err)
 		}
-		if err := h.Completed(rec, statusMessages(told)...); err != nil {
+		if err := h.Completed(rec, statusMessages(told)); err != nil {
 			log.Error("a build's history record is lost", "build", rec.Ref, "err", err)
 		}
 	}
@@ -92,7 +92,7 @@ func withoutStored(events []progress.Event) (rest []progress.Event, logs map[str
 			logs[e.Stored.Vertex.String()] = e.Stored.Log
 		}
 	}
-	marked := map[string]bool{}
+	marked, rest := map[string]bool{}, make([]progress.Event, 0, len(events))
 	for _, e := range events {
 		switch {
 		case e.Stored != nil:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -88,8 +89,8 @@ func (s *Server) find(ctx context.Context, ref string) (b *build.Build, told []*
 	return b, nil, err
 }
 
-func sendAll(stream control.Control_StatusServer, msgs []*control.StatusResponse) error {
-	for _, msg := range msgs {
+func sendAll(stream control.Control_StatusServer, msgs iter.Seq[*control.StatusResponse]) error {
+	for msg := range msgs {
 		if err := stream.Send(msg); err != nil {
 			return err
 		}
@@ -104,28 +105,35 @@ func sendTimestamp(stream grpc.ServerStream) error {
 
 // statusMessages translates events into messages of a bounded size, sorted
 // inside each (CTL-077).
-func statusMessages(events []progress.Event) []*control.StatusResponse {
-	out := []*control.StatusResponse{{}}
-	size := 0
-	for _, e := range events {
-		if e.Stored != nil { // clients are told what is within the limits
-			continue
-		}
-		for _, part := range splitLog(e) {
-			if n := eventSize(part); size > 0 && size+n > maxPart {
-				out, size = append(out, &control.StatusResponse{}), n
-			} else {
-				size += n
+func statusMessages(events []progress.Event) iter.Seq[*control.StatusResponse] {
+	return func(yield func(*control.StatusResponse) bool) {
+		msg, size := &control.StatusResponse{}, 0
+		for _, e := range events {
+			if e.Stored != nil { // clients are told what is within the limits
+				continue
 			}
-			addEvent(out[len(out)-1], part)
+			for _, part := range splitLog(e) {
+				n := eventSize(part)
+				if size > 0 && size+n > maxPart {
+					if !yield(sorted(msg)) {
+						return
+					}
+					msg, size = &control.StatusResponse{}, 0
+				}
+				size += n
+				addEvent(msg, part)
+			}
 		}
+		yield(sorted(msg))
 	}
-	for _, msg := range out {
-		slices.SortStableFunc(msg.Vertexes, func(a, b *control.Vertex) int { return compareTimes(a.Started, b.Started) })
-		slices.SortStableFunc(msg.Statuses, func(a, b *control.VertexStatus) int { return compareTimes(a.Timestamp, b.Timestamp) })
-		slices.SortStableFunc(msg.Logs, func(a, b *control.VertexLog) int { return compareTimes(a.Timestamp, b.Timestamp) })
-	}
-	return out
+}
+
+// sorted is msg with what is in it in the order of time.
+func sorted(msg *control.StatusResponse) *control.StatusResponse {
+	slices.SortStableFunc(msg.Vertexes, func(a, b *control.Vertex) int { return compareTimes(a.Started, b.Started) })
+	slices.SortStableFunc(msg.Statuses, func(a, b *control.VertexStatus) int { return compareTimes(a.Timestamp, b.Timestamp) })
+	slices.SortStableFunc(msg.Logs, func(a, b *control.VertexLog) int { return compareTimes(a.Timestamp, b.Timestamp) })
+	return msg
 }
 
 // splitLog cuts a log event that is too long for one message.

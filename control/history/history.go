@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -111,8 +112,8 @@ func (l *Log) Started(rec *control.BuildHistoryRecord) {
 }
 
 // Completed stores the record of an ended build, with what the build told, and
-// forgets what is too old. Neither must be changed afterwards.
-func (l *Log) Completed(rec *control.BuildHistoryRecord, told ...*control.StatusResponse) error {
+// forgets what is too old. The record must not be changed afterwards.
+func (l *Log) Completed(rec *control.BuildHistoryRecord, told iter.Seq[*control.StatusResponse]) error {
 	var b store.Batch
 	err := putLog(&b, rec.Ref, told)
 	l.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func record(ref string, age time.Duration) *control.BuildHistoryRecord {
 func complete(t *testing.T, l *Log, recs ...*control.BuildHistoryRecord) {
 	t.Helper()
 	for _, r := range recs {
-		if err := l.Completed(r); err != nil {
+		if err := l.Completed(r, slices.Values([]*control.StatusResponse(nil))); err != nil {
 			t.Fatal(err)
 		}
 	}

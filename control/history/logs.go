@@ -3,6 +3,7 @@ package history
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/store"
@@ -20,6 +21,8 @@ const (
 	maxLog = 8 << 20
 	// window is how far back the compression looks.
 	window = 256 << 10
+	// piece is about how much is compressed at a time.
+	piece = 1 << 20
 )
 
 // codec compresses and decompresses logs; both halves may be used concurrently.
@@ -31,11 +34,16 @@ var codec = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
 	return enc, dec
 })
 
-// putLog adds what the build told to the batch that stores its record.
-func putLog(b *store.Batch, ref string, told []*control.StatusResponse) error {
-	var framed []byte
-	for _, msg := range told {
-		if len(framed) > maxLog {
+// putLog adds what the build told to the batch that stores its record. It takes no
+// more memory than a few messages do: a large build, which has just ended, has
+// enough already.
+func putLog(b *store.Batch, ref string, told iter.Seq[*control.StatusResponse]) error {
+	enc, _ := codec()
+	var framed, packed []byte
+	size := 0
+	pack := func() { size, packed, framed = size+len(framed), enc.EncodeAll(framed, packed), framed[:0] }
+	for msg := range told {
+		if size+len(framed) > maxLog {
 			msg = &control.StatusResponse{Vertexes: msg.Vertexes, Warnings: msg.Warnings}
 		}
 		framed = binary.LittleEndian.AppendUint32(framed, uint32(proto.Size(msg)))
@@ -43,9 +51,12 @@ func putLog(b *store.Batch, ref string, told []*control.StatusResponse) error {
 		if framed, err = (proto.MarshalOptions{UseCachedSize: true}).MarshalAppend(framed, msg); err != nil {
 			return fmt.Errorf("encode log of build %s: %w", ref, err)
 		}
+		if len(framed) > piece {
+			pack()
+		}
 	}
-	enc, _ := codec()
-	b.Put(logsBucket, ref, enc.EncodeAll(framed, nil))
+	pack()
+	b.Put(logsBucket, ref, packed)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package history
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func TestToldIsKeptWithTheRecord(t *testing.T) {
 		{Logs: []*control.VertexLog{{Vertex: "sha256:a", Msg: []byte("printed\n"), Stream: 1}}},
 		{},
 	}
-	if err := l.Completed(record("r", 0), told...); err != nil {
+	if err := l.Completed(record("r", 0), slices.Values(told)); err != nil {
 		t.Fatal(err)
 	}
 	complete(t, l, record("silent", 0))
@@ -70,7 +71,7 @@ func TestLongLogsKeepTheirVertices(t *testing.T) {
 			Logs:     []*control.VertexLog{{Msg: bytes.Repeat([]byte{byte(i)}, 1<<20)}},
 		})
 	}
-	if err := l.Completed(record("r", 0), told...); err != nil {
+	if err := l.Completed(record("r", 0), slices.Values(told)); err != nil {
 		t.Fatal(err)
 	}
 	got, _, err := l.Told("r")

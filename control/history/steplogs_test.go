@@ -3,8 +3,10 @@ package history
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,7 +71,7 @@ func TestWholeLogIsReplayed(t *testing.T) {
 		{Logs: []*control.VertexLog{{Vertex: "sha256:b", Msg: []byte("short\n"), Stream: 1}, {Vertex: "sha256:a", Stream: 1}}},
 		{Vertexes: []*control.Vertex{{Digest: "sha256:a", Name: "ended"}}},
 	}
-	if err := l.Completed(record("r", 0), told...); err != nil {
+	if err := l.Completed(record("r", 0), slices.Values(told)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.MkdirAll(filepath.Join(cfg.Logs, "of-nobody"), 0o700); err != nil {
@@ -105,7 +107,7 @@ func TestWholeLogIsReplayed(t *testing.T) {
 
 func TestMissingLogIsTold(t *testing.T) {
 	l := newLog(t, Config{MaxAge: time.Hour, MaxEntries: 10, Logs: t.TempDir()})
-	if err := l.Completed(record("r", 0), &control.StatusResponse{Logs: []*control.VertexLog{{Vertex: "sha256:a", Stream: 1}}}); err != nil {
+	if err := l.Completed(record("r", 0), one(&control.StatusResponse{Logs: []*control.VertexLog{{Vertex: "sha256:a", Stream: 1}}})); err != nil {
 		t.Fatal(err)
 	}
 	if printed, _ := replayed(t, l); !strings.Contains(printed[2], "[output is missing here: ") {
@@ -131,7 +133,7 @@ func TestLogsAreLimited(t *testing.T) {
 			t.Fatal(err)
 		}
 		told := &control.StatusResponse{Logs: []*control.VertexLog{{Vertex: "sha256:a", Stream: 1}}}
-		if err := l.Completed(record(ref, time.Duration(4-i)*time.Second), told); err != nil {
+		if err := l.Completed(record(ref, time.Duration(4-i)*time.Second), one(told)); err != nil {
 			t.Fatal(err)
 		}
 		if ref == "pinned" {
@@ -159,4 +161,8 @@ func TestLogsAreLimited(t *testing.T) {
 	if _, err := os.Stat(l.logsOf("t")); err == nil {
 		t.Error("those of the one before are left")
 	}
+}
+
+func one(msg *control.StatusResponse) iter.Seq[*control.StatusResponse] {
+	return slices.Values([]*control.StatusResponse{msg})
 }
