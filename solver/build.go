@@ -217,11 +217,15 @@ func (b *Build) answer(a *Answer) {
 func (b *Build) Stats() progress.Counts { return b.graph.Counts() }
 
 // Shown is what watchers were last told of v, which was announced. It may be
-// asked for after Close.
+// asked for after Close, until Forget.
 func (b *Build) Shown(v *Vertex) progress.Vertex { return b.graph.Shown(v) }
 
+// Forget lets go of the vertices of a build that was closed, however long somebody
+// keeps the build.
+func (b *Build) Forget() { b.graph.Forget() }
+
 // Close cancels what still runs for this build alone, waits for it, and
-// releases everything the build holds.
+// releases everything the build holds but its vertices.
 func (b *Build) Close() {
 	b.mu.Lock()
 	b.closed = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/kilnbuild/kiln/internal/progress"
 	. "github.com/kilnbuild/kiln/solver"
@@ -878,5 +880,31 @@ func TestObserverSeesWhatBecomesOfVertices(t *testing.T) {
 			"starts b", "ended b outputs=1 cached=false failed=false")
 		rec.expect(t, b, "announced; started; observed b; ran b; completed")
 		run("announced a", "announced b", "loading b inputs=1")
+	})
+}
+
+// A build that is forgotten, and kept to ask how it ended, holds no vertices.
+func TestForgottenBuildHoldsNoVertices(t *testing.T) {
+	inSite(t, func(t *testing.T, s *site) {
+		b := s.s.NewBuild(BuildOptions{})
+		solve := func() weak.Pointer[Vertex] {
+			v := s.w.vertex("top", 1, in{v: s.w.vertex("base", 1)})
+			r, err := b.Solve(context.Background(), Edge{Vertex: v})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+			return weak.Make(v)
+		}
+		v := solve()
+		b.Close()
+		b.Forget()
+		runtime.GC()
+		if v.Value() != nil {
+			t.Error("a vertex is held")
+		}
+		if n := b.Stats().Completed; n != 2 {
+			t.Errorf("%d vertices were completed, want 2", n)
+		}
 	})
 }

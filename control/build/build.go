@@ -79,6 +79,7 @@ func newBuild(ctx context.Context, e *Engine, req Request, limits ops.Limits) *B
 		b.explain = e.cfg.Explain.NewRecorder(explain.Options{
 			Ref: req.Ref, Opts: req.Opts, Key: b.clientKey,
 			Shown: func(v *solver.Vertex) progress.Vertex { return b.solver.Shown(v) },
+			Kept:  func() { b.solver.Forget() },
 		})
 		opts.Observers = append(opts.Observers, b.explain)
 		b.explainTo(req.Opts)
@@ -257,9 +258,14 @@ func (b *Build) finish(resp map[string]string, err error) {
 	b.endAfter(0)
 	b.bridge.release()
 	b.solver.Close()
+	if b.gateway != nil {
+		b.gateway.Close()
+	}
 	b.imports.close()
 	if b.explain != nil {
 		b.explain.Close(err != nil)
+	} else {
+		b.solver.Forget()
 	}
 	for _, ended := range b.unwatch {
 		ended()

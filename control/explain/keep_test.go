@@ -1,10 +1,14 @@
 package explain
 
 import (
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"weak"
+
+	"github.com/kilnbuild/kiln/solver"
 )
 
 // Builds are kept in the order in which they ended, by one goroutine, which Close
@@ -119,5 +123,26 @@ func TestClosingJournalOnlyStores(t *testing.T) {
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A recorder whose build was kept holds none of its vertices.
+func TestKeptBuildIsLetGo(t *testing.T) {
+	j := newJournal(t)
+	build := func() (*Recorder, weak.Pointer[solver.Vertex]) {
+		s := j.script(t, "one", "[1/2] RUN a", "[2/2] RUN b")
+		s.run(1, "one", "in", "RUN b", nil)
+		s.r.Close(false)
+		return s.r, weak.Make(s.steps[1])
+	}
+	r, v := build()
+	j.settle()
+	runtime.GC()
+	if v.Value() != nil {
+		t.Error("a vertex is held")
+	}
+	runtime.KeepAlive(r)
+	if b, ok := j.Get("one"); !ok || len(b.Steps) != 1 {
+		t.Errorf("of the build %d steps are kept, %v", len(b.Steps), ok)
 	}
 }

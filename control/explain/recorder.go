@@ -26,6 +26,8 @@ type Options struct {
 	// Shown is what watchers were last told of a vertex. It is called until the
 	// explanation is kept, which is after the build has ended.
 	Shown func(*solver.Vertex) progress.Vertex
+	// Kept is called once the explanation is; it may be nil.
+	Kept func()
 }
 
 // Recorder watches one build. It is the observer of its solver.Build.
@@ -264,13 +266,18 @@ func (r *Recorder) explainWaiting() {
 	r.waiting = nil
 }
 
-// Close explains what is left to explain. After it nothing of the build is
-// held; the explanation is kept a moment later.
+// Close explains what is left to explain. The explanation is kept a moment later;
+// then nothing of the build is held.
 func (r *Recorder) Close(failed bool) {
 	r.work.Wait()
 	ended := time.Now()
 	r.project()
-	r.journal.later(func() { r.keep(ended, failed) })
+	r.journal.later(func() {
+		r.keep(ended, failed)
+		if r.opts.Kept != nil {
+			r.opts.Kept()
+		}
+	})
 }
 
 func (r *Recorder) keep(ended time.Time, failed bool) {
@@ -305,6 +312,7 @@ func (r *Recorder) keep(ended time.Time, failed bool) {
 		b.Texts, b.Args = f.allTexts(maxSteps), r.args()
 	}
 	r.journal.keep(b, records)
+	r.order, r.states, r.family = nil, map[*solver.Vertex]*state{}, nil
 }
 
 // maxSteps bounds the steps from the cache that an explanation lists.

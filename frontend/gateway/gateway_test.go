@@ -319,3 +319,15 @@ func TestResolve(t *testing.T) {
 	_, err = s.ResolveImageConfig(t.Context(), &gwpb.ResolveImageConfigRequest{})
 	wantCode(t, err, codes.InvalidArgument, "Ref")
 }
+
+// A server whose build has ended knows no refs any more.
+func TestClose(t *testing.T) {
+	s := newServer(&fakeBridge{})
+	id := s.addRef(&fakeRef{name: "r"})
+	if _, err := s.ref(id); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	_, err := s.ref(id)
+	wantCode(t, err, codes.NotFound, "no such ref: "+id)
+}

@@ -66,6 +66,14 @@ func (s *Server) Wait(ctx context.Context) (*frontend.Result, error) {
 	}
 }
 
+// Close forgets the refs when the build has ended: with their definitions and
+// graphs they are most of what a large one takes.
+func (s *Server) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refs = map[string]frontend.Ref{}
+}
+
 // Ping tells what the daemon can do.
 func (s *Server) Ping(context.Context, *gwpb.PingRequest) (*gwpb.PongResponse, error) {
 	return &gwpb.PongResponse{

@@ -170,6 +170,14 @@ func (g *Graph[K]) Interrupt() {
 	}
 }
 
+// Forget leaves the graph, in which nothing happens any more, without vertices: it
+// has only their counts.
+func (g *Graph[K]) Forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.seen, g.taken, g.order = nil, nil, nil
+}
+
 // Counts are those as of now.
 func (g *Graph[K]) Counts() Counts {
 	g.mu.Lock()

@@ -70,6 +70,7 @@ func TestGraph(t *testing.T) {
 	if last := g.Shown(4); last.Name != "v4" || last.Error != context.Canceled.Error() || last.Completed == nil {
 		t.Errorf("last told %+v", last)
 	}
+	g.Forget()
 	if got, want := g.Counts(), (Counts{Total: 5, Completed: 4, Cached: 2}); got != want {
 		t.Errorf("counts %+v, want %+v", got, want)
 	}
