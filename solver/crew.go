@@ -14,7 +14,7 @@ type crew struct {
 
 // crewSize is more than what keeps a disk and all processors busy, and few enough
 // to hold no memory worth speaking of.
-const crewSize = 64
+const crewSize = 32
 
 // do has fn called, after what was handed in before has begun. group waits for it.
 func (c *crew) do(group *sync.WaitGroup, fn func()) {
