@@ -90,6 +90,20 @@ func digestOf(raw []byte) digest.Digest {
 	return digest.Digest(hex.AppendEncode(append(text, prefix...), sum[:]))
 }
 
+// ShareMetadata has ops of def whose metadata are equal have the same message: in
+// definitions of thousands of ops most are, and a build keeps its definitions to
+// its end. Nobody else may use def meanwhile, or change metadata afterwards.
+func ShareMetadata(def *pb.Definition) {
+	var last *pb.OpMetadata
+	for dgst, m := range def.GetMetadata() {
+		if m.EqualVT(last) {
+			def.Metadata[dgst] = last
+		} else {
+			last = m
+		}
+	}
+}
+
 func checkSize(def *pb.Definition) error {
 	size := 0
 	for _, raw := range def.Def {

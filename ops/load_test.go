@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // compat: LLB-001
@@ -510,5 +511,29 @@ func BenchmarkLoad5000(b *testing.B) {
 		if _, err := l.Load(def, LoadOptions{}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Of equal metadata one message is left, and each op still has its own.
+func TestShareMetadata(t *testing.T) {
+	meta := func(cap string) *pb.OpMetadata { return &pb.OpMetadata{Caps: map[string]bool{cap: true}} }
+	def := &pb.Definition{Metadata: map[string]*pb.OpMetadata{"other": meta("exec.meta.base"), "none": nil}}
+	for i := range 100 {
+		def.Metadata[fmt.Sprint(i)] = meta("file.base")
+	}
+	ShareMetadata(def)
+	messages := map[*pb.OpMetadata]bool{}
+	for i := range 100 {
+		m := def.Metadata[fmt.Sprint(i)]
+		if !proto.Equal(m, meta("file.base")) {
+			t.Fatalf("op %d has metadata %v", i, m)
+		}
+		messages[m] = true
+	}
+	if len(messages) > 3 { // the two others may come anywhere between them
+		t.Errorf("there are %d messages", len(messages))
+	}
+	if !proto.Equal(def.Metadata["other"], meta("exec.meta.base")) || def.Metadata["none"] != nil {
+		t.Errorf("the others are %v and %v", def.Metadata["other"], def.Metadata["none"])
 	}
 }

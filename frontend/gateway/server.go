@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/kilnbuild/kiln/frontend"
 	"github.com/kilnbuild/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/ops"
 	apitypes "github.com/moby/buildkit/api/types"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
@@ -93,6 +94,7 @@ func (s *Server) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.Solve
 	if err := checkDefinition("Definition", req.Definition); err != nil {
 		return nil, err
 	}
+	ops.ShareMetadata(req.Definition)
 	res, err := s.cfg.Bridge.Solve(ctx, frontend.SolveRequest{
 		Definition:   req.Definition,
 		Frontend:     req.Frontend,
