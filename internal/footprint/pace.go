@@ -12,7 +12,7 @@ import (
 // larger than that already: Go's rule, as much again as is in use, has the peak
 // of a large build be mostly garbage. In a heap of twice the headroom and more it
 // is half of what is in use, so that the collector doesn't run all the time.
-const headroom = 32 << 20
+const headroom = 24 << 20
 
 // percentFor is how much the heap may grow when live bytes are in use.
 func percentFor(live uint64) int {

@@ -10,7 +10,7 @@ import (
 
 func TestPercentFor(t *testing.T) {
 	const mb = 1 << 20
-	for live, want := range map[uint64]int{0: 100, 4 * mb: 100, 32 * mb: 100, 40 * mb: 80, 64 * mb: 50, 1 << 40: 50} {
+	for live, want := range map[uint64]int{0: 100, 4 * mb: 100, 24 * mb: 100, 30 * mb: 80, 48 * mb: 50, 1 << 40: 50} {
 		if got := percentFor(live); got != want {
 			t.Errorf("%d bytes: %d %%, want %d", live, got, want)
 		}
