@@ -104,16 +104,15 @@ func (o *Overlay) aloneLocked(s *snap) bool {
 // that isn't on top of its own parent there stands its portable copy, and for all
 // that a snapshot with a ground stands for, that.
 func (o *Overlay) layersLocked(id string) ([]string, error) {
-	flat, err := o.flatLocked(id)
-	if err != nil {
-		return nil, err
-	}
 	above, ground, err := o.walkLocked(id, true)
 	if err != nil {
 		return nil, err
 	}
-	var out []string
+	flat, out := above, make([]string, 0, len(above)+1)
 	if ground != "" {
+		if flat, err = o.flatLocked(id); err != nil {
+			return nil, err
+		}
 		out = append(out, o.groundPath(ground))
 	}
 	for i := len(flat) - len(above); i < len(flat); i++ {
@@ -141,7 +140,8 @@ func (o *Overlay) flatLocked(id string) ([]string, error) {
 // take away from it is back. Overlay refuses the same directory twice. Nothing
 // counts that is below a layer with an opaque root, which overlay doesn't know.
 func (o *Overlay) walkLocked(id string, grounds bool) (flat []string, ground string, err error) {
-	var all []string
+	var all []string         // top first
+	var seen map[string]bool // nil without a stack, as a chain has each layer once
 	for id != "" {
 		s := o.snaps[id]
 		if s == nil {
@@ -151,20 +151,23 @@ func (o *Overlay) walkLocked(id string, grounds bool) (flat []string, ground str
 			ground = id
 			break
 		}
-		own, err := o.ownLocked(nil, s)
-		if err != nil {
+		n := len(all)
+		if all, err = o.ownLocked(all, s); err != nil {
 			return nil, "", err
 		}
-		slices.Reverse(own)
-		all = append(all, own...)
+		slices.Reverse(all[n:])
+		if len(s.Layers) > 0 && seen == nil {
+			seen = map[string]bool{}
+		}
 		id = s.Parent
 	}
-	seen := make(map[string]bool, len(all)) // all is top first
 	out := all[:0]
 	for _, l := range all {
 		if !seen[l] {
-			seen[l] = true
 			out = append(out, l)
+		}
+		if seen != nil {
+			seen[l] = true
 		}
 		if o.snaps[l].Clears {
 			ground = ""
