@@ -298,9 +298,6 @@ func (o *Overlay) makeDir(s *snap) (err error) {
 	if s.Parent == "" {
 		return os.Chmod(fs, 0o755) // whatever the umask
 	}
-	if err := os.Mkdir(dir+"/work", 0o700); err != nil {
-		return err
-	}
 	return copyRoot(layers[len(layers)-2], fs)
 }
 

@@ -86,6 +86,12 @@ type Snapshotter interface {
 	// unless readonly is set; a committed one is always read-only.
 	Mounts(ctx context.Context, id string, readonly bool) ([]mount.Mount, error)
 
+	// Place returns where the active snapshot id, which nobody has mounted, can get
+	// something new at path, with directories above it that are missing; what is
+	// elsewhere isn't to be looked at. A snapshot on nothing has one Place for
+	// everything. It is nil if it takes a mount.
+	Place(ctx context.Context, id, path string) (*Place, error)
+
 	// Stat describes id.
 	Stat(ctx context.Context, id string) (Info, error)
 
