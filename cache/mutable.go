@@ -50,6 +50,17 @@ func (u *Mutable) Open(ctx context.Context) (*snapshot.View, error) {
 	return view, nil
 }
 
+// Place returns where something new can get into the record at path without a
+// mount, nil if it takes one; see snapshot.Snapshotter. The record must not be
+// mounted until the Place is closed.
+func (u *Mutable) Place(ctx context.Context, path string) (*snapshot.Place, error) {
+	p, err := u.m.snapshots.Place(ctx, u.r.snap, path)
+	if err != nil {
+		return nil, u.m.lostSnapshot(ctx, u.r, fmt.Errorf("find a place in %s: %w", u.r.id, err))
+	}
+	return p, nil
+}
+
 // Commit makes the record immutable, without copying, and returns a handle on
 // it. The mutable handle is spent.
 func (u *Mutable) Commit(ctx context.Context) (*Ref, error) {

@@ -263,11 +263,15 @@ func TestLostSnapshot(t *testing.T) {
 	b := e.layer(a, Options{}, "b=2")
 	c := e.layer(b, Options{}, "c=3")
 	e.persist(c)
+	u := get(e.m.New(t.Context(), c, Options{}))(t)
 	e.m.mu.Lock()
 	dir := filepath.Join(e.root, "snapshots", b.r.snap)
 	e.m.mu.Unlock()
 	must(t, os.RemoveAll(dir))
-	_, err := c.Mounts(t.Context())
+	_, err := u.Place(t.Context(), "/d")
+	wantErr(t, err, ErrLost, b.r.snap)
+	must(t, u.Release(t.Context()))
+	_, err = c.Mounts(t.Context())
 	wantErr(t, err, ErrLost, b.r.snap)
 	for _, r := range []*Ref{b, c} {
 		if _, err := e.m.Get(t.Context(), r.ID()); !errors.Is(err, ErrNotFound) {

@@ -3,6 +3,7 @@ package ops
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/kilnbuild/kiln/ops/filetree"
 	"github.com/moby/buildkit/solver/pb"
@@ -45,6 +46,23 @@ func (r *fileRun) apply(ctx context.Context, a *pb.FileAction, root filetree.Roo
 		return r.copyFrom(ctx, int(a.SecondaryInput), c, root)
 	}
 	return fmt.Errorf("internal error: action of kind %T was checked but can't be run", a.Action)
+}
+
+// fileActionPlace returns the path at which a makes something, if it looks at
+// nothing else of the state that it changes; "/" if it may.
+func fileActionPlace(a *pb.FileAction) string {
+	if slices.Contains(fileNeeds(a)[1:], int(a.Input)) {
+		return "/"
+	}
+	switch x := a.Action.(type) {
+	case *pb.FileAction_Mkdir:
+		return x.Mkdir.Path
+	case *pb.FileAction_Mkfile:
+		return x.Mkfile.Path
+	case *pb.FileAction_Symlink:
+		return x.Symlink.Newpath
+	}
+	return "/"
 }
 
 // fileCopy is what the action copies, and how.

@@ -22,10 +22,11 @@ type fileRun struct {
 }
 
 // fileState is what an action made. While it is only passed on, the record
-// stays mutable and open; who goes on from it takes it over.
+// stays mutable; who goes on from it takes it over.
 type fileState struct {
+	parent  int // the state that mutable was made of
 	mutable *cache.Mutable
-	view    *snapshot.View // of mutable
+	view    *snapshot.View // of mutable, once an action needed it
 	ref     *cache.Ref     // once it is committed
 }
 
@@ -105,7 +106,7 @@ func (r *fileRun) act(ctx context.Context, i int, a *pb.FileAction) (_ *fileStat
 	defer func() { err = errors.Join(err, undo.Run()) }()
 	undo.Add(func() error { return s.close(context.WithoutCancel(ctx)) })
 
-	if err := r.apply(ctx, a, filetree.At(s.view.FD())); err != nil {
+	if err := r.change(ctx, a, s); err != nil {
 		return nil, err
 	}
 	if r.plan.commit[i] {
@@ -117,11 +118,43 @@ func (r *fileRun) act(ctx context.Context, i int, a *pb.FileAction) (_ *fileStat
 	return s, nil
 }
 
+// change does to s what a says. Without a mount, if that is possible: of a small
+// step the mount is most of the cost.
+func (r *fileRun) change(ctx context.Context, a *pb.FileAction, s *fileState) (err error) {
+	if s.view == nil {
+		place, err := s.mutable.Place(ctx, fileActionPlace(a))
+		if err != nil {
+			return r.lost(s.parent, err)
+		}
+		if place != nil {
+			err := r.apply(ctx, a, filetree.Below(place.FD(), place.Path()))
+			return errors.Join(err, place.Close())
+		}
+	}
+	if err := r.open(ctx, s); err != nil {
+		return err
+	}
+	return r.apply(ctx, a, filetree.At(s.view.FD()))
+}
+
+// open sees to it that s, which isn't committed, has a view.
+func (r *fileRun) open(ctx context.Context, s *fileState) (err error) {
+	if s.view != nil {
+		return nil
+	}
+	if s.view, err = s.mutable.Open(ctx); err != nil {
+		return r.lost(s.parent, fmt.Errorf("open the filesystem to change: %w", err))
+	}
+	return nil
+}
+
 func (s *fileState) commit(ctx context.Context) error {
-	err := s.view.Close()
-	s.view = nil
-	if err != nil {
-		return fmt.Errorf("close %s: %w", s.mutable.ID(), err)
+	if s.view != nil {
+		err := s.view.Close()
+		s.view = nil
+		if err != nil {
+			return fmt.Errorf("close %s: %w", s.mutable.ID(), err)
+		}
 	}
 	ref, err := s.mutable.Commit(ctx)
 	if err != nil {
@@ -155,12 +188,7 @@ func (r *fileRun) take(ctx context.Context, state int) (*fileState, error) {
 	if err != nil {
 		return nil, r.lost(state, fmt.Errorf("make a filesystem to change: %w", err))
 	}
-	v, err := u.Open(ctx)
-	if err != nil {
-		err = r.lost(state, fmt.Errorf("open the filesystem to change: %w", err))
-		return nil, errors.Join(err, u.Release(context.WithoutCancel(ctx)))
-	}
-	return &fileState{mutable: u, view: v}, nil
+	return &fileState{parent: state, mutable: u}, nil
 }
 
 // root opens a state for reading, until the run ends.
@@ -170,10 +198,14 @@ func (r *fileRun) root(ctx context.Context, state int) (filetree.Root, error) {
 	}
 	var ref *cache.Ref
 	if i := state - len(r.inputs); i >= 0 {
-		if v := r.states[i].view; v != nil {
-			return filetree.At(v.FD()), nil
+		s := r.states[i]
+		if s.mutable != nil {
+			if err := r.open(ctx, s); err != nil {
+				return filetree.Root{}, err
+			}
+			return filetree.At(s.view.FD()), nil
 		}
-		ref = r.states[i].ref
+		ref = s.ref
 	} else if state >= 0 {
 		ref = r.inputs[state]
 	}

@@ -30,11 +30,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Root is the open root directory of a tree.
-type Root struct{ fd int }
+// Root is the open root directory of a tree, or one below it.
+type Root struct {
+	fd int
+	at string // where fd is in the tree, resolved; "" for the root
+}
 
 // At is the tree of which fd is the root directory. That stays the caller's to close.
-func At(fd int) Root { return Root{fd} }
+func At(fd int) Root { return Root{fd: fd} }
+
+// Below is the part of a tree that is below its directory at, a clean path without
+// links: fd is that directory. All paths that it is used with lead there.
+func Below(fd int, at string) Root { return Root{fd, strings.TrimSuffix(at, "/")} }
 
 const maxLinks = 255
 
@@ -68,6 +75,9 @@ func (r Root) resolve(p string, last bool) (string, error) {
 		return clean, nil // most paths have no links in them
 	}
 	at, rest := "/", p
+	if r.at != "" {
+		at, rest = r.at, strings.TrimPrefix(clean[len(r.at):], "/")
+	}
 	for links := 0; rest != ""; {
 		var name string
 		name, rest, _ = strings.Cut(rest, "/")
@@ -103,17 +113,17 @@ func (r Root) resolve(p string, last bool) (string, error) {
 	return at, nil
 }
 
-// rel is a resolved path relative to the root.
-func rel(p string) string {
-	if p == "/" {
+// rel is a resolved path relative to what is open.
+func (r Root) rel(p string) string {
+	if p = strings.TrimPrefix(p[len(r.at):], "/"); p == "" {
 		return "."
 	}
-	return p[1:]
+	return p
 }
 
 // open opens the resolved path p without following links.
 func (r Root) open(p string, flags uint64) (int, error) {
-	return files.OpenBeneath(r.fd, rel(p), flags)
+	return files.OpenBeneath(r.fd, r.rel(p), flags)
 }
 
 // openDir opens the directory at the resolved path p.

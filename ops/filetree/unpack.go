@@ -61,7 +61,7 @@ func (c *copying) unpack(ctx context.Context, src, dest string) (done bool, err 
 		return false, err
 	}
 	defer unix.Close(fd)
-	x := &extraction{root: Root{fd}, owner: c.Stamp.Owner, parent: -1}
+	x := &extraction{root: At(fd), owner: c.Stamp.Owner, parent: -1}
 	defer x.leave()
 	for ; err == nil; hdr, err = nextHeader(tr) {
 		if err := context.Cause(ctx); err != nil {
