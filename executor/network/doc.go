@@ -8,8 +8,8 @@
 //
 // Making a namespace takes the kernel longer than everything else that a step
 // is set up with, so each provider keeps some ready, and as many as were in use at
-// once of late. One that was used is handed out again only if nothing is left in
-// it; all others are unmade in the background, many at once.
+// once of late. One that was used is handed out again only if nothing was sent in
+// it and no socket is left; all others are unmade in the background, many at once.
 //
 // Where the network has room for no more, a process waits for another's to come
 // back, but not for those of frontends and the like, which end only after others.

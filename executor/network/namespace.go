@@ -6,8 +6,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"strconv"
+	"strings"
 
 	"github.com/kilnbuild/kiln/internal/thread"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,8 @@ import (
 type Namespace struct {
 	file    *os.File
 	sockets *os.File // sockstat, as a process in the namespace reads it
+	devices *os.File // as with sockets, what each link has sent and received
+	sent    string   // by each link, when the process got the namespace
 	path    string   // where it is mounted; "" is nowhere
 	// disconnect removes what connects it to other networks; nil if nothing does.
 	disconnect func() error
@@ -45,42 +48,61 @@ func (n *Namespace) Release() { n.pool.put(n, !n.named) }
 // Discard gives it back so that it is never used again.
 func (n *Namespace) Discard() { n.pool.put(n, false) }
 
-// empty reports whether no socket is left: none that was handed to a process
-// elsewhere, and no connection that lives on for a while after its process.
-func (n *Namespace) empty() bool {
-	buf := make([]byte, 512)
-	k, err := n.sockets.ReadAt(buf, 0)
-	if k == 0 || err != nil && k == len(buf) {
-		return false
-	}
-	return noSockets(buf[:k])
-}
+// use remembers the state in which a process gets the namespace.
+func (n *Namespace) use() { n.sent = sent(read(n.devices)) }
 
-// noSockets reads a sockstat: of all kinds and of those without a file.
-func noSockets(stat []byte) bool {
-	used, waiting := -1, -1
-	for line := range bytes.Lines(stat) {
-		fields := bytes.Fields(line)
-		switch {
-		case len(fields) == 3 && string(fields[0]) == "sockets:" && string(fields[1]) == "used":
-			used = number(fields[2])
-		case len(fields) > 1 && string(fields[0]) == "TCP:":
-			for i := 1; i+1 < len(fields); i += 2 {
-				if string(fields[i]) == "tw" {
-					waiting = number(fields[i+1])
-				}
-			}
+// untouched reports whether nothing was sent since use, not even to loopback.
+// Whatever was leaves something behind for those who come later: whom it went to,
+// which the kernel remembers and tells anybody (tcp_metrics, neighbors, routes),
+// connections that live on for a while after their process, and answers that are
+// still under way to this address. What is received unasked leaves nothing.
+func (n *Namespace) untouched() bool { return n.sent != "" && n.sent == sent(read(n.devices)) }
+
+// empty reports whether no socket is left, not even one that was handed to a
+// process elsewhere.
+func (n *Namespace) empty() bool { return noSockets(read(n.sockets)) }
+
+// read returns a file of the kernel from its beginning, or nothing.
+func read(f *os.File) []byte {
+	for size := 1 << 10; ; size *= 4 {
+		buf := make([]byte, size)
+		switch n, err := f.ReadAt(buf, 0); {
+		case errors.Is(err, io.EOF):
+			return buf[:n]
+		case err != nil:
+			return nil
 		}
 	}
-	return used == 0 && waiting == 0
 }
 
-func number(text []byte) int {
-	n, err := strconv.Atoi(string(text))
-	if err != nil {
-		return -1
+// sent is what each link has sent, and tried to, as /proc/net/dev tells. It is ""
+// for what can't be read.
+func sent(devices []byte) string {
+	var out strings.Builder
+	for line := range bytes.Lines(devices) {
+		name, counters, ok := bytes.Cut(line, []byte(":"))
+		if !ok {
+			continue // a heading
+		}
+		const received = 8 // counters before those of what was sent
+		fields := bytes.Fields(counters)
+		if len(fields) <= received {
+			return ""
+		}
+		fmt.Fprintf(&out, "%s %s\n", name, bytes.Join(fields[received:], []byte(" ")))
 	}
-	return n
+	return out.String()
+}
+
+// noSockets reads a sockstat.
+func noSockets(stat []byte) bool {
+	for line := range bytes.Lines(stat) {
+		fields := bytes.Fields(line)
+		if len(fields) == 3 && string(fields[0]) == "sockets:" && string(fields[1]) == "used" {
+			return string(fields[2]) == "0"
+		}
+	}
+	return false
 }
 
 // remove unmakes the namespace.
@@ -92,7 +114,9 @@ func (n *Namespace) remove() (err error) {
 }
 
 // close lets go of the namespace, which ends when nothing is in it.
-func (n *Namespace) close() error { return errors.Join(n.sockets.Close(), n.file.Close()) }
+func (n *Namespace) close() error {
+	return errors.Join(n.devices.Close(), n.sockets.Close(), n.file.Close())
+}
 
 // create makes a namespace on a thread that ends with it, so that no other
 // goroutine ever finds itself there. Then it calls inside on this thread.
@@ -124,6 +148,9 @@ func unshare() (_ *Namespace, err error) {
 	}
 	if n.sockets, err = os.Open("/proc/thread-self/net/sockstat"); err != nil {
 		return nil, errors.Join(err, n.file.Close())
+	}
+	if n.devices, err = os.Open("/proc/thread-self/net/dev"); err != nil {
+		return nil, errors.Join(err, n.sockets.Close(), n.file.Close())
 	}
 	return n, nil
 }

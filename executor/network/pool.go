@@ -158,6 +158,9 @@ func (p *pool) Take(ctx context.Context, asks bool) (*Namespace, error) {
 		p.most[0] = max(p.most[0], p.inUse)
 	})
 	n, err := p.take(ctx)
+	if err == nil {
+		n.use()
+	}
 	p.do(func() {
 		p.waiting--
 		if err != nil {
@@ -171,6 +174,7 @@ func (p *pool) Take(ctx context.Context, asks bool) (*Namespace, error) {
 
 // lend counts n, which p didn't make, as in use until it is given back.
 func (p *pool) lend(n *Namespace, asks bool) {
+	n.use()
 	p.do(func() { p.inUse++; p.lendLocked(n, asks) })
 }
 
@@ -263,21 +267,21 @@ func (p *pool) awaitAny(ctx context.Context, finished int, others bool) (hope bo
 
 // put takes back a namespace that was in use.
 func (p *pool) put(n *Namespace, again bool) {
-	empty := again && n.empty()
+	empty := n.empty() // first: what isn't may still send
+	again = again && n.untouched()
 	p.do(func() {
 		p.inUse--
 		if !n.asks {
 			p.held--
 		}
 		switch {
-		case !empty || p.totalLocked() >= p.wantedLocked():
-			again = again && !empty
-			if again {
-				p.settling++
-			}
-			p.old = append(p.old, used{n, again, time.Now()})
-		default:
+		case again && !empty:
+			p.settling++
+			p.old = append(p.old, used{n, true, time.Now()})
+		case again && p.totalLocked() < p.wantedLocked():
 			p.ready = append(p.ready, n)
+		default:
+			p.old = append(p.old, used{Namespace: n})
 		}
 		p.failed = false
 	})
@@ -361,13 +365,14 @@ func (p *pool) settle(ctx context.Context, all []used) (rest []*Namespace) {
 	return rest
 }
 
-// settled reports whether u is empty after a while, before ctx ends.
+// settled reports whether u is empty after a while, before ctx ends, and nothing
+// was sent meanwhile.
 func (u used) settled(ctx context.Context) bool {
 	timer := time.NewTimer(time.Until(u.since.Add(settle)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return u.empty()
+		return u.empty() && u.untouched()
 	case <-ctx.Done():
 		return false
 	}

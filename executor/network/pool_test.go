@@ -26,8 +26,9 @@ type fakes struct {
 }
 
 const (
-	emptyStat = "sockets: used 0\nTCP: inuse 0 orphan 0 tw 0\n"
-	usedStat  = "sockets: used 1\nTCP: inuse 0 orphan 0 tw 0\n"
+	emptyStat = "sockets: used 0\n"
+	usedStat  = "sockets: used 1\n"
+	sentStat  = "lo: 0 0 0 0 0 0 0 0 %d 0 0 0 0 0 0 0\n"
 )
 
 func (f *fakes) make(context.Context) (*Namespace, error) {
@@ -46,14 +47,27 @@ func (f *fakes) make(context.Context) (*Namespace, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := os.WriteFile(name+".dev", fmt.Appendf(nil, sentStat, 0), 0o600); err != nil {
+		return nil, err
+	}
+	dev, err := os.Open(name + ".dev")
+	if err != nil {
+		return nil, err
+	}
 	file, err := os.Open(f.dir)
-	return &Namespace{file: file, sockets: stat, path: name, disconnect: func() error { f.n.Add(-1); return nil }}, err
+	return &Namespace{file: file, sockets: stat, devices: dev, path: name, disconnect: func() error { f.n.Add(-1); return nil }}, err
 }
 
 // holding makes a namespace have a socket or none.
 func holding(t *testing.T, n *Namespace, stat string) {
 	t.Helper()
 	must(t, os.WriteFile(n.path, []byte(stat), 0o600))
+}
+
+// sending makes a namespace have sent something.
+func sending(t *testing.T, n *Namespace) {
+	t.Helper()
+	must(t, os.WriteFile(n.path+".dev", fmt.Appendf(nil, sentStat, 100), 0o600))
 }
 
 func inPool(t *testing.T, ahead int, f *fakes, fn func(p *pool)) {
@@ -119,6 +133,31 @@ func TestPoolWaitsForTheKernel(t *testing.T) {
 			t.Error("what is empty at last isn't used again")
 		}
 		n.Release()
+	})
+}
+
+// What has sent something is never used again, whenever that was.
+func TestPoolForgetsWhatHasSent(t *testing.T) {
+	f := &fakes{}
+	inPool(t, 0, f, func(p *pool) {
+		var all []*Namespace
+		for range 3 {
+			n, err := p.Take(context.Background(), false)
+			must(t, err)
+			all = append(all, n)
+		}
+		unused, before, after := all[0], all[1], all[2]
+		sending(t, before)
+		before.Release()
+		holding(t, after, usedStat)
+		after.Release()
+		sending(t, after)
+		holding(t, after, emptyStat)
+		unused.Release()
+		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 }))
+		if n := f.n.Load(); n != 1 {
+			t.Errorf("%d are left of one that has sent nothing and two that have", n)
+		}
 	})
 }
 
