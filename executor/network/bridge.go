@@ -33,6 +33,7 @@ type bridge struct {
 	subnets []subnet
 	slots   slots
 	host    *netlink.Handle
+	rtnl    *rtnl // the machine's
 	link    *netlink.Bridge
 	pool    *pool
 }
@@ -53,6 +54,10 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 	if b.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	if b.rtnl, err = openRtnl(); err != nil {
+		b.host.Close()
+		return nil, err
+	}
 	b.membership, err = join(dir, func(alone bool) error {
 		if !alone {
 			return b.share()
@@ -66,8 +71,7 @@ func openBridge(dir string, cfg Config, log *slog.Logger) (_ *bridge, err error)
 		return nil
 	})
 	if err != nil {
-		b.host.Close()
-		return nil, err
+		return nil, errors.Join(err, b.closeNetlink())
 	}
 	// What waits for use in a small subnet leaves room for other members.
 	b.pool = newPool(poolConfig{
@@ -197,9 +201,12 @@ func (b *bridge) Close() error {
 		}
 		return nil
 	})
-	err = errors.Join(err, b.pool.drop())
+	return errors.Join(err, b.pool.drop(), b.closeNetlink())
+}
+
+func (b *bridge) closeNetlink() error {
 	b.host.Close()
-	return err
+	return b.rtnl.close()
 }
 
 // removeBridge removes the links and rules that are of dir, as far as they are
@@ -246,14 +253,6 @@ func deleteGroup(group uint32) error {
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove the links of group %d: %w", group, err)
-	}
-	return nil
-}
-
-// deleteLink is content if it is gone already.
-func deleteLink(host *netlink.Handle, link netlink.Link) error {
-	if err := host.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("remove link %s: %w", link.Attrs().Name, err)
 	}
 	return nil
 }

@@ -7,11 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/netip"
 	"strconv"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,8 +31,8 @@ func (b *bridge) connect(context.Context) (*Namespace, error) {
 // port connects one namespace.
 type port struct {
 	*bridge
-	link *netlink.Veth // the machine's end; nil if it isn't there
-	slot int           // valid if there is a link
+	name string // of the machine's end; "" if it isn't there
+	slot int    // valid if there is a link
 }
 
 // linkName tells the port in a slot from all others on the machine.
@@ -41,55 +40,42 @@ func (b *bridge) linkName(slot int) string {
 	return "k" + b.owner.String() + "-" + strconv.FormatInt(int64(slot), 36)
 }
 
-// add adds the port. It runs in the namespace.
-func (p *port) add(n *Namespace) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("connect it to bridge %s: %w", p.bridge.name, err)
-		}
-	}()
-	if p.has4only() {
-		if err := sysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+// add adds the port. It runs in the namespace. First comes the inner end: the
+// port is in use as soon as both are up.
+func (p *port) add(n *Namespace) error {
+	err := p.quiet()
+	if err == nil {
+		err = p.addLink(n)
 	}
-	if err := p.addLink(n); err != nil {
-		return err
+	if err == nil {
+		err = p.setUpInside()
 	}
-	// First the inner end: the port is in use as soon as both are up.
-	if err := p.setUpInside(); err != nil {
-		return err
+	if err == nil {
+		err = p.setUpOutside()
 	}
-	if err := p.host.LinkSetUp(p.link); err != nil {
-		return fmt.Errorf("set link %s up: %w", p.link.Name, err)
-	}
-	return p.introduce()
-}
-
-// addLink adds both ends, and makes the outer one a port that learns nothing
-// and reaches no other.
-func (p *port) addLink(n *Namespace) error {
-	if err := p.addToSlot(n); err != nil {
-		return err
-	}
-	for _, step := range []struct {
-		name string
-		do   func() error
-	}{
-		{"add it to the bridge", func() error { return p.host.LinkSetMasterByIndex(p.link, p.bridge.link.Index) }},
-		{"isolate it", func() error { return p.host.LinkSetIsolated(p.link, true) }},
-		{"stop it from learning addresses", func() error { return p.host.LinkSetLearning(p.link, false) }},
-	} {
-		if err := step.do(); err != nil {
-			return fmt.Errorf("link %s: %s: %w", p.link.Name, step.name, err)
-		}
+	if err != nil {
+		return fmt.Errorf("connect it to bridge %s: %w", p.bridge.name, err)
 	}
 	return nil
 }
 
-// addToSlot adds both ends in the next slot that is free. Whether another member
-// has it is known by the name of its link.
-func (p *port) addToSlot(n *Namespace) error {
+// quiet has links in the namespace send nothing of their own accord, so that it
+// shows whether a process did.
+func (p *port) quiet() error {
+	key := "accept_ra" // as nobody asks for routers then
+	value := "0"
+	if p.has4only() {
+		key, value = "disable_ipv6", "1"
+	}
+	if err := sysctl("ipv6/conf/default/"+key, value); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// addLink adds both ends in the next slot that is free, the outer one as a port of
+// the bridge. Whether another member has a slot is known by the name of its link.
+func (p *port) addLink(n *Namespace) error {
 	var taken []int
 	full := errExhausted
 	defer func() {
@@ -102,72 +88,85 @@ func (p *port) addToSlot(n *Namespace) error {
 		if !ok {
 			return full
 		}
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.Group = p.linkName(slot), p.owner.group()
-		link := &netlink.Veth{LinkAttrs: attrs, PeerName: innerName, PeerHardwareAddr: hardwareAddr(slot), PeerNamespace: netlink.NsFd(n.FD())}
-		err := p.host.LinkAdd(link)
+		name := p.linkName(slot)
+		err := p.rtnl.do(p.newLink(name, slot, n))
 		if err == nil {
-			p.link, p.slot = link, slot
+			p.name, p.slot = name, slot
 			return nil
 		}
 		taken = append(taken, slot)
 		if !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("add link %s: %w", attrs.Name, err)
+			return err
 		}
 		full = errElsewhere
 	}
 }
 
+// newLink has one queue at each end, where the kernel makes one for each processor
+// of the machine: they take time and memory, and are of no use without an
+// interface's own queues behind them.
+func (p *port) newLink(name string, slot int, n *Namespace) change {
+	one := nl.Uint32Attr(1)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	peer.AddChild(linkNumber(0))
+	peer.AddChild(linkNamed(innerName))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, hardwareAddr(slot))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(n.FD())))
+	peer.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, one)
+	peer.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, one)
+	return newChange("add link "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL,
+		linkNumber(0), linkNamed(name), info,
+		nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(p.owner.group())),
+		nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(p.bridge.link.Index))),
+		nl.NewRtAttr(unix.IFLA_NUM_TX_QUEUES, one), nl.NewRtAttr(unix.IFLA_NUM_RX_QUEUES, one))
+}
+
 // setUpInside gives the inner end its addresses and routes.
-func (p *port) setUpInside() error {
-	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+func (p *port) setUpInside() (err error) {
+	inside, err := openRtnl()
 	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
+		return err
 	}
-	defer inside.Close()
-	eth, err := inside.LinkByName(innerName)
+	defer func() { err = errors.Join(err, inside.close()) }()
+	index, err := inside.index(innerName)
 	if err != nil {
-		return fmt.Errorf("find %s: %w", innerName, err)
+		return err
 	}
-	if err := inside.LinkSetUp(eth); err != nil {
-		return fmt.Errorf("set %s up: %w", innerName, err)
-	}
-	index := eth.Attrs().Index
+	changes := []change{linkUp(innerName, index)}
 	for _, s := range p.subnets {
-		addr := s.address(p.slot)
-		if err := inside.AddrAdd(eth, &netlink.Addr{IPNet: s.ipNet(addr), Flags: noDAD(s)}); err != nil {
-			return fmt.Errorf("give %s the address %s: %w", innerName, addr, err)
-		}
-		if err := inside.NeighSet(neighbor(index, s.gateway(), p.owner.hardwareAddr())); err != nil {
-			return fmt.Errorf("introduce the gateway %s: %w", s.gateway(), err)
-		}
-		if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Gw: s.gateway().AsSlice()}); err != nil {
-			return fmt.Errorf("add default route by %s: %w", s.gateway(), err)
-		}
+		changes = append(changes,
+			addressAdd(index, s.prefix(s.address(p.slot))),
+			neighborAdd(index, s.gateway(), p.owner.hardwareAddr()),
+			defaultRoute(index, s.gateway()))
 	}
-	return nil
+	return inside.do(changes...)
 }
 
-// introduce tells bridge and machine what is behind the port.
-func (p *port) introduce() error {
+// setUpOutside makes the outer end a port that learns nothing and reaches no
+// other, and tells bridge and machine what is behind it.
+func (p *port) setUpOutside() error {
+	index, err := p.rtnl.index(p.name)
+	if err != nil {
+		return err
+	}
+	ofBridge := linkNumber(index)
+	ofBridge.Family = unix.AF_BRIDGE
+	flags := nl.NewRtAttr(unix.IFLA_PROTINFO|unix.NLA_F_NESTED, nil)
+	flags.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, []byte{1})
+	flags.AddRtAttr(nl.IFLA_BRPORT_LEARNING, []byte{0})
 	mac := hardwareAddr(p.slot)
-	err := p.host.NeighSet(&netlink.Neigh{
-		LinkIndex: p.link.Index, Family: unix.AF_BRIDGE, Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP, HardwareAddr: mac,
-	})
-	if err != nil {
-		return fmt.Errorf("add %s to the table of the bridge: %w", mac, err)
+	changes := []change{
+		newChange("isolate "+p.name+", and stop it from learning addresses", unix.RTM_SETLINK, 0, ofBridge, flags),
+		newChange(fmt.Sprintf("add %s to the table of the bridge", mac), unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE,
+			&netlink.Ndmsg{Family: unix.AF_BRIDGE, Index: uint32(index), Flags: netlink.NTF_MASTER, State: netlink.NUD_NOARP},
+			nl.NewRtAttr(netlink.NDA_LLADDR, mac)),
 	}
 	for _, s := range p.subnets {
-		if err := p.host.NeighSet(neighbor(p.bridge.link.Index, s.address(p.slot), mac)); err != nil {
-			return fmt.Errorf("add neighbor %s: %w", s.address(p.slot), err)
-		}
+		changes = append(changes, neighborAdd(p.bridge.link.Index, s.address(p.slot), mac))
 	}
-	return nil
-}
-
-// neighbor is an entry that no packet changes.
-func neighbor(link int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: link, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
+	return p.rtnl.do(append(changes, linkUp(p.name, index))...)
 }
 
 // leave has the port deleted with its group.
@@ -175,8 +174,8 @@ func (p *port) leave() error {
 	if err := p.forget(); err != nil {
 		return err
 	}
-	if err := p.host.LinkSetGroup(p.link, int(p.owner.goingGroup())); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("link %s: mark it for removal: %w", p.link.Name, err)
+	if err := p.rtnl.do(linkGroup(p.name, p.owner.goingGroup())); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
 	}
 	return nil
 }
@@ -184,10 +183,14 @@ func (p *port) leave() error {
 // remove removes what there is of a port that wasn't made whole, and frees its
 // slot.
 func (p *port) remove() error {
-	if p.link == nil {
+	if p.name == "" {
 		return nil
 	}
-	if err := errors.Join(p.forget(), deleteLink(p.host, p.link)); err != nil {
+	err := p.rtnl.do(linkDelete(p.name))
+	if errors.Is(err, unix.ENODEV) {
+		err = nil
+	}
+	if err := errors.Join(p.forget(), err); err != nil {
 		return err
 	}
 	p.slots.put(p.slot)
@@ -197,9 +200,9 @@ func (p *port) remove() error {
 // forget has the machine forget what is behind the port.
 func (p *port) forget() error {
 	for _, s := range p.subnets {
-		err := p.host.NeighDel(neighbor(p.bridge.link.Index, s.address(p.slot), hardwareAddr(p.slot)))
+		err := p.rtnl.do(neighborDelete(p.bridge.link.Index, s.address(p.slot)))
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("remove neighbor %s: %w", s.address(p.slot), err)
+			return err
 		}
 	}
 	return nil

@@ -80,6 +80,9 @@ func (s subnet) address(slot int) netip.Addr {
 	return a
 }
 
+// prefix is an address with the length of the subnet's.
+func (s subnet) prefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, s.Bits()) }
+
 // ipNet is an address with the subnet's mask.
 func (s subnet) ipNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(s.Bits(), a.BitLen())}
