@@ -108,6 +108,9 @@ func (s *step) resumeOrRun(ctx context.Context) (ran bool, err error) {
 	if resumed, err := s.resume(ctx); resumed || err != nil {
 		return resumed, err
 	}
+	if s.identity != "" {
+		s.loader.cfg.Supervisor.Expect() // the mounts may have to be fetched first
+	}
 	if err := s.prepare(ctx); err != nil {
 		return false, err
 	}

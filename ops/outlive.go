@@ -19,6 +19,8 @@ import (
 
 // Supervisor runs processes that outlive the daemon.
 type Supervisor interface {
+	// Expect says that Run will be called soon, and doesn't wait.
+	Expect()
 	// Run is executor.Run of a process whose output is stored; printed is called
 	// when it has grown. The note is for the next daemon, should this one not
 	// call done, which it does when what the process made is safe. The error is

@@ -26,9 +26,12 @@ func (n namedAsker) Identity() string { return n.name }
 
 // fakeSupervisor runs Go functions where a supervisor would run a process.
 type fakeSupervisor struct {
-	run  func(ctx context.Context, p executor.Process, note []byte) error
-	done int
+	run      func(ctx context.Context, p executor.Process, note []byte) error
+	expected int
+	done     int
 }
+
+func (f *fakeSupervisor) Expect() { f.expected++ }
 
 func (f *fakeSupervisor) Run(ctx context.Context, p executor.Process, note []byte, _ func(steplog.Extent)) (executor.Usage, func(), error) {
 	return executor.Usage{}, func() { f.done++ }, f.run(ctx, p, note)
@@ -93,7 +96,13 @@ func TestNoteOfStep(t *testing.T) {
 	b := newExecBench(t, nil)
 	base := b.ref(nil, fileSet{"f": "1"})
 	var n stepNote
-	sup := &fakeSupervisor{run: func(_ context.Context, _ executor.Process, note []byte) error { return json.Unmarshal(note, &n) }}
+	sup := &fakeSupervisor{}
+	sup.run = func(_ context.Context, _ executor.Process, note []byte) error {
+		if sup.expected != 1 {
+			t.Errorf("a step was expected %d times when it began", sup.expected)
+		}
+		return json.Unmarshal(note, &n)
+	}
 	b.cfg.Supervisor = sup
 	op := b.op(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"x"}}, Mounts: []*pb.Mount{
 		{Input: 0, Dest: "/", Output: 0},

@@ -25,9 +25,20 @@ func supervisorsIn(root string) string { return filepath.Join(root, "supervisors
 // Supervisors are the processes of earlier daemons' supervisors that live.
 func Supervisors(root string) []int { return supervisor.Pids(supervisorsIn(root)) }
 
-// supervise starts the supervisor, if there is to be one.
+// ownExecutor is the daemon's. Where there is a supervisor, few steps run in it:
+// those with secrets or SSH agents, frontends, and containers of clients.
+func (w *Worker) ownExecutor() executor.Config {
+	cfg := w.executorConfig()
+	cfg.Network.Few = w.supervised()
+	return cfg
+}
+
+// supervised reports whether steps may outlive the daemon.
+func (w *Worker) supervised() bool { return len(w.cfg.Supervisor) > 0 && w.cfg.Unclaimed != 0 }
+
+// supervise has the supervisor started when it is needed, if there is to be one.
 func (w *Worker) supervise(undo *cleanup.Stack) {
-	if len(w.cfg.Supervisor) == 0 || w.cfg.Unclaimed == 0 {
+	if !w.supervised() {
 		return
 	}
 	w.supervisor = supervisor.New(supervisor.Config{

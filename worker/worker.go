@@ -151,7 +151,7 @@ func (w *Worker) Load(ctx context.Context) (err error) {
 	}
 	// Before the cache, which deletes what steps of a daemon that was killed have
 	// left: with another runtime they go on until the executor ends them.
-	exec, err := executor.New(w.executorConfig())
+	exec, err := executor.New(w.ownExecutor())
 	if err != nil {
 		return fmt.Errorf("set up the executor: %w", err)
 	}

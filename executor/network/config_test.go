@@ -100,3 +100,21 @@ func TestKernelWithoutRules(t *testing.T) {
 		t.Errorf("another error became %v", got)
 	}
 }
+
+func TestHowManyAreMadeAhead(t *testing.T) {
+	size := func(n int) *int { return &n }
+	for name, c := range map[string]struct {
+		cfg         Config
+		least, most int
+	}{
+		"bridge":               {Config{Mode: Bridge}, 8, 32},
+		"plugins":              {Config{Mode: CNI}, 4, 16},
+		"as many as is wanted": {Config{Mode: CNI, PoolSize: size(100)}, 100, 100},
+		"for few":              {Config{Mode: Bridge, Few: true}, 1, 1},
+		"none, for few":        {Config{Mode: Bridge, Few: true, PoolSize: size(0)}, 0, 0},
+	} {
+		if n := c.cfg.ahead(); n < c.least || n > c.most {
+			t.Errorf("%s: %d, not %d to %d", name, n, c.least, c.most)
+		}
+	}
+}

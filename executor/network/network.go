@@ -42,6 +42,7 @@ type Config struct {
 	CNIConfig   string // file, a list of plugins if it ends in .conflist
 	CNIBinaries string // directory
 	PoolSize    *int   // namespaces made ahead; nil: as many as seems useful
+	Few         bool   // hardly any processes will run: at most one is made ahead
 	// Dir is where executors keep what they know of their networks. Those with
 	// the same one share a bridge. "" is one of the executor's own.
 	Dir          string
@@ -103,7 +104,7 @@ func Open(dir string, cfg Config, log *slog.Logger) (_ *Networks, err error) {
 	n := &Networks{}
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Run()) }()
-	n.None = openNone(log)
+	n.None = openNone(cfg, log)
 	undo.Add(n.None.Close)
 	switch cfg.Mode {
 	case Host:
@@ -191,13 +192,22 @@ func (cfg Config) Resolve(log *slog.Logger) (Config, error) {
 	return cfg, nil
 }
 
-// ahead is how many namespaces of a connected network are made ahead.
+// ahead is how many namespaces of the default network are made ahead: as many as
+// there are likely to be steps that begin at the same moment, before it is known
+// how many there are. Plugins are other people's programs, and take much longer
+// than the kernel.
 func (cfg Config) ahead() int {
-	if cfg.PoolSize != nil {
-		return *cfg.PoolSize
+	n := min(max(4*runtime.NumCPU(), 8), 32)
+	if cfg.Mode == CNI {
+		n /= 2
 	}
-	// Steps that start at the same moment are about as many as can run then.
-	return min(max(2*runtime.NumCPU(), 4), 16)
+	if cfg.PoolSize != nil {
+		n = *cfg.PoolSize
+	}
+	if cfg.Few {
+		n = min(n, 1)
+	}
+	return n
 }
 
 // makers is how many namespaces are made at once for steps that wait. With more of

@@ -7,17 +7,21 @@ import (
 	"log/slog"
 )
 
-// noneAhead is how many namespaces with loopback only are made ahead: few
-// steps ask for them, and they are quickly made.
+// noneAhead is how many namespaces with loopback only are made ahead where steps
+// have to ask for them, which few do. They are quickly made.
 const noneAhead = 3
 
 // none provides loopback.
 type none struct{ pool *pool }
 
-func openNone(log *slog.Logger) none {
+func openNone(cfg Config, log *slog.Logger) none {
+	ahead := cfg.ahead()
+	if cfg.Mode != None {
+		ahead = min(ahead, noneAhead)
+	}
 	return none{newPool(poolConfig{
 		make:  func(context.Context) (*Namespace, error) { return create(func(*Namespace) error { return nil }) },
-		ahead: noneAhead, keep: remembered, makers: makers(), log: log,
+		ahead: ahead, keep: remembered, makers: makers(), log: log,
 	})}
 }
 

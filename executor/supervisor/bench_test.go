@@ -85,3 +85,13 @@ func BenchmarkStep(b *testing.B) {
 		})
 	})
 }
+
+// BenchmarkLaunch starts a supervisor, as a daemon does for its first step.
+func BenchmarkLaunch(b *testing.B) {
+	for b.Loop() {
+		c := newClient(b, testConfig(b))
+		if _, err := c.use(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

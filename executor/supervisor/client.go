@@ -136,6 +136,24 @@ func lastLines(dir string) string {
 	return strings.TrimSpace(string(data[max(0, len(data)-most):]))
 }
 
+// Expect starts the supervisor if there is none, and doesn't wait for it: a step
+// is to run soon. What goes wrong, the step meets.
+func (c *Client) Expect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.currentLocked()
+	}
+}
+
+// currentLocked returns the supervisor, which may still be starting.
+func (c *Client) currentLocked() *process {
+	if c.proc == nil || c.proc.ended() {
+		c.proc = c.launch()
+	}
+	return c.proc
+}
+
 // use returns a supervisor that runs.
 func (c *Client) use(ctx context.Context) (*process, error) {
 	c.mu.Lock()
@@ -143,10 +161,7 @@ func (c *Client) use(ctx context.Context) (*process, error) {
 		c.mu.Unlock()
 		return nil, errors.New("internal error: a step for a supervisor that was closed")
 	}
-	if c.proc == nil || c.proc.ended() {
-		c.proc = c.launch()
-	}
-	p := c.proc
+	p := c.currentLocked()
 	c.mu.Unlock()
 	select {
 	case <-p.ready:

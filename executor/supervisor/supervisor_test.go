@@ -59,6 +59,27 @@ func newClient(t testing.TB, cfg Config) *Client {
 	return c
 }
 
+// A supervisor is there before the step that is expected.
+func TestExpect(t *testing.T) {
+	c := newClient(t, testConfig(t))
+	c.Expect()
+	c.Expect()
+	early := c.proc
+	if early == nil {
+		t.Fatal("no supervisor was started")
+	}
+	if p, err := c.use(t.Context()); err != nil || p != early {
+		t.Errorf("a step doesn't run where it was expected: %v", err)
+	}
+	closed := New(testConfig(t))
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if closed.Expect(); closed.proc != nil {
+		t.Error("a supervisor was started for nobody")
+	}
+}
+
 // newProcess is a Process that runs a shell script in a directory with busybox.
 func newProcess(t testing.TB, id, script string) (p executor.Process, root string) {
 	t.Helper()
