@@ -3,6 +3,9 @@
 package network
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -60,30 +63,62 @@ func BenchmarkTake(b *testing.B) {
 
 // BenchmarkTakeAtOnce has as many steps as a wide build begins together take a
 // namespace each, and then give it back: as the first ones of a daemon, which has
-// few made ahead, and again.
+// few made ahead, and again. What each does in its namespace decides what the next
+// ones find, who come at once.
 func BenchmarkTakeAtOnce(b *testing.B) {
 	for _, mode := range []Mode{None, Bridge} {
-		b.Run(string(mode)+"/first", func(b *testing.B) {
-			var w waits
-			for b.Loop() {
-				n, err := Open(b.TempDir(), Config{Mode: mode}, discard)
-				must(b, err)
-				idle(b, poolOf(n))
-				w.takeAtOnce(b, n)
-				must(b, n.Close())
+		for _, steps := range []int{8, 50} {
+			b.Run(fmt.Sprintf("%s/%d/first", mode, steps), func(b *testing.B) {
+				var w waits
+				for b.Loop() {
+					n, err := Open(b.TempDir(), Config{Mode: mode}, discard)
+					must(b, err)
+					idle(b, poolOf(n))
+					w.takeAtOnce(b, n, steps, nil)
+					must(b, n.Close())
+				}
+				w.report(b)
+			})
+			for name, do := range map[string]func(*Namespace){
+				"again":        nil,
+				"after-lookup": func(n *Namespace) { in(b, n, func() { closeSocket(b, unix.AF_NETLINK) }) },
+				"after-packet": func(n *Namespace) { in(b, n, func() { sendPacket(b) }) },
+			} {
+				b.Run(fmt.Sprintf("%s/%d/%s", mode, steps, name), func(b *testing.B) {
+					n := open(b, b.TempDir(), Config{Mode: mode})
+					new(waits).takeAtOnce(b, n, steps, nil)
+					var w waits
+					for b.Loop() {
+						idle(b, poolOf(n))
+						new(waits).takeAtOnce(b, n, steps, do)
+						w.takeAtOnce(b, n, steps, nil)
+					}
+					w.report(b)
+				})
 			}
-			w.report(b)
-		})
-		b.Run(string(mode)+"/again", func(b *testing.B) {
-			n := open(b, b.TempDir(), Config{Mode: mode})
-			new(waits).takeAtOnce(b, n)
-			idle(b, poolOf(n))
-			var w waits
-			for b.Loop() {
-				w.takeAtOnce(b, n)
-			}
-			w.report(b)
-		})
+		}
+	}
+}
+
+// closeSocket opens and closes a socket, as whoever looks up a name does.
+func closeSocket(b *testing.B, family int) {
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	if err != nil {
+		b.Error(err)
+	}
+}
+
+func sendPacket(b *testing.B) {
+	c, err := net.Dial("udp", "127.0.0.1:9")
+	if err == nil {
+		_, err = c.Write([]byte("x"))
+		err = errors.Join(err, c.Close())
+	}
+	if err != nil {
+		b.Error(err)
 	}
 }
 
@@ -97,8 +132,8 @@ func poolOf(n *Networks) *pool {
 // waits are in milliseconds.
 type waits struct{ all, longest []float64 }
 
-func (w *waits) takeAtOnce(b *testing.B, n *Networks) {
-	const steps = 50
+// takeAtOnce has steps take a namespace each, do something in it, and give it back.
+func (w *waits) takeAtOnce(b *testing.B, n *Networks, steps int, do func(*Namespace)) {
 	each := make([]float64, steps)
 	var taking sync.WaitGroup
 	taken := make([]*Namespace, steps)
@@ -114,6 +149,11 @@ func (w *waits) takeAtOnce(b *testing.B, n *Networks) {
 		})
 	}
 	taking.Wait()
+	for _, ns := range taken {
+		if ns != nil && do != nil {
+			do(ns)
+		}
+	}
 	for _, ns := range taken {
 		if ns != nil {
 			ns.Release()

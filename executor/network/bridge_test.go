@@ -234,7 +234,7 @@ func TestRulesOfAnotherRun(t *testing.T) {
 func idle(t testing.TB, p *pool) {
 	t.Helper()
 	must(t, p.await(t.Context(), func() bool {
-		return p.busy == 0 && len(p.old) == 0 && (p.ahead == 0 || p.totalLocked() >= p.wantedLocked() || p.failed)
+		return p.busy == 0 && len(p.old) == 0 && p.settling == 0 && (p.ahead == 0 || p.totalLocked() >= p.wantedLocked() || p.failed)
 	}))
 }
 

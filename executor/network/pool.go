@@ -15,9 +15,11 @@ const (
 	// makeTimeout bounds how long the making of a namespace may take in the
 	// background: plugins are other people's programs.
 	makeTimeout = time.Minute
-	// settle is how long the kernel may take to free the last sockets of a
-	// namespace; some kinds wait for all processors to notice.
-	settle = 50 * time.Millisecond
+	// settleLast is how long the kernel may take to free the last sockets of a
+	// namespace; some kinds wait for all processors to notice. It is looked whether
+	// it has after settleFirst, and then after twice as long each time.
+	settleFirst = 2 * time.Millisecond
+	settleLast  = 64 * time.Millisecond
 	// remembered bounds how many namespaces wait for as many steps as there once
 	// were at the same time. One takes 210 kB of the kernel's memory, 320 on the
 	// bridge: all of them 40 MB.
@@ -51,22 +53,23 @@ type pool struct {
 	workers sync.WaitGroup
 	told    sync.Once // somebody had to wait for others
 
-	mu       sync.Mutex // guards the fields below; never held across I/O
-	ready    []*Namespace
-	old      []used // in the order in which they came
-	inUse    int    // taken, or about to be
-	held     int    // of them, those that are given back without further ones being taken
-	most     [2]int // in use at once: of late, and in the time before
-	waiting  int    // callers of Take
-	full     int    // of them, those for whom nothing is left to make one of
-	making   int    // of them, those that make one
-	filling  int    // made by fill now
-	settling int    // in use before, and maybe again
-	busy     int    // workers that make or remove one now
-	finished int    // how often one of them has done so
-	failed   bool   // making ahead failed, and nobody has asked since
-	closed   bool
-	changed  chan struct{} // closed and replaced when one of these changes
+	mu        sync.Mutex // guards the fields below; never held across I/O
+	ready     []*Namespace
+	unsettled []used       // in the order in which they came
+	old       []*Namespace // to be removed
+	inUse     int          // taken, or about to be
+	held      int          // of them, those that are given back without further ones being taken
+	most      [2]int       // in use at once: of late, and in the time before
+	waiting   int          // callers of Take
+	full      int          // of them, those for whom nothing is left to make one of
+	making    int          // of them, those that make one
+	filling   int          // made by fill now
+	settling  int          // unsettled, or just looked at
+	busy      int          // workers that make or remove one now
+	finished  int          // how often one of them has done so
+	failed    bool         // making ahead failed, and nobody has asked since
+	closed    bool
+	changed   chan struct{} // closed and replaced when one of these changes
 }
 
 type poolConfig struct {
@@ -79,11 +82,9 @@ type poolConfig struct {
 	log    *slog.Logger
 }
 
-// used is a namespace that isn't ready: it is to be removed, unless it is empty
-// at last and may be used again.
+// used is a namespace that may be used again if it is empty at last.
 type used struct {
 	*Namespace
-	again bool
 	since time.Time
 }
 
@@ -98,7 +99,8 @@ func newPool(cfg poolConfig) *pool {
 		p.ready = []*Namespace{p.first}
 	}
 	p.workers.Go(func() { p.fill(ctx) })
-	p.workers.Go(func() { p.clean(ctx) })
+	p.workers.Go(p.clean)
+	p.workers.Go(func() { p.settle(ctx) })
 	p.workers.Go(func() { p.forget(ctx) })
 	return p
 }
@@ -257,7 +259,7 @@ func (p *pool) awaitAny(ctx context.Context, finished int, others bool) (hope bo
 	}
 	err = p.await(ctx, func() bool {
 		// What is missing may be in the hands of a worker.
-		hope = p.held > 0 || p.busy > 0 || len(p.old) > 0
+		hope = p.held > 0 || p.busy > 0 || len(p.old) > 0 || p.settling > 0
 		changed := len(p.ready) > 0 || p.finished != finished
 		hope = hope || changed
 		return changed || !hope && !others
@@ -277,21 +279,27 @@ func (p *pool) put(n *Namespace, again bool) {
 		switch {
 		case again && !empty:
 			p.settling++
-			p.old = append(p.old, used{n, true, time.Now()})
+			p.unsettled = append(p.unsettled, used{n, time.Now()})
 		case again && p.totalLocked() < p.wantedLocked():
 			p.ready = append(p.ready, n)
 		default:
-			p.old = append(p.old, used{Namespace: n})
+			p.old = append(p.old, n)
 		}
 		p.failed = false
 	})
+}
+
+// fillsLocked reports whether there are fewer than there are to be, and fill makes
+// them, or will.
+func (p *pool) fillsLocked() bool {
+	return p.ahead > 0 && !p.failed && p.totalLocked()-p.filling < p.wantedLocked()
 }
 
 // fill makes namespaces ahead, when nobody waits for one.
 func (p *pool) fill(ctx context.Context) {
 	for {
 		if p.await(ctx, func() bool {
-			return p.ahead > 0 && p.waiting == 0 && !p.failed && p.totalLocked() < p.wantedLocked()
+			return p.waiting == 0 && p.fillsLocked()
 		}) != nil {
 			return
 		}
@@ -307,7 +315,7 @@ func (p *pool) fill(ctx context.Context) {
 			if p.totalLocked() < p.wantedLocked() || p.full > 0 {
 				p.ready = append(p.ready, n)
 			} else {
-				p.old = append(p.old, used{Namespace: n})
+				p.old = append(p.old, n)
 			}
 		})
 		if err != nil && ctx.Err() == nil && !errors.Is(err, errExhausted) {
@@ -324,58 +332,71 @@ func (p *pool) makeAhead(ctx context.Context) (*Namespace, error) {
 }
 
 // clean removes namespaces that aren't used any more, until p is closed: as many
-// together as there are, which takes the kernel hardly longer than one.
-func (p *pool) clean(ctx context.Context) {
+// together as there are, which takes the kernel hardly longer than one. Those that
+// are to be made come first, since both take the same lock of the kernel.
+func (p *pool) clean() {
 	for {
-		var all []used
+		var all []*Namespace
 		_ = p.await(context.Background(), func() bool { //nolint:errcheck // it doesn't end
-			if len(p.old) > 0 && (p.waiting == 0 || p.full > 0 || len(p.old) >= backlog || p.closed) {
+			making := p.waiting > 0 || p.fillsLocked()
+			if len(p.old) > 0 && (!making || p.full > 0 || len(p.old) >= backlog || p.closed) {
 				all, p.old = p.old, nil
 				p.busy++
 			}
-			return all != nil || p.closed
+			return all != nil || p.closed && p.settling == 0
 		})
 		if all == nil {
 			return
 		}
-		if err := p.remove(p.settle(ctx, all)); err != nil {
+		if err := p.remove(all); err != nil {
 			p.log.Warn("remove network namespaces", "error", err)
 		}
 		p.do(func() { p.busy--; p.finished++ })
 	}
 }
 
-// settle makes those ready that are empty after a while, if they may be used again
-// and are needed, and returns the others.
-func (p *pool) settle(ctx context.Context, all []used) (rest []*Namespace) {
-	for _, u := range all {
-		again := u.again && u.settled(ctx)
-		p.do(func() {
-			if u.again {
-				p.settling--
-			}
-			if again = again && p.totalLocked() < p.wantedLocked(); again {
-				p.ready = append(p.ready, u.Namespace)
-			}
+// settle makes those ready that are empty after a while, if they are needed, and
+// has the others removed, until p is closed.
+func (p *pool) settle(ctx context.Context) {
+	for {
+		var all []used
+		_ = p.await(context.Background(), func() bool { //nolint:errcheck // it doesn't end
+			all, p.unsettled = p.unsettled, nil
+			return len(all) > 0 || p.closed
 		})
-		if !again {
-			rest = append(rest, u.Namespace)
+		if len(all) == 0 {
+			return
+		}
+		for _, u := range all {
+			again := u.settled(ctx)
+			p.do(func() {
+				p.settling--
+				if again && p.totalLocked() < p.wantedLocked() {
+					p.ready = append(p.ready, u.Namespace)
+				} else {
+					p.old = append(p.old, u.Namespace)
+				}
+			})
 		}
 	}
-	return rest
 }
 
 // settled reports whether u is empty after a while, before ctx ends, and nothing
 // was sent meanwhile.
 func (u used) settled(ctx context.Context) bool {
-	timer := time.NewTimer(time.Until(u.since.Add(settle)))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return u.empty() && u.untouched()
-	case <-ctx.Done():
-		return false
+	for wait := settleFirst; wait <= settleLast; wait *= 2 {
+		timer := time.NewTimer(time.Until(u.since.Add(wait)))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+		if u.empty() {
+			return u.untouched()
+		}
 	}
+	return false
 }
 
 // forget has those removed that were needed once, and not for a while. Nothing
@@ -392,7 +413,7 @@ func (p *pool) forget(ctx context.Context) {
 		p.do(func() {
 			p.most = [2]int{p.inUse, p.most[0]}
 			for len(p.ready) > 0 && p.totalLocked() > p.wantedLocked() {
-				p.old = append(p.old, used{Namespace: p.ready[0]}) // the one used least lately
+				p.old = append(p.old, p.ready[0]) // the one used least lately
 				p.ready = p.ready[1:]
 			}
 		})

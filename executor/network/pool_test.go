@@ -123,7 +123,7 @@ func TestPoolWaitsForTheKernel(t *testing.T) {
 		late.Release()
 		never.Release()
 		holding(t, late, emptyStat)
-		must(t, p.await(context.Background(), func() bool { return p.finished > 0 && p.busy == 0 && len(p.old) == 0 }))
+		must(t, p.await(context.Background(), func() bool { return p.finished > 0 && p.busy == 0 && len(p.old) == 0 && p.settling == 0 }))
 		if n := f.n.Load(); n != 1 {
 			t.Errorf("%d are left of one that is empty and one that isn't", n)
 		}
@@ -133,6 +133,31 @@ func TestPoolWaitsForTheKernel(t *testing.T) {
 			t.Error("what is empty at last isn't used again")
 		}
 		n.Release()
+	})
+}
+
+// Those that are to be removed don't hold up those that are to be made.
+func TestPoolMakesBeforeItRemoves(t *testing.T) {
+	f := &fakes{}
+	inPool(t, 1, f, func(p *pool) {
+		n, err := p.Take(context.Background(), false)
+		must(t, err)
+		synctest.Wait()
+		proceed := make(chan struct{})
+		p.make = func(ctx context.Context) (*Namespace, error) {
+			<-proceed
+			return f.make(ctx)
+		}
+		n.Discard()
+		synctest.Wait()
+		if n := f.n.Load(); n != 2 {
+			t.Errorf("%d are there of one that is ready and one that goes", n)
+		}
+		close(proceed)
+		synctest.Wait()
+		if n, made := f.n.Load(), f.made.Load(); n != 2 || made != 3 {
+			t.Errorf("%d are there of %d, one of which has gone", n, made)
+		}
 	})
 }
 
@@ -154,7 +179,7 @@ func TestPoolForgetsWhatHasSent(t *testing.T) {
 		sending(t, after)
 		holding(t, after, emptyStat)
 		unused.Release()
-		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 }))
+		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 && p.settling == 0 }))
 		if n := f.n.Load(); n != 1 {
 			t.Errorf("%d are left of one that has sent nothing and two that have", n)
 		}
@@ -173,7 +198,7 @@ func TestPoolKeepsNoMoreThanItMay(t *testing.T) {
 		for _, n := range all {
 			n.Release()
 		}
-		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 }))
+		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 && p.settling == 0 }))
 		if n := f.n.Load(); n != 2+remembered {
 			t.Errorf("%d are kept", n)
 		}
@@ -228,7 +253,7 @@ func TestPoolAtItsLimit(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 }))
+		must(t, p.await(context.Background(), func() bool { return p.busy == 0 && len(p.old) == 0 && p.settling == 0 }))
 		var all []*Namespace
 		for range limit {
 			n, err := p.Take(context.Background(), false)

@@ -171,13 +171,7 @@ func (p *port) setUpOutside() error {
 
 // leave has the port deleted with its group.
 func (p *port) leave() error {
-	if err := p.forget(); err != nil {
-		return err
-	}
-	if err := p.rtnl.do(linkGroup(p.name, p.owner.goingGroup())); err != nil && !errors.Is(err, unix.ENODEV) {
-		return err
-	}
-	return nil
+	return p.rtnl.do(append(p.forget(), linkGroup(p.name, p.owner.goingGroup()).ifThere())...)
 }
 
 // remove removes what there is of a port that wasn't made whole, and frees its
@@ -186,11 +180,7 @@ func (p *port) remove() error {
 	if p.name == "" {
 		return nil
 	}
-	err := p.rtnl.do(linkDelete(p.name))
-	if errors.Is(err, unix.ENODEV) {
-		err = nil
-	}
-	if err := errors.Join(p.forget(), err); err != nil {
+	if err := p.rtnl.do(append(p.forget(), linkDelete(p.name).ifThere())...); err != nil {
 		return err
 	}
 	p.slots.put(p.slot)
@@ -198,12 +188,9 @@ func (p *port) remove() error {
 }
 
 // forget has the machine forget what is behind the port.
-func (p *port) forget() error {
+func (p *port) forget() (changes []change) {
 	for _, s := range p.subnets {
-		err := p.rtnl.do(neighborDelete(p.bridge.link.Index, s.address(p.slot)))
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return err
-		}
+		changes = append(changes, neighborDelete(p.bridge.link.Index, s.address(p.slot)).ifThere())
 	}
-	return nil
+	return changes
 }

@@ -38,6 +38,7 @@ func (r *rtnl) close() error { return unix.Close(r.fd) }
 type change struct {
 	*nl.NetlinkRequest
 	what string // it does, for people
+	gone bool   // it is content if what it is about isn't there
 }
 
 // do makes changes in their order. One that fails doesn't keep those after it from
@@ -69,9 +70,10 @@ func (r *rtnl) do(changes ...change) error {
 			if a.Header.Type != unix.NLMSG_ERROR || len(a.Data) < 4 {
 				continue
 			}
+			errno := unix.Errno(-int32(nl.NativeEndian().Uint32(a.Data)))
 			for _, c := range changes {
-				if errno := -int32(nl.NativeEndian().Uint32(a.Data)); errno != 0 && c.Seq == a.Header.Seq {
-					errs = append(errs, fmt.Errorf("%s: %w", c.what, unix.Errno(errno)))
+				if c.Seq == a.Header.Seq && errno != 0 && !(c.gone && (errno == unix.ENOENT || errno == unix.ENODEV)) {
+					errs = append(errs, fmt.Errorf("%s: %w", c.what, errno))
 				}
 			}
 			if a.Header.Seq == last.Seq {
@@ -93,8 +95,14 @@ func (r *rtnl) index(name string) (int, error) {
 	return int(ifr.Uint32()), nil
 }
 
+// ifThere makes c content if what it is about isn't there.
+func (c change) ifThere() change {
+	c.gone = true
+	return c
+}
+
 func newChange(what string, kind, flags int, data ...nl.NetlinkRequestData) change {
-	c := change{nl.NewNetlinkRequest(kind, flags), what}
+	c := change{NetlinkRequest: nl.NewNetlinkRequest(kind, flags), what: what}
 	for _, d := range data {
 		c.AddData(d)
 	}
