@@ -138,7 +138,7 @@ func (d *daemon) start() {
 		if err == nil {
 			return c.Close()
 		}
-		if state, _ := status(d.cmd.Process.Pid); state == 'Z' {
+		if isOver(d.cmd.Process.Pid) {
 			ended = fmt.Errorf("it has ended: %w", err)
 			return nil
 		}

@@ -150,6 +150,15 @@ func status(pid int) (state byte, parent int) {
 	return state, parent
 }
 
+// isOver reports whether the child pid has ended and only waits to be waited for. Its
+// state doesn't tell: while a process of several threads executes a program, it may
+// look like one that has.
+func isOver(pid int) bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err == nil && info.Signo != 0
+}
+
 // descends reports whether pid is below ancestor.
 func descends(all map[int]process, pid, ancestor int) bool {
 	for range all { // bounds the walk, should the table be torn
