@@ -590,7 +590,7 @@ func TestLost(t *testing.T) {
 				t.Errorf("the log doesn't name the blob:\n%s", d.log)
 			}
 			if again := d.build(result, "v", trouble{}); len(again.ran) > 0 {
-				t.Errorf("the same build again executed %v", again.ran)
+				t.Errorf("the same build again executed %v\nlog:\n%s", again.ran, d.log)
 			}
 		})
 	}
