@@ -50,8 +50,8 @@ type Store struct {
 
 	// mu orders changes; a lookup doesn't take it. It guards the fields below.
 	mu sync.Mutex
-	// removing counts what batches that Forget has filled, and that aren't known
-	// to be written, remove; again is what of it was saved meanwhile.
+	// removing counts what batches that Forget has filled, and that aren't written
+	// yet, remove; again is what of it was saved meanwhile.
 	removing map[entry]int
 	again    map[entry][]byte
 }
@@ -235,7 +235,7 @@ func (s *Store) Forget(b *store.Batch, ids []string) (keys map[string][]string) 
 		})
 	})
 	if gone != nil {
-		b.OnDurable(func() { s.removed(gone) })
+		b.Finish(&s.mu, func() { s.finishLocked(b, gone) })
 	}
 	return keys
 }
@@ -263,27 +263,16 @@ func (s *Store) eachDeadLink(in scanner, bare []solver.Key, fn func(key, back st
 		})
 }
 
-// removed is called when a batch of Forget has been written. What was saved
-// before that is saved again.
-func (s *Store) removed(gone []entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var b store.Batch
-	restore := false
+// finishLocked is called when a batch of Forget is written: what of gone was saved
+// meanwhile stays.
+func (s *Store) finishLocked(b *store.Batch, gone []entry) {
 	for _, e := range gone {
-		if s.removing[e]--; s.removing[e] > 0 {
-			continue // by another batch
-		}
-		delete(s.removing, e)
 		if value, ok := s.again[e]; ok {
-			delete(s.again, e)
-			if _, ok := s.get(e); !ok {
-				restore = true
-				add(&b, e, value)
-			}
+			add(b, e, value)
 		}
-	}
-	if restore {
-		s.db.Write(&b)
+		if s.removing[e]--; s.removing[e] == 0 { // or by another batch
+			delete(s.removing, e)
+			delete(s.again, e)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	"go.etcd.io/bbolt"
 )
@@ -14,7 +15,9 @@ import (
 type Batch struct {
 	changes   []change
 	onDurable []func()
-	files     bool // it may point to files
+	last      func()      // see Finish
+	under     sync.Locker // nil if last is
+	files     bool        // it may point to files
 	proven    bool
 	bad       error // the first change that bbolt could never store
 }
@@ -53,6 +56,10 @@ func (b *Batch) Delete(bucket, key string) { b.change(bucket, key, entry{deleted
 // batch is on disk. It is where files without records are removed. fn may call
 // Write, but not Sync, which would wait for itself.
 func (b *Batch) OnDurable(fn func()) { b.onDurable = append(b.onDurable, fn) }
+
+// Finish has Write call last, which may change the batch once more, and make it
+// visible, both under l: nothing that holds l comes between. It is for one caller.
+func (b *Batch) Finish(l sync.Locker, last func()) { b.under, b.last = l, last }
 
 // Proven says that the database agrees with the files again; see DB.Unproven.
 func (b *Batch) Proven() { b.proven = true }

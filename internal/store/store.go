@@ -150,6 +150,11 @@ type Mark uint64
 // A batch that bbolt could never store (an empty key, one beyond 32 KB) is
 // dropped as a whole with a warning: kept, it would make every later commit fail.
 func (d *DB) Write(b *Batch) {
+	if b.last != nil {
+		b.under.Lock()
+		defer b.under.Unlock()
+		b.last()
+	}
 	if b.bad != nil {
 		d.warn("a record can't be stored and is dropped", "error", b.bad)
 		return
