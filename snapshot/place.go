@@ -224,7 +224,8 @@ func (w *wayDown) copyDir(own int, name string, lower int) (int, error) {
 	if err := copyMeta(lower, fd); err != nil {
 		return -1, err
 	}
-	if err := unix.Fsetxattr(fd, w.xattr+"origin", nil, 0); err != nil {
+	// Where the file system has no such xattrs, overlay's copies have no mark either.
+	if err := unix.Fsetxattr(fd, w.xattr+"origin", nil, 0); err != nil && err != unix.ENOTSUP {
 		return -1, fmt.Errorf("mark it as copied up: %w", err)
 	}
 	return fd, files.SetTimes(own, st.Atim, st.Mtim)
