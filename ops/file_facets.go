@@ -40,6 +40,7 @@ func (f *fileOp) facets() []Facet {
 }
 
 func (f *facets) action(prefix string, a *pb.FileAction, inputs int) {
+	// A name with a prefix is only made for what is kept: there may be thousands of actions.
 	add := func(name, value string) {
 		if value != "" {
 			f.add(prefix+name, value)

@@ -217,7 +217,7 @@ func (d *daemon) finish() {
 		d.addsUp()
 		d.stop()
 	}
-	if log := d.log.String(); strings.Contains(log, "SIGQUIT") {
+	if log := d.log.String(); strings.Contains(log, "SIGQUIT: quit") {
 		d.t.Errorf("kilnd hung:\n%s", log)
 	} else if d.t.Failed() {
 		d.t.Logf("log of kilnd:\n%s", tail(log, 200))
